@@ -1,0 +1,3 @@
+//! The `fathom` binary: one module per subcommand.
+
+fn main() {}

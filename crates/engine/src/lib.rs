@@ -1,0 +1,1 @@
+//! Runs steps: owns scheduler and ranks, samples, streams token events.
