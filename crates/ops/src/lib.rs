@@ -1,1 +1,28 @@
-//! Every operator DeepSeek-V4 needs: CPU reference with SIMD kernels, and the traits a CUDA backend implements.
+//! Every operator DeepSeek-V4 needs, behind traits that a CPU and a CUDA backend implement.
+//!
+//! The model (`fathom-model`) is written once over [`Ops`]. [`cpu::CpuOps`] *defines* every
+//! result; a device backend must agree with it within the tolerance of each operator.
+//!
+//! - [`traits`]: the operators, at the granularity of one fused device launch;
+//! - [`layer`]: the weights of a layer as operators receive them, named as in the checkpoint;
+//! - [`weight`]: a matrix as it lies in the checkpoint, before a backend prepares it;
+//! - [`batch`], [`cache_spec`]: what one step runs, and the cache it runs over;
+//! - [`comm`]: collectives between ranks.
+//!
+//! Not here: the order in which layers call operators (`fathom-model`), files (`fathom-weights`).
+
+pub mod batch;
+pub mod cache_spec;
+pub mod comm;
+pub mod cpu;
+pub mod error;
+pub mod layer;
+pub mod traits;
+pub mod weight;
+
+pub use batch::{Batch, SequenceSlice};
+pub use cache_spec::{BLOCK_TOKENS, CacheSpec, IndexKeyFormat, KvFormat};
+pub use comm::{Communicator, LocalComm, Solo};
+pub use error::OpError;
+pub use traits::{AttentionOps, Backend, HeadOps, HyperConnectionOps, MoeOps, Ops};
+pub use weight::{Scales, WeightData, WeightSource};

@@ -1,0 +1,154 @@
+//! What one step runs: tokens of several sequences, flat, with the cache places they use.
+//!
+//! Invariants (checked by [`Batch::validate`]):
+//! - a slot appears at most once;
+//! - rows of sequences are contiguous, in order, and cover every token;
+//! - a sequence's blocks cover all positions up to its last token of this step.
+//!
+//! Not here: who is in the batch and why (`scheduler`).
+
+use std::ops::Range;
+
+use fathom_core::TokenId;
+
+use crate::{BLOCK_TOKENS, OpError};
+
+/// The tokens of one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Input token of each row.
+    pub tokens: Vec<TokenId>,
+    /// The sequences, in row order.
+    pub sequences: Vec<SequenceSlice>,
+    /// Block ids of all sequences, back to back; see [`SequenceSlice::blocks`].
+    pub blocks: Vec<u32>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// One sequence's part of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceSlice {
+    /// Cache slot with this sequence's window and compressor state.
+    pub slot: u32,
+    /// First row in the batch.
+    pub row: u32,
+    /// Rows, at least 1.
+    pub n_tokens: u32,
+    /// Position of the first row's token; everything before it is already in the cache.
+    pub position: u32,
+    /// This sequence's part of [`Batch::blocks`]: block `i` holds positions `256 i .. 256 (i + 1)`.
+    pub blocks: Range<u32>,
+}
+
+impl SequenceSlice {
+    /// Rows of this sequence in the batch.
+    #[must_use]
+    pub fn rows(&self) -> Range<usize> {
+        self.row as usize..(self.row + self.n_tokens) as usize
+    }
+
+    /// Positions of this sequence's tokens in this step.
+    #[must_use]
+    pub fn positions(&self) -> Range<usize> {
+        self.position as usize..(self.position + self.n_tokens) as usize
+    }
+}
+
+impl Batch {
+    /// A batch of one sequence: `tokens` from `position` on, logits of its last row.
+    #[must_use]
+    pub fn single(slot: u32, position: u32, tokens: &[TokenId], blocks: &[u32]) -> Self {
+        let mut batch = Self::default();
+        batch.push(slot, position, tokens, blocks, true);
+        batch
+    }
+
+    /// Appends a sequence; `wants_logits` asks for the logits of its last row.
+    pub fn push(
+        &mut self,
+        slot: u32,
+        position: u32,
+        tokens: &[TokenId],
+        blocks: &[u32],
+        wants_logits: bool,
+    ) {
+        let row = self.tokens.len() as u32;
+        let first_block = self.blocks.len() as u32;
+        self.tokens.extend_from_slice(tokens);
+        self.blocks.extend_from_slice(blocks);
+        self.sequences.push(SequenceSlice {
+            slot,
+            row,
+            n_tokens: tokens.len() as u32,
+            position,
+            blocks: first_block..self.blocks.len() as u32,
+        });
+        if wants_logits {
+            self.logit_rows.push(self.tokens.len() as u32 - 1);
+        }
+    }
+
+    /// Forgets all sequences and keeps the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.sequences.clear();
+        self.blocks.clear();
+        self.logit_rows.clear();
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The block ids of `sequence`.
+    #[must_use]
+    pub fn blocks_of(&self, sequence: &SequenceSlice) -> &[u32] {
+        &self.blocks[sequence.blocks.start as usize..sequence.blocks.end as usize]
+    }
+
+    /// Checks the invariants against a cache of `n_slots` slots and `n_blocks` blocks and a
+    /// vocabulary of `vocab_size` tokens.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] or [`OpError::Shape`] naming the first value that breaks one.
+    pub fn validate(
+        &self,
+        n_slots: usize,
+        n_blocks: usize,
+        vocab_size: usize,
+    ) -> Result<(), OpError> {
+        const OP: &str = "batch";
+        let below = |what, got: u32, limit: usize| {
+            let got = got as usize;
+            if got < limit { Ok(()) } else { Err(OpError::OutOfRange { op: OP, what, got, limit }) }
+        };
+        let mut next_row = 0;
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            below("slot", sequence.slot, n_slots)?;
+            if self.sequences[..index].iter().any(|other| other.slot == sequence.slot) {
+                let (got, limit) = (sequence.slot as usize, n_slots);
+                return Err(OpError::OutOfRange { op: OP, what: "repeated slot", got, limit });
+            }
+            let (got, expected) = (sequence.row as usize, next_row);
+            if got != expected || sequence.n_tokens == 0 {
+                return Err(OpError::Shape { op: OP, arg: "rows", got, expected });
+            }
+            next_row += sequence.n_tokens as usize;
+            let end = sequence.positions().end;
+            let (got, expected) = (sequence.blocks.len(), end.div_ceil(BLOCK_TOKENS));
+            if got < expected || sequence.blocks.end as usize > self.blocks.len() {
+                return Err(OpError::Shape { op: OP, arg: "blocks", got, expected });
+            }
+        }
+        let (got, expected) = (self.tokens.len(), next_row);
+        if got != expected {
+            return Err(OpError::Shape { op: OP, arg: "tokens", got, expected });
+        }
+        self.blocks.iter().try_for_each(|&block| below("block id", block, n_blocks))?;
+        self.tokens.iter().try_for_each(|&token| below("token id", token, vocab_size))?;
+        self.logit_rows.iter().try_for_each(|&row| below("logit row", row, next_row))
+    }
+}

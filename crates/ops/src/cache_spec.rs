@@ -1,0 +1,168 @@
+//! Geometry of the cache: what is stored per sequence slot, what per block of 256 tokens.
+//!
+//! | store | place | rows |
+//! |---|---|---|
+//! | window KV | slot, every layer | ring of `128 + spare_rows`, position `p` in row `p % ring` |
+//! | compressor state | slot, layers with compression | raw `u`, `s` rows in a ring, by position |
+//! | compressed KV | block | 64 rows (ratio 4) or 2 rows (ratio 128) |
+//! | indexer keys | block, ratio-4 layers | 64 rows |
+//!
+//! Everything is addressed by position, nothing by a mutable flag: a slot needs no reset between
+//! requests, and a rejected draft is undone by overwriting it.
+
+use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, NOPE_DIM, ROPE_DIM, WINDOW};
+use fathom_core::{LayerKind, Numerics};
+
+/// Tokens of one block.
+pub const BLOCK_TOKENS: usize = 256;
+
+/// How a KV row of 512 channels is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// 584 bytes: 448 E4M3, 64 bf16 rope channels, 7 E8M0 scales (one per 64 channels), 1 pad.
+    Fp8,
+    /// 1,024 bytes.
+    Bf16,
+    /// 2,048 bytes; what the two f32 numeric modes need.
+    F32,
+}
+
+impl KvFormat {
+    /// Bytes of one row.
+    #[must_use]
+    pub const fn row_bytes(self) -> usize {
+        match self {
+            Self::Fp8 => NOPE_DIM + 2 * ROPE_DIM + 8,
+            Self::Bf16 => 2 * HEAD_DIM,
+            Self::F32 => 4 * HEAD_DIM,
+        }
+    }
+}
+
+/// How an indexer key of 128 channels is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IndexKeyFormat {
+    /// 68 bytes: 64 packed E2M1 (low nibble first) and 4 E8M0 scales; exact.
+    Mxfp4,
+    /// 256 bytes.
+    Bf16,
+    /// 512 bytes; what the `f32` numeric mode needs.
+    F32,
+}
+
+impl IndexKeyFormat {
+    /// Bytes of one key.
+    #[must_use]
+    pub const fn row_bytes(self) -> usize {
+        match self {
+            Self::Mxfp4 => INDEX_HEAD_DIM / 2 + 4,
+            Self::Bf16 => 2 * INDEX_HEAD_DIM,
+            Self::F32 => 4 * INDEX_HEAD_DIM,
+        }
+    }
+}
+
+/// Everything a backend must know to allocate a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// Kind of every layer: main layers, then MTP blocks.
+    pub layers: Vec<LayerKind>,
+    /// Sequences that can hold state at once.
+    pub n_slots: usize,
+    /// Blocks of 256 tokens, shared by all sequences.
+    pub n_blocks: usize,
+    /// Ring rows beyond what attention can see: as many as draft tokens may be rejected.
+    pub spare_rows: usize,
+    /// Format of window and compressed KV rows.
+    pub kv: KvFormat,
+    /// Format of indexer keys.
+    pub index_keys: IndexKeyFormat,
+}
+
+impl CacheSpec {
+    /// The formats that hold what `numerics` computes without loss.
+    #[must_use]
+    pub const fn formats_for(numerics: Numerics) -> (KvFormat, IndexKeyFormat) {
+        match numerics {
+            Numerics::F32 => (KvFormat::F32, IndexKeyFormat::F32),
+            Numerics::F32Qat => (KvFormat::F32, IndexKeyFormat::Mxfp4),
+            Numerics::Bf16 => (KvFormat::Fp8, IndexKeyFormat::Mxfp4),
+        }
+    }
+
+    /// Rows of a window ring.
+    #[must_use]
+    pub const fn window_rows(&self) -> usize {
+        WINDOW + self.spare_rows
+    }
+
+    /// Rows of a compressor's state ring: the previous and the current group, or the current one.
+    #[must_use]
+    pub const fn state_rows(&self, kind: LayerKind) -> usize {
+        match kind {
+            LayerKind::Window => 0,
+            LayerKind::Csa => 8 + self.spare_rows,
+            LayerKind::Hca => 128 + self.spare_rows,
+        }
+    }
+
+    /// Compressed rows of one block in one layer.
+    #[must_use]
+    pub const fn rows_per_block(kind: LayerKind) -> usize {
+        kind.n_entries(BLOCK_TOKENS)
+    }
+
+    /// Bytes of one block over all layers.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        let layer = |kind: &LayerKind| {
+            let keys = if kind.has_indexer() { self.index_keys.row_bytes() } else { 0 };
+            Self::rows_per_block(*kind) * (self.kv.row_bytes() + keys)
+        };
+        self.layers.iter().map(layer).sum()
+    }
+
+    /// Bytes of one slot over all layers: window rings and compressor state (f32 `u` and `s`).
+    #[must_use]
+    pub fn slot_bytes(&self) -> usize {
+        let layer = |kind: &LayerKind| {
+            let index = if kind.has_indexer() { INDEX_HEAD_DIM } else { 0 };
+            let state_width = kind.compressor_width() * (HEAD_DIM + index);
+            self.window_rows() * self.kv.row_bytes() + self.state_rows(*kind) * state_width * 8
+        };
+        self.layers.iter().map(layer).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flash_layers() -> Vec<LayerKind> {
+        let mut layers = vec![LayerKind::Window; 2];
+        for _ in 0..20 {
+            layers.extend([LayerKind::Csa, LayerKind::Hca]);
+        }
+        layers.push(LayerKind::Csa);
+        layers
+    }
+
+    #[test]
+    fn flash_block_and_window_sizes_are_those_of_the_cache_specification() {
+        let spec = CacheSpec {
+            layers: flash_layers(),
+            n_slots: 1,
+            n_blocks: 1,
+            spare_rows: 0,
+            kv: KvFormat::Fp8,
+            index_keys: IndexKeyFormat::Mxfp4,
+        };
+        // 3,514.25 bytes per token in the 584 + 68 layout.
+        assert_eq!(spec.block_bytes(), 899_648);
+        let window = 43 * 128 * 584;
+        let state = 21 * (8 * 8192 + 8 * 2048) + 20 * 128 * 4096;
+        assert_eq!(window, 3_214_336);
+        assert_eq!(state, 12_206_080);
+        assert_eq!(spec.slot_bytes(), window + state);
+    }
+}

@@ -1,0 +1,1 @@
+//! The CPU backend: the definition of every operator's result.
