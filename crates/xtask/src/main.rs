@@ -1,3 +1,55 @@
 //! Developer tasks, run as `cargo xtask TASK`.
+//!
+//! - `check`: exactly what CI runs;
+//! - `tidy`: the rules of this repository that no compiler knows;
+//! - `golden`: the model against the official numbers;
+//! - `bench NAME`: one benchmark.
+//!
+//! Not here: anything a user of the server needs; that is the `fathom` binary.
+#![expect(clippy::print_stdout, reason = "printing is what a developer task does")]
 
-fn main() {}
+mod bench;
+mod check;
+mod e2e;
+mod golden;
+mod python;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use workspace::Workspace;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  check          what CI runs: tidy, format, clippy, tests, doctests, cargo deny, end to end
+  tidy           file length, headers, names, crate edges, unsafe, unwrap
+  e2e            the openai SDK against a freshly built server
+  golden [ARGS]  the model against the official numbers, as a table
+  bench NAME     one benchmark; `cargo xtask bench` lists them";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let task = args.next();
+    let rest: Vec<String> = args.collect();
+    let result = Workspace::locate().and_then(|workspace| match task.as_deref() {
+        Some("check") => check::run(&workspace),
+        Some("tidy") => tidy::run(&workspace),
+        Some("e2e") => e2e::run(&workspace).map(|tests| tests.failed == 0),
+        Some("golden") => golden::run(&workspace, &rest),
+        Some("bench") => bench::run(&workspace, &rest),
+        _ => {
+            println!("{USAGE}");
+            Ok(matches!(task.as_deref(), Some("help" | "--help" | "-h")))
+        }
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
