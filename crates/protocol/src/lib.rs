@@ -1,1 +1,18 @@
-//! The JSON that crosses the network: requests, responses, errors and SSE frames; serde types only.
+//! The JSON that crosses the network: requests, responses, errors and SSE frames.
+//!
+//! - [`json`] turns a body into one bounded JSON object;
+//! - [`openai`] reads requests from it and holds the responses and stream chunks;
+//! - [`error`] is the one table of errors and their envelopes; [`sse`] frames events;
+//! - [`schema`] judges the JSON Schemas that requests carry.
+//!
+//! Every failure to read a request names a code and a field. Not here: HTTP, tokens, prompts.
+
+pub mod error;
+mod fields;
+pub mod json;
+pub mod openai;
+pub mod schema;
+pub mod sse;
+
+pub use error::{ApiError, ErrorCode, Surface, quoted};
+pub use json::{Object, parse_object};

@@ -1,0 +1,208 @@
+//! The chat request: every field read, in the contract's order of checks.
+//!
+//! The order is: required fields, types, ranges, rules across fields, messages, tools and schemas.
+//! The first failure is the one reported, so that a request with two mistakes gets the same answer
+//! from every implementation of the contract.
+//!
+//! Not here: `model` ([`super::model_name`]), which is resolved before any of this, and everything
+//! that depends on the served model beyond [`Rules`].
+
+use serde_json::Value;
+
+use super::message::{Message, mentions_json, read_messages};
+use super::sampling::{RawSampling, Sampling};
+use super::thinking::{RawThinking, Thinking};
+use super::tools::{
+    ResponseFormat, Tool, ToolChoice, check_format_type, check_tool_count, read_format,
+    read_tool_choice, read_tools,
+};
+use super::{Rules, check_unknown};
+use crate::error::{ApiError, ErrorCode};
+use crate::fields::{Fields, Path, at_most_items, integer_in};
+use crate::json::Object;
+
+/// A checked chat request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    /// The model as the client named it.
+    pub model: String,
+    /// At least one message.
+    pub messages: Vec<Message>,
+    /// Sampling, stopping, and cache isolation.
+    pub sampling: Sampling,
+    /// Thinking mode, effort and budget.
+    pub thinking: Thinking,
+    /// Functions the model may call.
+    pub tools: Vec<Tool>,
+    /// Which of them it may or must call.
+    pub tool_choice: ToolChoice,
+    /// Whether one message may hold several calls.
+    pub parallel_tool_calls: bool,
+    /// What form the answer must have.
+    pub response_format: ResponseFormat,
+    /// `Some(k)`: report log-probabilities, and those of the `k` most likely tokens.
+    pub logprobs: Option<u32>,
+    /// Answer as a stream of events.
+    pub stream: bool,
+    /// End the stream with a chunk that holds the usage.
+    pub include_usage: bool,
+    /// Places of the fields that were ignored.
+    pub unknown: Vec<String>,
+}
+
+/// OpenAI fields that would change the meaning of the answer, and what to use instead.
+const REFUSED: [(&str, &str); 5] = [
+    ("functions", "use `tools`"),
+    ("function_call", "use `tool_choice`"),
+    ("audio", "this server answers with text only"),
+    ("web_search_options", "this server does not search the web"),
+    ("structured_outputs", "use `response_format`"),
+];
+
+impl ChatRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// The first failed check, with its code and field as section 18 of the API lists them.
+    pub fn read(body: &Object, rules: &Rules) -> Result<Self, ApiError> {
+        let mut unknown = Vec::new();
+        let mut fields = Fields::new(body, Path::Root);
+        let model = fields.required_string("model")?.to_owned();
+        fields.required("messages")?;
+        refuse_unsupported(&mut fields)?;
+
+        // Types.
+        let messages = fields.array("messages")?.expect("the field was there");
+        let sampling = RawSampling::read(&mut fields)?;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let stream_options = fields.object("stream_options")?;
+        let include_usage = read_stream_options(stream_options, &mut unknown)?;
+        let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
+        let top_logprobs = fields.integer("top_logprobs")?;
+        let tools = fields.array("tools")?.unwrap_or_default();
+        let tool_choice = fields.get("tool_choice");
+        let parallel_tool_calls = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+        let format = fields.object("response_format")?;
+        let thinking_fields = RawThinking::read(&mut fields, &mut unknown)?;
+        fields.report_unknown(&mut unknown);
+
+        // Ranges.
+        check_message_count(messages, rules)?;
+        let sampling = sampling.check(rules)?;
+        let top_logprobs = top_logprobs
+            .map(|k| integer_in::<u32>(&Path::Root.key("top_logprobs"), k, 0, 20))
+            .transpose()?
+            .unwrap_or(0);
+        check_tool_count(tools, rules)?;
+        check_format_type(format)?;
+        let thinking = thinking_fields.check()?;
+
+        // Rules across fields.
+        if top_logprobs > 0 && !logprobs {
+            return Err(conflict("top_logprobs", "`top_logprobs` requires `logprobs: true`."));
+        }
+        if stream_options.is_some() && !stream {
+            return Err(conflict("stream_options", "`stream_options` requires `stream: true`."));
+        }
+        thinking_fields.agree(&thinking)?;
+
+        let messages = read_messages(messages, rules, &mut unknown)?;
+
+        // Tools and schemas.
+        let tools = read_tools(tools, rules)?;
+        let tool_choice = read_tool_choice(tool_choice, &tools)?;
+        let response_format = read_format(format, rules)?;
+        let needs_keyword =
+            response_format == ResponseFormat::JsonObject && rules.require_json_keyword;
+        if needs_keyword && !mentions_json(&messages) {
+            let text =
+                "`messages` must contain the word json when `response_format.type` is json_object.";
+            return Err(ApiError::at(ErrorCode::JsonKeywordMissing, "messages", text));
+        }
+        check_unknown(&unknown, rules)?;
+
+        let request = Self {
+            model,
+            messages,
+            sampling,
+            thinking,
+            tools,
+            tool_choice,
+            parallel_tool_calls,
+            response_format,
+            logprobs: logprobs.then_some(top_logprobs),
+            stream,
+            include_usage,
+            unknown,
+        };
+        request.check_prefix()?;
+        Ok(request)
+    }
+
+    /// Whether generation continues the last message.
+    #[must_use]
+    pub fn is_prefix(&self) -> bool {
+        self.messages.last().is_some_and(|message| message.prefix)
+    }
+
+    fn check_prefix(&self) -> Result<(), ApiError> {
+        if !self.is_prefix() {
+            return Ok(());
+        }
+        if self.response_format != ResponseFormat::Text {
+            let text = "`response_format` cannot be combined with an assistant `prefix`.";
+            return Err(conflict("response_format", text));
+        }
+        let forced = matches!(
+            self.tool_choice,
+            ToolChoice::Required
+                | ToolChoice::Named(_)
+                | ToolChoice::Allowed { required: true, .. }
+        );
+        if forced {
+            let text = "A forced `tool_choice` cannot be combined with an assistant `prefix`.";
+            return Err(conflict("tool_choice", text));
+        }
+        Ok(())
+    }
+}
+
+fn conflict(param: &str, message: &str) -> ApiError {
+    ApiError::at(ErrorCode::ConflictingParameters, param, message)
+}
+
+fn check_message_count(messages: &[Value], rules: &Rules) -> Result<(), ApiError> {
+    let path = Path::Root.key("messages");
+    if messages.is_empty() {
+        let text = "`messages` must hold at least one message.";
+        return Err(ApiError::at(ErrorCode::EmptyArray, path, text));
+    }
+    at_most_items(&path, messages.len(), rules.max_messages)
+}
+
+fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), ApiError> {
+    for (name, instead) in REFUSED {
+        if fields.get(name).is_some() {
+            let message = format!("`{name}` is not supported: {instead}.");
+            return Err(ApiError::at(ErrorCode::UnsupportedParameter, name, message));
+        }
+    }
+    let modalities = fields.array("modalities")?.unwrap_or_default();
+    if modalities.iter().any(|one| one != "text") {
+        let message = "`modalities` may hold only text: this server answers with text only.";
+        return Err(ApiError::at(ErrorCode::UnsupportedParameter, "modalities", message));
+    }
+    Ok(())
+}
+
+/// Whether the stream ends with a usage chunk.
+pub(crate) fn read_stream_options(
+    object: Option<&Object>,
+    unknown: &mut Vec<String>,
+) -> Result<bool, ApiError> {
+    let Some(object) = object else { return Ok(false) };
+    let mut options = Fields::new(object, Path::Root.key("stream_options"));
+    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    options.report_unknown(unknown);
+    Ok(include_usage)
+}

@@ -1,0 +1,160 @@
+//! Chunks of a streamed chat completion.
+//!
+//! A [`Delta`] is one of the few things a chunk may carry, so that no chunk can hold reasoning and
+//! content at once. Not here: the framing ([`crate::sse`]) and the order of chunks (the server).
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::response::{FinishReason, Logprobs, StopReason, Usage};
+
+/// One event of a stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChatChunk<'a> {
+    /// The same in all chunks of a stream.
+    pub id: &'a str,
+    /// Always `chat.completion.chunk`.
+    pub object: &'static str,
+    /// The same in all chunks of a stream.
+    pub created: u64,
+    /// The model as the client named it.
+    pub model: &'a str,
+    /// Identifies weights and configuration.
+    pub system_fingerprint: &'a str,
+    /// One choice, or none in the usage chunk.
+    pub choices: Vec<ChunkChoice<'a>>,
+    /// Absent without `include_usage`; with it `null` in all chunks but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// A piece of one choice.
+#[derive(Debug, Clone)]
+pub struct ChunkChoice<'a> {
+    /// Which of the `n` choices.
+    pub index: u32,
+    /// What is new.
+    pub delta: Delta<'a>,
+    /// Of the tokens whose text this chunk releases.
+    pub logprobs: Option<Logprobs>,
+}
+
+impl Serialize for ChunkChoice<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("index", &self.index)?;
+        map.serialize_entry("delta", &self.delta)?;
+        map.serialize_entry("logprobs", &self.logprobs)?;
+        match &self.delta {
+            Delta::End { finish_reason, stop_reason } => {
+                map.serialize_entry("finish_reason", finish_reason)?;
+                map.serialize_entry("stop_reason", stop_reason)?;
+            }
+            _ => map.serialize_entry("finish_reason", &())?,
+        }
+        map.end()
+    }
+}
+
+/// What a chunk adds to its choice.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delta<'a> {
+    /// The first chunk of a choice.
+    Role {
+        /// Whether reasoning comes first.
+        thinking: bool,
+    },
+    /// More reasoning.
+    Reasoning {
+        /// The new text.
+        text: &'a str,
+        /// Whether to send it under its second name too.
+        alias: bool,
+    },
+    /// More of the answer.
+    Content(&'a str),
+    /// A call begins.
+    Call {
+        /// From 0 within the message.
+        index: u32,
+        /// The call's id.
+        id: &'a str,
+        /// The function's name.
+        name: &'a str,
+    },
+    /// More of a call's arguments.
+    Arguments {
+        /// Which call.
+        index: u32,
+        /// The new piece of the JSON text.
+        text: &'a str,
+    },
+    /// The last chunk of a choice.
+    End {
+        /// Why it ended.
+        finish_reason: FinishReason,
+        /// The stop string or token that matched.
+        stop_reason: Option<StopReason>,
+    },
+}
+
+impl Serialize for Delta<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self {
+            Self::Role { thinking: true } => {
+                map.serialize_entry("role", "assistant")?;
+                map.serialize_entry("content", &())?;
+                map.serialize_entry("reasoning_content", "")?;
+            }
+            Self::Role { thinking: false } => {
+                map.serialize_entry("role", "assistant")?;
+                map.serialize_entry("content", "")?;
+            }
+            Self::Reasoning { text, alias } => {
+                map.serialize_entry("reasoning_content", text)?;
+                if *alias {
+                    map.serialize_entry("reasoning", text)?;
+                }
+            }
+            Self::Content(text) => map.serialize_entry("content", text)?,
+            Self::Call { index, id, name } => map.serialize_entry(
+                "tool_calls",
+                &[CallDelta {
+                    index: *index,
+                    id: Some(id),
+                    kind: Some("function"),
+                    function: FunctionDelta { name: Some(name), arguments: "" },
+                }],
+            )?,
+            Self::Arguments { index, text } => map.serialize_entry(
+                "tool_calls",
+                &[CallDelta {
+                    index: *index,
+                    id: None,
+                    kind: None,
+                    function: FunctionDelta { name: None, arguments: text },
+                }],
+            )?,
+            Self::End { .. } => {}
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct CallDelta<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: FunctionDelta<'a>,
+}
+
+#[derive(Serialize)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
