@@ -1,0 +1,4 @@
+//! Behaviour of the weights crate, one binary.
+
+mod nano;
+mod released;
