@@ -1,0 +1,112 @@
+//! One block: attention and mixture of experts, each between two hyper-connection sites.
+
+use fathom_core::{LayerKind, RouterKind, TokenId};
+use fathom_ops::traits::{HcMix, HcPre};
+use fathom_ops::{Communicator, OpError, Ops};
+
+use crate::attention::Attention;
+use crate::hyper_connection::Site;
+use crate::load::Loader;
+use crate::moe::Moe;
+use crate::{ModelError, Probe, Seen};
+
+/// What every layer of one pass works with.
+pub struct Pass<'a, O: Ops> {
+    /// The device.
+    pub ops: &'a O,
+    /// Input token of each row; hash layers route by it.
+    pub tokens: &'a [TokenId],
+    /// Where the rows stand in their sequences.
+    pub step: &'a O::Step,
+    /// All cache stores of this rank.
+    pub cache: &'a mut O::Cache,
+    /// The other ranks.
+    pub comm: &'a dyn Communicator,
+    /// Who watches.
+    pub probe: &'a mut dyn Probe<O>,
+}
+
+impl<O: Ops> Pass<'_, O> {
+    /// Shows the probe what `layer` produced.
+    ///
+    /// # Errors
+    /// What the probe fails with.
+    pub fn see(&mut self, layer: usize, seen: Seen<'_, O>) -> Result<(), OpError> {
+        self.probe.see(self.ops, layer, seen)
+    }
+}
+
+/// `Block` of the official code.
+#[derive(Debug)]
+pub struct Block<O: Ops> {
+    /// Site and norm before attention.
+    pub hc_attn: Site<O>,
+    /// Attention.
+    pub attn: Attention<O>,
+    /// Site and norm before the mixture of experts.
+    pub hc_ffn: Site<O>,
+    /// Mixture of experts.
+    pub ffn: Moe<O>,
+}
+
+impl<O: Ops> Block<O> {
+    /// Loads the block at `prefix` (`layers.{l}` or `mtp.{i}`).
+    pub(crate) fn load(
+        loader: &Loader<'_, O>,
+        prefix: &str,
+        kind: LayerKind,
+        router: RouterKind,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            hc_attn: Site::load(loader, prefix, "attn")?,
+            attn: Attention::load(loader, prefix, kind)?,
+            hc_ffn: Site::load(loader, prefix, "ffn")?,
+            ffn: Moe::load(loader, prefix, router)?,
+        })
+    }
+
+    /// Runs both sublayers from the attention input `pre`. The second sublayer's output is
+    /// returned, not yet added to `x`: that is one operator with the next block's beginning.
+    fn forward(
+        &self,
+        pass: &mut Pass<'_, O>,
+        layer: usize,
+        x: &mut O::Tensor,
+        pre: &HcPre<O::Tensor>,
+    ) -> Result<(O::Tensor, HcMix<O::Tensor>), ModelError> {
+        pass.see(layer, Seen::AttnIn(&pre.normed))?;
+        let y = self.attn.forward(pass, layer, &pre.normed)?;
+        pass.see(layer, Seen::AttnOut(&y))?;
+
+        let pre = self.hc_ffn.follow(pass.ops, x, &y, &pre.mix)?;
+        pass.see(layer, Seen::FfnIn(&pre.normed))?;
+        let y = self.ffn.forward(pass, layer, &pre.normed)?;
+        pass.see(layer, Seen::FfnOut(&y))?;
+        Ok((y, pre.mix))
+    }
+}
+
+/// Runs `blocks`, the first of which is layer `first_layer`, over the copies `x [T, 4 * D]`.
+///
+/// # Errors
+/// What the operators or the probe fail with.
+pub fn run_blocks<O: Ops>(
+    blocks: &[Block<O>],
+    first_layer: usize,
+    pass: &mut Pass<'_, O>,
+    mut x: O::Tensor,
+) -> Result<O::Tensor, ModelError> {
+    let Some(first) = blocks.first() else { return Ok(x) };
+    let mut pre = first.hc_attn.enter(pass.ops, &x)?;
+    for (index, block) in blocks.iter().enumerate() {
+        let layer = first_layer + index;
+        let (y, mix) = block.forward(pass, layer, &mut x, &pre)?;
+        if let Some(next) = blocks.get(index + 1) {
+            pre = next.hc_attn.follow(pass.ops, &mut x, &y, &mix)?;
+        } else {
+            x = pass.ops.hc_post(&x, &y, &mix)?;
+        }
+        pass.see(layer, Seen::BlockOut(&x))?;
+    }
+    Ok(x)
+}

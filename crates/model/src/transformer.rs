@@ -1,0 +1,170 @@
+//! The whole model on one rank: embedding, blocks, head, and the MTP block beside them.
+//!
+//! Invariants:
+//! - a row's result depends on its sequence alone, never on the batch it came in or the chunk it
+//!   was part of;
+//! - all ranks run the same batches in the same order.
+
+use fathom_core::{LayerKind, ModelConfig, Rank, TokenId};
+use fathom_ops::{Batch, CacheSpec, Communicator, OpError, Ops};
+use fathom_weights::Checkpoint;
+
+use crate::block::{Block, run_blocks};
+use crate::head::Head;
+use crate::load::Loader;
+use crate::{LoadOptions, LoadProgress, ModelError, MtpBlock, Pass, Probe};
+
+/// `Transformer` of the official code, on one rank.
+#[derive(Debug)]
+pub struct Transformer<O: Ops> {
+    ops: O,
+    config: ModelConfig,
+    rank: Rank,
+    embed: O::Linear,
+    layers: Vec<Block<O>>,
+    norm_head: Head<O>,
+    head: O::Linear,
+    mtp: Option<MtpBlock<O>>,
+}
+
+/// What one pass leaves behind.
+#[derive(Debug)]
+pub struct StepOutput<O: Ops> {
+    /// f32 logits `[n, V]` of [`Batch::logit_rows`], in that order; `None` if none were wanted.
+    pub logits: Option<O::Tensor>,
+    /// The four copies `[T, 4 * D]` before the head, if asked for.
+    pub copies: Option<O::Tensor>,
+}
+
+impl<O: Ops> Transformer<O> {
+    /// Loads this rank's part of `checkpoint`. `progress` is called after each block.
+    ///
+    /// # Errors
+    /// [`ModelError::Checkpoint`] for a damaged tensor, [`ModelError::Parallel`] if the model
+    /// cannot be split so, [`ModelError::Op`] if the device refuses a weight: each names it.
+    pub fn load(
+        ops: O,
+        checkpoint: &Checkpoint,
+        rank: Rank,
+        options: LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config().clone();
+        let loader = Loader::new(&ops, checkpoint, rank);
+        let has_mtp = options.mtp && config.num_nextn_predict_layers > 0;
+        let total = 1 + config.num_hidden_layers + usize::from(has_mtp);
+
+        let vocabulary = rank.tensor_shard("vocabulary rows", config.vocab_size)?;
+        let embed = loader.linear("embed.weight")?;
+        let norm_head = Head::load(&loader, "")?;
+        let head = ops.load_linear(&loader.matrix("head.weight")?.slice_rows(vocabulary)?)?;
+        progress(LoadProgress { loaded: 1, total });
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let (kind, router) = (config.layer_kind(layer), config.router_kind(layer));
+            layers.push(Block::load(&loader, &format!("layers.{layer}"), kind, router)?);
+            progress(LoadProgress { loaded: 1 + layers.len(), total });
+        }
+        let mtp = if has_mtp { Some(MtpBlock::load(&loader, 0)?) } else { None };
+        progress(LoadProgress { loaded: total, total });
+        Ok(Self { ops, config, rank, embed, layers, norm_head, head, mtp })
+    }
+
+    /// The device.
+    #[must_use]
+    pub const fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// The model's dimensions.
+    #[must_use]
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// This rank's place.
+    #[must_use]
+    pub const fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// The main blocks.
+    #[must_use]
+    pub fn layers(&self) -> &[Block<O>] {
+        &self.layers
+    }
+
+    /// The MTP block, if it was loaded.
+    #[must_use]
+    pub const fn mtp(&self) -> Option<&MtpBlock<O>> {
+        self.mtp.as_ref()
+    }
+
+    /// Kinds of the layers that need a cache: main layers, then the MTP block if it was loaded.
+    #[must_use]
+    pub fn cache_layers(&self) -> &[LayerKind] {
+        &self.config.layer_kinds[..self.layers.len() + usize::from(self.mtp.is_some())]
+    }
+
+    /// Allocates the cache stores of this rank.
+    ///
+    /// # Errors
+    /// [`OpError`] if the device cannot hold them.
+    pub fn new_cache(&self, spec: &CacheSpec) -> Result<O::Cache, OpError> {
+        self.ops.new_cache(spec)
+    }
+
+    /// Runs one batch through the main layers and writes it into `cache`.
+    ///
+    /// `batch` must satisfy [`Batch::validate`] for the cache. `wants_copies` keeps the four
+    /// copies, which [`draft`](Self::draft) reads.
+    ///
+    /// # Errors
+    /// [`ModelError::Op`] if an operator fails; the cache rows of this step are then undefined,
+    /// earlier ones are intact.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        cache: &mut O::Cache,
+        comm: &dyn Communicator,
+        wants_copies: bool,
+        probe: &mut dyn Probe<O>,
+    ) -> Result<StepOutput<O>, ModelError> {
+        let step = &self.ops.prepare_step(batch)?;
+        let tokens = &batch.tokens;
+        let pass = &mut Pass { ops: &self.ops, tokens, step, cache, comm, probe };
+        let x = self.ops.embed(&self.embed, tokens)?;
+        let x = run_blocks(&self.layers, 0, pass, x)?;
+        let logits = self.norm_head.logits(&self.ops, &self.head, &x, &batch.logit_rows, comm)?;
+        Ok(StepOutput { logits, copies: wants_copies.then_some(x) })
+    }
+
+    /// Runs the MTP block over the rows of `batch`, whose tokens are ignored: row `t` reads
+    /// `next_tokens[t]` and the copies `x[t]`, `x [T, 4 * D]`. The copies returned are the block's
+    /// own, which a further draft reads.
+    ///
+    /// # Errors
+    /// [`ModelError::NoMtp`] if there is no such block; [`ModelError::Op`] if an operator fails.
+    #[expect(clippy::too_many_arguments, reason = "as `forward`, with what the block reads beside")]
+    pub fn draft(
+        &self,
+        batch: &Batch,
+        next_tokens: &[TokenId],
+        x: &O::Tensor,
+        cache: &mut O::Cache,
+        comm: &dyn Communicator,
+        wants_copies: bool,
+        probe: &mut dyn Probe<O>,
+    ) -> Result<StepOutput<O>, ModelError> {
+        let mtp = self.mtp.as_ref().ok_or(ModelError::NoMtp)?;
+        let (got, expected) = (next_tokens.len(), batch.n_tokens());
+        if got != expected {
+            return Err(OpError::Shape { op: "mtp", arg: "next_tokens", got, expected }.into());
+        }
+        let step = &self.ops.prepare_step(batch)?;
+        let pass = &mut Pass { ops: &self.ops, tokens: next_tokens, step, cache, comm, probe };
+        let x = mtp.forward(pass, &self.embed, x)?;
+        let logits = mtp.head.logits(&self.ops, &self.head, &x, &batch.logit_rows, comm)?;
+        Ok(StepOutput { logits, copies: wants_copies.then_some(x) })
+    }
+}
