@@ -97,6 +97,12 @@ impl Batch {
         self.logit_rows.clear();
     }
 
+    /// Position of each row's token.
+    #[must_use]
+    pub fn positions(&self) -> Vec<usize> {
+        self.sequences.iter().flat_map(SequenceSlice::positions).collect()
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn n_tokens(&self) -> usize {

@@ -145,6 +145,8 @@ pub struct MoeWeights<B: Backend> {
     pub experts: B::Experts,
     /// Which experts and channels those are.
     pub shard: ExpertShard,
+    /// Whether the channels are a slice of the intermediate width, so that outputs are partial.
+    pub experts_are_slices: bool,
     /// The shared expert.
     pub shared: SharedExpert<B>,
     /// Experts per token.

@@ -1,0 +1,346 @@
+//! The cache of one rank in host memory: window rings, compressor state, blocks.
+//!
+//! Rows lie in the formats of the cache specification, byte for byte, so that a snapshot or a disk
+//! tier can copy them and a device backend can be compared with them. One difference: an FP8 row
+//! is 584 consecutive bytes here; a device page keeps its data part and its scale part apart.
+//!
+//! Invariant: everything is addressed by position or by block id; nothing needs a reset.
+
+use fathom_core::LayerKind;
+use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, NOPE_DIM};
+use fathom_core::num::{
+    Ue8m0, e2m1_from_f32, e2m1_to_f32, e4m3_from_f32, e4m3_to_f32, fp4_block_scale, fp8_block_scale,
+};
+use half::bf16;
+
+use crate::cache_spec::{BLOCK_TOKENS, CacheSpec, IndexKeyFormat, KvFormat};
+use crate::cpu::quant::{INDEX_BLOCK, KV_BLOCK, quantise_index, quantise_kv};
+
+/// A layer's stores.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    pub(crate) kind: LayerKind,
+    /// `[n_slots][window_rows]` KV rows.
+    window: Vec<u8>,
+    /// This step's KV rows as they will enter the window.
+    pub(crate) pending: Vec<u8>,
+    /// `[n_blocks][rows_per_block]` KV rows.
+    entries: Vec<u8>,
+    /// `[n_blocks][rows_per_block]` indexer keys.
+    keys: Vec<u8>,
+    /// Compressor state of attention and of the indexer.
+    pub(crate) state: StateRing,
+    pub(crate) key_state: StateRing,
+}
+
+/// Raw `u` and `s` (with `ape`) rows of a compressor: `[n_slots][rows]`, by position.
+#[derive(Debug)]
+pub(crate) struct StateRing {
+    rows: usize,
+    width: usize,
+    u: Vec<f32>,
+    s: Vec<f32>,
+}
+
+impl StateRing {
+    fn new(n_slots: usize, rows: usize, width: usize) -> Self {
+        let len = n_slots * rows * width;
+        Self { rows, width, u: vec![0.0; len], s: vec![0.0; len] }
+    }
+
+    fn start(&self, slot: usize, position: usize) -> usize {
+        (slot * self.rows + position % self.rows) * self.width
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The rows of `position` in `slot`.
+    pub(crate) fn get(&self, slot: usize, position: usize) -> (&[f32], &[f32]) {
+        let start = self.start(slot, position);
+        (&self.u[start..start + self.width], &self.s[start..start + self.width])
+    }
+
+    pub(crate) fn put(&mut self, slot: usize, position: usize, u: &[f32], s: &[f32]) {
+        let start = self.start(slot, position);
+        self.u[start..start + self.width].copy_from_slice(u);
+        self.s[start..start + self.width].copy_from_slice(s);
+    }
+}
+
+/// All cache stores of one rank.
+#[derive(Debug)]
+pub struct CpuCache {
+    pub(crate) spec: CacheSpec,
+    pub(crate) layers: Vec<LayerCache>,
+}
+
+impl CpuCache {
+    /// Zeroed stores for `spec`.
+    #[must_use]
+    pub fn new(spec: &CacheSpec) -> Self {
+        let layer = |&kind: &LayerKind| {
+            let rows = CacheSpec::rows_per_block(kind) * spec.n_blocks;
+            let width = kind.compressor_width();
+            let (state_rows, indexed) = (spec.state_rows(kind), usize::from(kind.has_indexer()));
+            LayerCache {
+                kind,
+                window: vec![0; spec.n_slots * spec.window_rows() * spec.kv.row_bytes()],
+                pending: Vec::new(),
+                entries: vec![0; rows * spec.kv.row_bytes()],
+                keys: vec![0; rows * indexed * spec.index_keys.row_bytes()],
+                state: StateRing::new(spec.n_slots, state_rows, width * HEAD_DIM),
+                key_state: StateRing::new(
+                    spec.n_slots,
+                    state_rows * indexed,
+                    width * INDEX_HEAD_DIM,
+                ),
+            }
+        };
+        Self { spec: spec.clone(), layers: spec.layers.iter().map(layer).collect() }
+    }
+
+    /// The geometry this cache was made for.
+    #[must_use]
+    pub fn spec(&self) -> &CacheSpec {
+        &self.spec
+    }
+
+    /// Stored bytes of the window row of `position`.
+    pub(crate) fn window_row(&self, layer: usize, slot: usize, position: usize) -> &[u8] {
+        let (ring, bytes) = (self.spec.window_rows(), self.spec.kv.row_bytes());
+        let start = (slot * ring + position % ring) * bytes;
+        &self.layers[layer].window[start..start + bytes]
+    }
+
+    /// Copies row `row` of the pending rows into the window ring.
+    pub(crate) fn commit_window_row(
+        &mut self,
+        layer: usize,
+        slot: usize,
+        position: usize,
+        row: usize,
+    ) {
+        let (ring, bytes) = (self.spec.window_rows(), self.spec.kv.row_bytes());
+        let start = (slot * ring + position % ring) * bytes;
+        let LayerCache { window, pending, .. } = &mut self.layers[layer];
+        window[start..start + bytes].copy_from_slice(&pending[row * bytes..(row + 1) * bytes]);
+    }
+
+    fn row_range(
+        &self,
+        layer: usize,
+        blocks: &[u32],
+        entry: usize,
+        bytes: usize,
+    ) -> std::ops::Range<usize> {
+        let per_block = CacheSpec::rows_per_block(self.layers[layer].kind);
+        let row = blocks[entry / per_block] as usize * per_block + entry % per_block;
+        row * bytes..(row + 1) * bytes
+    }
+
+    /// Stored bytes of compressed entry `entry` of the sequence with `blocks`.
+    pub(crate) fn entry(&self, layer: usize, blocks: &[u32], entry: usize) -> &[u8] {
+        &self.layers[layer].entries[self.row_range(layer, blocks, entry, self.spec.kv.row_bytes())]
+    }
+
+    pub(crate) fn entry_mut(&mut self, layer: usize, blocks: &[u32], entry: usize) -> &mut [u8] {
+        let range = self.row_range(layer, blocks, entry, self.spec.kv.row_bytes());
+        &mut self.layers[layer].entries[range]
+    }
+
+    /// Stored bytes of indexer key `entry`.
+    pub(crate) fn key(&self, layer: usize, blocks: &[u32], entry: usize) -> &[u8] {
+        let bytes = self.spec.index_keys.row_bytes();
+        &self.layers[layer].keys[self.row_range(layer, blocks, entry, bytes)]
+    }
+
+    pub(crate) fn key_mut(&mut self, layer: usize, blocks: &[u32], entry: usize) -> &mut [u8] {
+        let range = self.row_range(layer, blocks, entry, self.spec.index_keys.row_bytes());
+        &mut self.layers[layer].keys[range]
+    }
+
+    /// Entries that `blocks` can hold in `layer`.
+    pub(crate) fn capacity(&self, layer: usize, n_blocks: usize) -> usize {
+        self.layers[layer].kind.n_entries(n_blocks * BLOCK_TOKENS)
+    }
+}
+
+/// Stores a KV row that is *not* yet quantised. Formats wider than FP8 get the simulated values if
+/// the numeric mode `quantises`; afterwards `values` holds what a later read returns.
+pub(crate) fn store_kv(format: KvFormat, quantises: bool, values: &mut [f32], out: &mut [u8]) {
+    if quantises && format != KvFormat::Fp8 {
+        quantise_kv(&mut values[..NOPE_DIM]);
+    }
+    pack_kv(format, values, out);
+    if format != KvFormat::F32 {
+        unpack_kv(format, out, values);
+    }
+}
+
+/// The same for an indexer key.
+pub(crate) fn store_key(
+    format: IndexKeyFormat,
+    quantises: bool,
+    values: &mut [f32],
+    out: &mut [u8],
+) {
+    if quantises && format != IndexKeyFormat::Mxfp4 {
+        quantise_index(values);
+    }
+    pack_key(format, values, out);
+}
+
+/// Packs a KV row; FP8 quantises from the given values.
+fn pack_kv(format: KvFormat, values: &[f32], out: &mut [u8]) {
+    match format {
+        KvFormat::F32 => put_f32(values, out),
+        KvFormat::Bf16 => put_bf16(values, out),
+        KvFormat::Fp8 => {
+            let (nope, rope) = values.split_at(NOPE_DIM);
+            let (codes, rest) = out.split_at_mut(NOPE_DIM);
+            let (rope_bytes, scales) = rest.split_at_mut(2 * rope.len());
+            put_bf16(rope, rope_bytes);
+            scales.fill(0);
+            for ((block, codes), scale) in
+                nope.chunks_exact(KV_BLOCK).zip(codes.chunks_exact_mut(KV_BLOCK)).zip(scales)
+            {
+                let factor = fp8_block_scale(block.iter().fold(0.0, |m, x| x.abs().max(m)));
+                *scale = factor.byte();
+                let inverse = Ue8m0::from_exponent(-factor.exponent()).to_f32();
+                for (code, x) in codes.iter_mut().zip(block) {
+                    *code = e4m3_from_f32(x * inverse);
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks a KV row of 512 channels.
+pub(crate) fn unpack_kv(format: KvFormat, row: &[u8], out: &mut [f32]) {
+    match format {
+        KvFormat::F32 => get_f32(row, out),
+        KvFormat::Bf16 => get_bf16(row, out),
+        KvFormat::Fp8 => {
+            let (codes, rest) = row.split_at(NOPE_DIM);
+            let (nope, rope) = out.split_at_mut(NOPE_DIM);
+            let (rope_bytes, scales) = rest.split_at(2 * rope.len());
+            get_bf16(rope_bytes, rope);
+            for ((codes, out), scale) in
+                codes.chunks_exact(KV_BLOCK).zip(nope.chunks_exact_mut(KV_BLOCK)).zip(scales)
+            {
+                let factor = Ue8m0::from_exponent(i32::from(*scale) - 127).to_f32();
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = e4m3_to_f32(*code) * factor;
+                }
+            }
+        }
+    }
+}
+
+/// Packs an indexer key; MXFP4 quantises from the given values.
+fn pack_key(format: IndexKeyFormat, values: &[f32], out: &mut [u8]) {
+    match format {
+        IndexKeyFormat::F32 => put_f32(values, out),
+        IndexKeyFormat::Bf16 => put_bf16(values, out),
+        IndexKeyFormat::Mxfp4 => {
+            let (codes, scales) = out.split_at_mut(INDEX_HEAD_DIM / 2);
+            for ((block, codes), scale) in values
+                .chunks_exact(INDEX_BLOCK)
+                .zip(codes.chunks_exact_mut(INDEX_BLOCK / 2))
+                .zip(scales)
+            {
+                let factor = fp4_block_scale(block.iter().fold(0.0, |m, x| x.abs().max(m)));
+                *scale = factor.byte();
+                let inverse = Ue8m0::from_exponent(-factor.exponent()).to_f32();
+                let (pairs, _) = block.as_chunks::<2>();
+                for (code, [low, high]) in codes.iter_mut().zip(pairs) {
+                    *code = e2m1_from_f32(low * inverse) | e2m1_from_f32(high * inverse) << 4;
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks an indexer key of 128 channels.
+pub(crate) fn unpack_key(format: IndexKeyFormat, row: &[u8], out: &mut [f32]) {
+    match format {
+        IndexKeyFormat::F32 => get_f32(row, out),
+        IndexKeyFormat::Bf16 => get_bf16(row, out),
+        IndexKeyFormat::Mxfp4 => {
+            let (codes, scales) = row.split_at(INDEX_HEAD_DIM / 2);
+            for ((codes, out), scale) in codes
+                .chunks_exact(INDEX_BLOCK / 2)
+                .zip(out.chunks_exact_mut(INDEX_BLOCK))
+                .zip(scales)
+            {
+                let factor = Ue8m0::from_exponent(i32::from(*scale) - 127).to_f32();
+                let (pairs, _) = out.as_chunks_mut::<2>();
+                for ([low, high], code) in pairs.iter_mut().zip(codes) {
+                    *low = e2m1_to_f32(*code) * factor;
+                    *high = e2m1_to_f32(code >> 4) * factor;
+                }
+            }
+        }
+    }
+}
+
+fn put_f32(values: &[f32], out: &mut [u8]) {
+    let (chunks, _) = out.as_chunks_mut::<4>();
+    chunks.iter_mut().zip(values).for_each(|(out, x)| *out = x.to_le_bytes());
+}
+
+fn get_f32(row: &[u8], out: &mut [f32]) {
+    let (chunks, _) = row.as_chunks::<4>();
+    out.iter_mut().zip(chunks).for_each(|(out, bytes)| *out = f32::from_le_bytes(*bytes));
+}
+
+fn put_bf16(values: &[f32], out: &mut [u8]) {
+    let (chunks, _) = out.as_chunks_mut::<2>();
+    chunks.iter_mut().zip(values).for_each(|(out, x)| *out = bf16::from_f32(*x).to_le_bytes());
+}
+
+fn get_bf16(row: &[u8], out: &mut [f32]) {
+    let (chunks, _) = row.as_chunks::<2>();
+    out.iter_mut().zip(chunks).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fathom_core::num::round_bf16;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_fp8_row_is_bit_equal_to_the_quantisation_simulation(
+            values in prop::collection::vec(-30.0_f32..30.0, HEAD_DIM),
+            magnitude in -12_i32..12,
+        ) {
+            let scale = 2.0_f32.powi(magnitude);
+            let values: Vec<f32> = values.iter().map(|x| round_bf16(x * scale)).collect();
+            let mut expected = values.clone();
+            quantise_kv(&mut expected[..NOPE_DIM]);
+            let mut row = vec![0xff; KvFormat::Fp8.row_bytes()];
+            pack_kv(KvFormat::Fp8, &values, &mut row);
+            let mut got = vec![0.0; HEAD_DIM];
+            unpack_kv(KvFormat::Fp8, &row, &mut got);
+            prop_assert_eq!(got, expected);
+            prop_assert_eq!(row[583], 0, "the pad byte");
+        }
+
+        #[test]
+        fn an_mxfp4_key_is_bit_equal_to_the_quantisation_simulation(
+            values in prop::collection::vec(-3.0_f32..3.0, INDEX_HEAD_DIM),
+        ) {
+            let mut expected = values.clone();
+            quantise_index(&mut expected);
+            let mut row = vec![0; IndexKeyFormat::Mxfp4.row_bytes()];
+            pack_key(IndexKeyFormat::Mxfp4, &values, &mut row);
+            let mut got = vec![0.0; INDEX_HEAD_DIM];
+            unpack_key(IndexKeyFormat::Mxfp4, &row, &mut got);
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

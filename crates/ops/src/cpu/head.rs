@@ -1,0 +1,89 @@
+//! The output head and the input side of the MTP block.
+//!
+//! Source: `ParallelHead.forward`, `MTPBlock.forward` of the official release.
+
+use fathom_core::model_config::HC_MULT;
+use fathom_core::num::round_bf16;
+use fathom_core::{Group, TokenId};
+
+use crate::cpu::norm::rms_norm;
+use crate::cpu::tensor::{HostTensor, for_each_row};
+use crate::cpu::{CpuLinear, CpuOps};
+use crate::error::check_len;
+use crate::layer::{HcHead, MtpInputWeights, Norm};
+use crate::traits::HeadOps;
+use crate::{Communicator, OpError};
+
+impl HeadOps for CpuOps {
+    fn hc_head(
+        &self,
+        x: &HostTensor,
+        head: &HcHead<Self>,
+        norm: &Norm<Self>,
+    ) -> Result<HostTensor, OpError> {
+        self.collapse_for_head(x, head, norm)
+    }
+
+    fn logits(
+        &self,
+        head: &CpuLinear,
+        x: &HostTensor,
+        comm: &dyn Communicator,
+    ) -> Result<HostTensor, OpError> {
+        let mut local = HostTensor::zeros(x.rows, head.n_rows());
+        head.matmul(&x.data, &mut local.data)?;
+        let n_ranks = comm.rank().config().tensor;
+        if n_ranks == 1 {
+            return Ok(local);
+        }
+        let parts = comm.all_gather(Group::Tensor, &local.data)?;
+        check_len("logits", "gathered", parts.len(), n_ranks * local.data.len())?;
+        let mut logits = HostTensor::zeros(x.rows, n_ranks * local.cols);
+        for row in 0..x.rows {
+            for (rank, out) in logits.row_mut(row).chunks_exact_mut(local.cols).enumerate() {
+                let start = (rank * x.rows + row) * local.cols;
+                out.copy_from_slice(&parts[start..start + local.cols]);
+            }
+        }
+        Ok(logits)
+    }
+
+    fn mtp_input(
+        &self,
+        weights: &MtpInputWeights<Self>,
+        embed: &CpuLinear,
+        next_tokens: &[TokenId],
+        x: &HostTensor,
+    ) -> Result<HostTensor, OpError> {
+        const OP: &str = "mtp_input";
+        let width = embed.n_cols();
+        x.expect(OP, "x", next_tokens.len(), HC_MULT * width)?;
+        let is_bf16 = self.is_bf16();
+        let mut embedded = HostTensor::zeros(x.rows, width);
+        for (row, &token) in next_tokens.iter().enumerate() {
+            let (got, limit) = (token as usize, embed.n_rows());
+            if got >= limit {
+                return Err(OpError::OutOfRange { op: OP, what: "token id", got, limit });
+            }
+            let mut values = vec![0.0; width];
+            embed.row(got, &mut values);
+            let norm = &weights.enorm;
+            rms_norm(&values, &norm.weight, norm.eps, is_bf16, embedded.row_mut(row));
+        }
+        // Every copy of every row is normalised and projected on its own: [T * 4, D].
+        let mut copies = HostTensor::zeros(x.rows * HC_MULT, width);
+        for_each_row(&mut copies, |row, out| {
+            let copy = &x.data[row * width..(row + 1) * width];
+            rms_norm(copy, &weights.hnorm.weight, weights.hnorm.eps, is_bf16, out);
+        });
+        let from_embedding = self.quantised_linear(&weights.e_proj, &embedded)?;
+        let mut out = self.quantised_linear(&weights.h_proj, &copies)?;
+        for_each_row(&mut out, |row, out| {
+            for (out, e) in out.iter_mut().zip(from_embedding.row(row / HC_MULT)) {
+                let sum = e + *out;
+                *out = if is_bf16 { round_bf16(sum) } else { sum };
+            }
+        });
+        HostTensor::from_vec(x.rows, HC_MULT * width, out.data)
+    }
+}

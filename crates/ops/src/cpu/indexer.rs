@@ -1,0 +1,133 @@
+//! The indexer's choice: which compressed entries a token attends to on a ratio-4 layer.
+//!
+//! Scores are f32 (the official code rounds them to bf16; the difference is listed in the model
+//! specification); on equal scores the lower entry wins.
+//!
+//! Source: `Indexer.forward` of the official release.
+
+use fathom_core::model_config::INDEX_HEAD_DIM;
+
+use crate::cpu::cache::{CpuCache, unpack_key};
+use crate::cpu::simd::{LANES, simd_fn, sum_lanes};
+use crate::cpu::tensor::HostTensor;
+use crate::cpu::{CpuOps, in_parallel};
+use crate::layer::IndexerWeights;
+use crate::{Batch, OpError};
+
+/// Chosen entries of each row, ascending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    pub(crate) rows: Vec<Vec<u32>>,
+}
+
+/// Rows that share one pass over the keys.
+const ROW_TILE: usize = 8;
+/// Keys unpacked at a time.
+const KEY_TILE: usize = 64;
+
+simd_fn! {
+    /// `scores[key] = sum_h relu(q[h] . k[key]) * w[h]`, heads in order.
+    fn score(q: &[f32], weights: &[f32], keys: &[[f32; INDEX_HEAD_DIM]], scores: &mut [f32]) {
+        let (heads, _) = q.as_chunks::<INDEX_HEAD_DIM>();
+        for (key, score) in keys.iter().zip(scores) {
+            let mut total = 0.0_f32;
+            for (head, weight) in heads.iter().zip(weights) {
+                let mut lanes = [0.0_f32; LANES];
+                for (a, b) in head.as_chunks::<LANES>().0.iter().zip(key.as_chunks::<LANES>().0) {
+                    for lane in 0..LANES {
+                        lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
+                    }
+                }
+                total = sum_lanes(lanes).max(0.0).mul_add(*weight, total);
+            }
+            *score = total;
+        }
+    }
+}
+
+/// The `k` entries with the highest scores, ascending by number.
+fn top_k(scores: &[f32], k: usize) -> Vec<u32> {
+    let mut entries: Vec<u32> = (0..scores.len() as u32).collect();
+    if scores.len() > k {
+        let rank = |entry: &u32| (scores[*entry as usize], std::cmp::Reverse(*entry));
+        entries.select_nth_unstable_by(k - 1, |a, b| {
+            let ((a, a_id), (b, b_id)) = (rank(a), rank(b));
+            b.total_cmp(&a).then(b_id.cmp(&a_id))
+        });
+        entries.truncate(k);
+        entries.sort_unstable();
+    }
+    entries
+}
+
+impl CpuOps {
+    /// The entries of each row; see [`AttentionOps::index_select`](crate::AttentionOps).
+    pub(crate) fn select(
+        &self,
+        weights: &IndexerWeights<Self>,
+        queries: &HostTensor,
+        head_weights: &HostTensor,
+        batch: &Batch,
+        cache: &CpuCache,
+        layer: usize,
+    ) -> Result<Selection, OpError> {
+        const OP: &str = "index_select";
+        queries.expect(OP, "queries", batch.n_tokens(), weights.n_heads * INDEX_HEAD_DIM)?;
+        head_weights.expect(OP, "weights", batch.n_tokens(), weights.n_heads)?;
+        let kind = cache.layers[layer].kind;
+        let mut rows = Vec::with_capacity(batch.n_tokens());
+        for sequence in &batch.sequences {
+            let blocks = batch.blocks_of(sequence);
+            let tiles = sequence.n_tokens.div_ceil(ROW_TILE as u32) as usize;
+            let n_keys = kind.n_entries(sequence.positions().end);
+            let work = sequence.n_tokens as usize * n_keys * weights.n_heads * INDEX_HEAD_DIM;
+            let tiles = in_parallel(work, 0..tiles, |tile| {
+                let first = tile * ROW_TILE;
+                let n_rows = ROW_TILE.min(sequence.n_tokens as usize - first);
+                let candidates =
+                    |row: usize| kind.n_entries(sequence.position as usize + first + row + 1);
+                let n_keys = candidates(n_rows - 1);
+                if n_keys <= weights.top_k {
+                    return (0..n_rows).map(|row| (0..candidates(row) as u32).collect()).collect();
+                }
+                let mut scores = vec![vec![0.0; n_keys]; n_rows];
+                let mut keys = [[0.0; INDEX_HEAD_DIM]; KEY_TILE];
+                for start in (0..n_keys).step_by(KEY_TILE) {
+                    let n = KEY_TILE.min(n_keys - start);
+                    for (offset, key) in keys[..n].iter_mut().enumerate() {
+                        let stored = cache.key(layer, blocks, start + offset);
+                        unpack_key(cache.spec.index_keys, stored, key);
+                    }
+                    for (row, scores) in scores.iter_mut().enumerate() {
+                        let row = sequence.row as usize + first + row;
+                        let scores = &mut scores[start..start + n];
+                        score(queries.row(row), head_weights.row(row), &keys[..n], scores);
+                    }
+                }
+                let choose = |(row, scores): (usize, &Vec<f32>)| -> Vec<u32> {
+                    top_k(&scores[..candidates(row)], weights.top_k)
+                };
+                scores.iter().enumerate().map(choose).collect::<Vec<_>>()
+            });
+            rows.extend(tiles.into_iter().flatten());
+        }
+        Ok(Selection { rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_go_to_the_lower_entries() {
+        assert_eq!(top_k(&[1.0, 3.0, 1.0, 2.0, 1.0], 3), [0, 1, 3]);
+        assert_eq!(top_k(&[0.0; 6], 2), [0, 1]);
+    }
+
+    #[test]
+    fn no_more_candidates_than_wanted_means_all() {
+        assert_eq!(top_k(&[5.0, -1.0], 2), [0, 1]);
+        assert_eq!(top_k(&[], 4), [0_u32; 0]);
+    }
+}
