@@ -223,6 +223,15 @@ impl Checkpoint {
         })
     }
 
+    /// Format and bytes of a tensor on disk, loaded or not.
+    pub(crate) fn stored(&self, name: &str) -> Option<(StoredDtype, u64)> {
+        let tensor = self.tensors.get(name)?;
+        match tensor.dtype {
+            HeaderDtype::Known(dtype) => Some((dtype, tensor.range.len() as u64)),
+            HeaderDtype::Other(_) => None,
+        }
+    }
+
     fn view(&self, name: &str) -> Result<TensorView, LoadError> {
         let unknown = || LoadError::UnknownTensor { name: name.to_owned() };
         let tensor = self.tensors.get(name).filter(|tensor| tensor.expected).ok_or_else(unknown)?;

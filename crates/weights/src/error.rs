@@ -133,7 +133,7 @@ pub enum LoadError {
     // Values.
     #[error("{file}: `{name}` has the NaN scale 255 at {position:?}: {REDOWNLOAD}")]
     NanScale { name: String, file: String, position: Vec<usize> },
-    #[error("{file}: `{name}` has scale {found} at {position:?}, expected finite and positive")]
+    #[error("{file}: `{name}` has scale {found} at {position:?}, expected finite and not negative")]
     BadScale { name: String, file: String, position: Vec<usize>, found: f32 },
     #[error("{file}: `{name}` is not finite at {position:?}: {REDOWNLOAD}")]
     NotFinite { name: String, file: String, position: Vec<usize> },

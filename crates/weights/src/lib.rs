@@ -5,6 +5,8 @@
 //! - [`Checkpoint`]: a directory (or files inside the binary) opened without copying a tensor;
 //! - [`expected`]: every tensor a config implies, exactly;
 //! - [`verify`]: checks that read tensor bytes;
+//! - [`report`]: what `fathom inspect` prints: layers, sizes, what would be refused.
+//! - [`synthetic`]: random-weight checkpoints of any size.
 //!
 //! Invariant: what [`Checkpoint::open`] returns has every tensor of the model, each once, in the
 //! format and shape the config implies, inside its file.
@@ -16,7 +18,9 @@ pub mod dtype;
 pub mod error;
 pub mod expected;
 pub mod names;
+pub mod report;
 pub mod shard;
+pub mod synthetic;
 pub mod verify;
 
 mod check;
@@ -26,9 +30,10 @@ mod index;
 mod view;
 
 pub use checkpoint::{Checkpoint, EffortProfileHint};
-pub use config::{ConfigError, GenerationConfig, ParsedConfig, parse_config};
+pub use config::{ConfigError, GenerationConfig, ParsedConfig, parse_config, release_name};
 pub use dtype::StoredDtype;
 pub use error::LoadError;
 pub use expected::{ExpectedTensor, Variant, expected_tensors};
+pub use report::InspectReport;
 pub use verify::check_scales;
 pub use view::TensorView;

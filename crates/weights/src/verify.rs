@@ -10,7 +10,8 @@ use crate::dtype::StoredDtype;
 use crate::error::LoadError;
 use crate::view::TensorView;
 
-/// Requires every scale of a scale tensor to be a number: no E8M0 byte 255, F32 positive.
+/// Requires every scale of a scale tensor to be a number: no E8M0 byte 255, F32 finite and not
+/// negative (a block of zeros may have scale 0).
 ///
 /// # Errors
 /// [`LoadError::NanScale`], [`LoadError::BadScale`]; [`LoadError::WrongDtype`] for a tensor that
@@ -19,7 +20,7 @@ pub fn check_scales(view: &TensorView) -> Result<(), LoadError> {
     match view.dtype {
         StoredDtype::F32 => {
             let (chunks, _) = view.data.as_chunks::<4>();
-            let bad = |x: f32| !x.is_finite() || x <= 0.0;
+            let bad = |x: f32| !x.is_finite() || x < 0.0;
             let Some(i) = chunks.iter().position(|bytes| bad(f32::from_le_bytes(*bytes))) else {
                 return Ok(());
             };

@@ -2,3 +2,4 @@
 
 mod nano;
 mod released;
+mod report;

@@ -8,11 +8,11 @@ use fathom_weights::expected::expected_count;
 use fathom_weights::{StoredDtype, Variant, expected_tensors, parse_config};
 
 pub(crate) fn flash() -> ModelConfig {
-    parse_config(include_bytes!("../../../models/flash/config.json")).unwrap().config
+    parse_config(include_bytes!("../../../models/flash/config.json")).expect("published").config
 }
 
 pub(crate) fn pro() -> ModelConfig {
-    parse_config(include_bytes!("../../../models/pro/config.json")).unwrap().config
+    parse_config(include_bytes!("../../../models/pro/config.json")).expect("published").config
 }
 
 /// Tensors, bytes and tensors per format.

@@ -141,6 +141,25 @@ pub fn parse_config(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
     Ok(ParsedConfig { config, expert_format_given: expert_format.is_some(), dspark, notices })
 }
 
+/// The published model that has these dimensions, by its name on the hub.
+#[must_use]
+pub fn release_name(config: &ModelConfig) -> Option<&'static str> {
+    let dimensions = (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.n_routed_experts,
+        config.moe_intermediate_size,
+        config.expert_format,
+    );
+    match dimensions {
+        (43, 4096, 256, 2048, ExpertFormat::Fp4) => Some("DeepSeek-V4-Flash"),
+        (43, 4096, 256, 2048, ExpertFormat::Fp8) => Some("DeepSeek-V4-Flash-Base"),
+        (61, 7168, 384, 3072, ExpertFormat::Fp4) => Some("DeepSeek-V4-Pro"),
+        (61, 7168, 384, 3072, ExpertFormat::Fp8) => Some("DeepSeek-V4-Pro-Base"),
+        _ => None,
+    }
+}
+
 /// Refuses everything that is not the text model DeepSeek-V4.
 fn identity(keys: Keys<'_>, inference_names: bool) -> Result<(), ConfigError> {
     let model_type = keys.value("model_type");
