@@ -240,13 +240,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comb_is_doubly_stochastic(mix in prop::collection::vec(-3.0_f32..3.0, HC_MIX)) {
+        fn comb_is_doubly_stochastic(mix in prop::collection::vec(-1.0_f32..1.0, HC_MIX)) {
             let mix: [f32; HC_MIX] = mix.try_into().unwrap();
             let site = split_sinkhorn(&mix, &[1.0; 3], &[0.0; HC_MIX], 20, 1e-6);
             for i in 0..HC_MULT {
                 let row: f32 = site.comb[i].iter().sum();
                 let column: f32 = site.comb.iter().map(|row| row[i]).sum();
-                prop_assert!((row - 1.0).abs() < 1e-3, "row {i} sums to {row}");
+                prop_assert!((row - 1.0).abs() < 2e-5, "row {i} sums to {row}");
                 prop_assert!((column - 1.0).abs() < 4e-6, "column {i} sums to {column}");
             }
         }

@@ -48,6 +48,18 @@ pub struct Routing {
     pub(crate) weights: Vec<f32>,
 }
 
+impl Routing {
+    /// A routing that was decided elsewhere: `ids` and `weights` are `[T, k]`.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] unless both hold a whole number of rows.
+    pub fn new(k: usize, ids: Vec<u32>, weights: Vec<f32>) -> Result<Self, OpError> {
+        check_len("routing", "weights", weights.len(), ids.len())?;
+        check_len("routing", "ids", ids.len() % k.max(1), 0)?;
+        Ok(Self { k, ids, weights })
+    }
+}
+
 /// `sqrt(softplus(x))`, with the identity above 20 as in PyTorch.
 #[must_use]
 pub fn sqrt_softplus(x: f32) -> f32 {
