@@ -10,7 +10,9 @@ const UNSAFE_CRATES: [&str; 2] = ["crates/ops/", "crates/weights/"];
 pub(super) fn check(path: &str, source: &str, findings: &mut Vec<Finding>) {
     let code = without_literals(source);
     let may_be_unsafe = UNSAFE_CRATES.iter().any(|allowed| path.starts_with(allowed));
-    let in_crate_source = path.contains("/src/");
+    // A test module may have a file of its own, declared under `#[cfg(test)]`.
+    let is_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
+    let in_crate_source = path.contains("/src/") && !is_tests;
     let tests = test_lines(&code);
     for (index, line) in code.lines().enumerate() {
         let number = index + 1;
@@ -143,6 +145,7 @@ mod tests {
         let call = format!("fn f() {{ x{}() }}\n", ".unwrap");
         assert_eq!(messages("crates/a/src/a.rs", &call).len(), 1);
         assert_eq!(messages("crates/a/tests/a.rs", &call), [""; 0]);
+        assert_eq!(messages("crates/a/src/b/tests.rs", &call), [""; 0]);
         let in_tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{ {call} }}\n");
         assert_eq!(messages("crates/a/src/a.rs", &in_tests), [""; 0]);
     }
