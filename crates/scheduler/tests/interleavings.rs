@@ -1,0 +1,163 @@
+//! For all interleavings: every request gets the tokens it would get alone.
+
+use std::time::Duration;
+
+use fathom_core::RequestId;
+use fathom_scheduler::{SchedulerConfig, StepPlan};
+use proptest::prelude::*;
+
+use crate::model_engine::{Engine, Request, prompt};
+
+#[derive(Debug, Clone)]
+enum Action {
+    Submit(Request),
+    /// Cancels a request between two steps.
+    Cancel(usize),
+    /// Cancels a request while its step runs.
+    CancelInFlight(usize),
+    Steps(u32),
+    /// A step that computes garbage for one of its sequences, which sampling notices.
+    Garbage(usize),
+    /// A step whose execution fails.
+    FailedStep,
+    /// The device lost its memory.
+    LostDevice,
+    Wait(u64),
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let length = prop_oneof![3 => 1..300_u32, 2 => 500..530_u32, 2 => 700..1200_u32];
+    let answer = prop_oneof![3 => 1..20_u32, 1 => 200..400_u32];
+    let user = prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))];
+    let salt = prop_oneof![4 => Just(None), 1 => Just(Some("salt"))];
+    (0..3_u32, length, answer, -1..=1_i32, user, salt).prop_map(
+        |(family, length, answer, priority, user, salt)| Request {
+            prompt: prompt(family, length),
+            max_tokens: answer,
+            priority,
+            user: user.map(str::to_owned),
+            salt: salt.map(str::to_owned),
+        },
+    )
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => request().prop_map(Action::Submit),
+        2 => (0..40_usize).prop_map(Action::Cancel),
+        1 => (0..40_usize).prop_map(Action::CancelInFlight),
+        6 => (1..40_u32).prop_map(Action::Steps),
+        1 => (100..300_u32).prop_map(Action::Steps),
+        2 => (0..40_usize).prop_map(Action::Garbage),
+        1 => Just(Action::FailedStep),
+        1 => Just(Action::LostDevice),
+        1 => (1..30_u64).prop_map(Action::Wait),
+    ]
+}
+
+fn config() -> impl Strategy<Value = SchedulerConfig> {
+    // From "everything fits" down to "one long sequence fills the cache".
+    let budget = prop_oneof![Just(8), 20..200_u32, 256..2000_u32];
+    let memory = (6..20_u32, 0..6_u32, 1..4_u32);
+    (1..8_u32, budget, memory, any::<bool>()).prop_map(
+        |(max_num_seqs, budget, (n_blocks, n_snapshots, interval), prefix_cache)| SchedulerConfig {
+            max_num_seqs,
+            max_num_batched_tokens: budget,
+            snapshot_interval: interval * 256,
+            prefix_cache,
+            queue_timeout: Duration::from_secs(60),
+            ..SchedulerConfig::new(1500, n_blocks, n_snapshots)
+        },
+    )
+}
+
+/// Performs the actions, then lets everything end; returns the plans.
+fn play(config: SchedulerConfig, actions: &[Action]) -> (Engine, Vec<StepPlan>) {
+    let mut engine = Engine::new(config);
+    let mut plans = Vec::new();
+    let id_of = |engine: &Engine, choice: usize| {
+        RequestId(1 + (choice % engine.requests.len().max(1)) as u64)
+    };
+    for action in actions {
+        match action {
+            Action::Submit(request) => {
+                engine.submit(request.clone());
+            }
+            Action::Cancel(choice) => {
+                let id = id_of(&engine, *choice);
+                engine.scheduler.cancel(id);
+                engine.collect();
+                engine.scheduler.audit().unwrap();
+            }
+            Action::CancelInFlight(choice) => {
+                if engine.plan() {
+                    let id = id_of(&engine, *choice);
+                    engine.scheduler.cancel(id);
+                    engine.run();
+                    let known = engine.requests.contains_key(&id);
+                    assert!(!known || engine.ended.contains_key(&id), "cancelled within one step");
+                }
+            }
+            Action::Steps(n) => {
+                for _ in 0..*n {
+                    if !engine.plan() {
+                        break;
+                    }
+                    plans.push(engine.plan.clone());
+                    engine.run();
+                }
+            }
+            Action::Garbage(choice) => {
+                if engine.plan() {
+                    let wanted = engine.plan.entries.iter().filter(|entry| entry.wants_logits);
+                    let ids: Vec<RequestId> = wanted.map(|entry| entry.id).collect();
+                    engine.run_corrupting(ids.get(choice % ids.len().max(1)).copied());
+                }
+            }
+            Action::FailedStep => {
+                if engine.plan() {
+                    engine.device.run(&engine.scheduler, &engine.plan, None);
+                    engine.scheduler.abort(&engine.plan);
+                    engine.collect();
+                    engine.scheduler.audit().unwrap();
+                }
+            }
+            Action::LostDevice => {
+                if engine.plan() {
+                    engine.scheduler.abort(&engine.plan);
+                }
+                engine.scheduler.fail_running();
+                engine.device = crate::model_engine::Device::new(engine.scheduler.limits());
+                engine.collect();
+                engine.scheduler.audit().unwrap();
+            }
+            Action::Wait(seconds) => engine.now += Duration::from_secs(*seconds),
+        }
+    }
+    engine.finish();
+    (engine, plans)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tokens_never_depend_on_what_else_runs(
+        config in config(),
+        actions in prop::collection::vec(action(), 1..40),
+    ) {
+        let (engine, _) = play(config, &actions);
+        engine.check_answers();
+        engine.check_nothing_held();
+    }
+
+    #[test]
+    fn the_same_calls_give_the_same_plans(
+        config in config(),
+        actions in prop::collection::vec(action(), 1..15),
+    ) {
+        let (_, first) = play(config.clone(), &actions);
+        let (_, second) = play(config, &actions);
+        prop_assert_eq!(first, second);
+    }
+}

@@ -1,0 +1,9 @@
+//! Behaviour of the scheduler, driven by a model engine that checks what it is told to read.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod fairness;
+mod interleavings;
+mod model_engine;
+mod planning;
+mod prefix_reuse;
