@@ -71,6 +71,8 @@ pub struct CacheSpec {
     pub n_slots: usize,
     /// Blocks of 256 tokens, shared by all sequences.
     pub n_blocks: usize,
+    /// Snapshots of a slot that can be kept; see [`CacheSpec::snapshot_bytes`].
+    pub n_snapshots: usize,
     /// Ring rows beyond what attention can see: as many as draft tokens may be rejected.
     pub spare_rows: usize,
     /// Format of window and compressed KV rows.
@@ -122,6 +124,21 @@ impl CacheSpec {
         self.layers.iter().map(layer).sum()
     }
 
+    /// Bytes of one snapshot over all layers: what a slot needs, beside its blocks, to go on at a
+    /// multiple of 128. At such a position no ratio-128 group is open, and of the ratio-4 groups
+    /// only the previous one's "a" half is read again.
+    #[must_use]
+    pub fn snapshot_bytes(&self) -> usize {
+        let layer =
+            |kind: &LayerKind| WINDOW * self.kv.row_bytes() + Self::overlap_floats(*kind) * 4;
+        self.layers.iter().map(layer).sum()
+    }
+
+    /// f32 values of a layer's compressor state in a snapshot: 4 positions of `u` and `s`.
+    pub(crate) const fn overlap_floats(kind: LayerKind) -> usize {
+        if kind.has_indexer() { 4 * 2 * (HEAD_DIM + INDEX_HEAD_DIM) } else { 0 }
+    }
+
     /// Bytes of one slot over all layers: window rings and compressor state (f32 `u` and `s`).
     #[must_use]
     pub fn slot_bytes(&self) -> usize {
@@ -153,6 +170,7 @@ mod tests {
             layers: flash_layers(),
             n_slots: 1,
             n_blocks: 1,
+            n_snapshots: 1,
             spare_rows: 0,
             kv: KvFormat::Fp8,
             index_keys: IndexKeyFormat::Mxfp4,
@@ -164,5 +182,6 @@ mod tests {
         assert_eq!(window, 3_214_336);
         assert_eq!(state, 12_206_080);
         assert_eq!(spec.slot_bytes(), window + state);
+        assert_eq!(spec.snapshot_bytes(), window + 430_080);
     }
 }

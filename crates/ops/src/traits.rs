@@ -112,6 +112,62 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// [`OpError`] if the device failed.
     fn read_selection(&self, selection: &Self::Selection) -> Result<Vec<Vec<u32>>, OpError>;
 
+    /// Keeps what `slot` needs to go on at `position`, a positive multiple of 128 that the slot has
+    /// just reached, in snapshot `snapshot`. The slot's blocks are not part of it.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] if slot or snapshot do not exist or the position is no such multiple.
+    fn capture(
+        &self,
+        cache: &mut Self::Cache,
+        slot: u32,
+        position: u32,
+        snapshot: u32,
+    ) -> Result<(), OpError>;
+
+    /// The reverse of [`capture`](Self::capture), into any slot.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] if slot or snapshot do not exist or the position is no multiple.
+    fn restore(
+        &self,
+        cache: &mut Self::Cache,
+        snapshot: u32,
+        slot: u32,
+        position: u32,
+    ) -> Result<(), OpError>;
+
+    /// Bytes of block `block` over all layers, [`CacheSpec::block_bytes`] long: what a lower cache
+    /// tier keeps.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] if there is no such block.
+    fn read_block(&self, cache: &Self::Cache, block: u32) -> Result<Vec<u8>, OpError>;
+
+    /// The reverse of [`read_block`](Self::read_block).
+    ///
+    /// # Errors
+    /// [`OpError`] if there is no such block or `bytes` has the wrong length.
+    fn write_block(&self, cache: &mut Self::Cache, block: u32, bytes: &[u8])
+    -> Result<(), OpError>;
+
+    /// Bytes of snapshot `snapshot`, [`CacheSpec::snapshot_bytes`] long.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] if there is no such snapshot.
+    fn read_snapshot(&self, cache: &Self::Cache, snapshot: u32) -> Result<Vec<u8>, OpError>;
+
+    /// The reverse of [`read_snapshot`](Self::read_snapshot).
+    ///
+    /// # Errors
+    /// [`OpError`] if there is no such snapshot or `bytes` has the wrong length.
+    fn write_snapshot(
+        &self,
+        cache: &mut Self::Cache,
+        snapshot: u32,
+        bytes: &[u8],
+    ) -> Result<(), OpError>;
+
     /// Compressed entry `entry` of layer `layer` in `slot`'s sequence, whose blocks are `blocks`:
     /// 512 channels of compressed KV and, on ratio-4 layers, 128 channels of the indexer key.
     ///

@@ -21,13 +21,13 @@ use crate::cpu::quant::{INDEX_BLOCK, KV_BLOCK, quantise_index, quantise_kv};
 pub(crate) struct LayerCache {
     pub(crate) kind: LayerKind,
     /// `[n_slots][window_rows]` KV rows.
-    window: Vec<u8>,
+    pub(crate) window: Vec<u8>,
     /// This step's KV rows as they will enter the window.
     pub(crate) pending: Vec<u8>,
     /// `[n_blocks][rows_per_block]` KV rows.
-    entries: Vec<u8>,
+    pub(crate) entries: Vec<u8>,
     /// `[n_blocks][rows_per_block]` indexer keys.
-    keys: Vec<u8>,
+    pub(crate) keys: Vec<u8>,
     /// Compressor state of attention and of the indexer.
     pub(crate) state: StateRing,
     pub(crate) key_state: StateRing,
@@ -62,6 +62,12 @@ impl StateRing {
         (&self.u[start..start + self.width], &self.s[start..start + self.width])
     }
 
+    pub(crate) fn get_mut(&mut self, slot: usize, position: usize) -> (&mut [f32], &mut [f32]) {
+        let range = self.start(slot, position);
+        let range = range..range + self.width;
+        (&mut self.u[range.clone()], &mut self.s[range])
+    }
+
     pub(crate) fn put(&mut self, slot: usize, position: usize, u: &[f32], s: &[f32]) {
         let start = self.start(slot, position);
         self.u[start..start + self.width].copy_from_slice(u);
@@ -74,6 +80,8 @@ impl StateRing {
 pub struct CpuCache {
     pub(crate) spec: CacheSpec,
     pub(crate) layers: Vec<LayerCache>,
+    /// `[n_snapshots]`, each [`CacheSpec::snapshot_bytes`]; empty until first captured.
+    pub(crate) snapshots: Vec<Vec<u8>>,
 }
 
 impl CpuCache {
@@ -98,7 +106,11 @@ impl CpuCache {
                 ),
             }
         };
-        Self { spec: spec.clone(), layers: spec.layers.iter().map(layer).collect() }
+        Self {
+            spec: spec.clone(),
+            layers: spec.layers.iter().map(layer).collect(),
+            snapshots: vec![Vec::new(); spec.n_snapshots],
+        }
     }
 
     /// The geometry this cache was made for.
@@ -112,6 +124,18 @@ impl CpuCache {
         let (ring, bytes) = (self.spec.window_rows(), self.spec.kv.row_bytes());
         let start = (slot * ring + position % ring) * bytes;
         &self.layers[layer].window[start..start + bytes]
+    }
+
+    /// The same, to write.
+    pub(crate) fn window_row_mut(
+        &mut self,
+        layer: usize,
+        slot: usize,
+        position: usize,
+    ) -> &mut [u8] {
+        let (ring, bytes) = (self.spec.window_rows(), self.spec.kv.row_bytes());
+        let start = (slot * ring + position % ring) * bytes;
+        &mut self.layers[layer].window[start..start + bytes]
     }
 
     /// Copies row `row` of the pending rows into the window ring.

@@ -18,6 +18,7 @@ pub mod norm;
 pub mod quant;
 pub mod rope;
 mod simd;
+mod snapshot;
 mod tensor;
 
 use std::sync::Arc;
@@ -181,6 +182,47 @@ impl Backend for CpuOps {
 
     fn read_selection(&self, selection: &Selection) -> Result<Vec<Vec<u32>>, OpError> {
         Ok(selection.rows.clone())
+    }
+
+    fn capture(
+        &self,
+        cache: &mut CpuCache,
+        slot: u32,
+        position: u32,
+        snapshot: u32,
+    ) -> Result<(), OpError> {
+        cache.capture(slot, position, snapshot)
+    }
+
+    fn restore(
+        &self,
+        cache: &mut CpuCache,
+        snapshot: u32,
+        slot: u32,
+        position: u32,
+    ) -> Result<(), OpError> {
+        cache.restore(snapshot, slot, position)
+    }
+
+    fn read_block(&self, cache: &CpuCache, block: u32) -> Result<Vec<u8>, OpError> {
+        cache.read_block(block)
+    }
+
+    fn write_block(&self, cache: &mut CpuCache, block: u32, bytes: &[u8]) -> Result<(), OpError> {
+        cache.write_block(block, bytes)
+    }
+
+    fn read_snapshot(&self, cache: &CpuCache, snapshot: u32) -> Result<Vec<u8>, OpError> {
+        cache.read_snapshot(snapshot)
+    }
+
+    fn write_snapshot(
+        &self,
+        cache: &mut CpuCache,
+        snapshot: u32,
+        bytes: &[u8],
+    ) -> Result<(), OpError> {
+        cache.write_snapshot(snapshot, bytes)
     }
 
     fn read_entry(
