@@ -1,0 +1,169 @@
+//! A finished prompt: text in which some places are control tokens and the rest is plain.
+//!
+//! The two are kept apart from the moment they are written, so that a client's text cannot forge
+//! a control token. Plain text between two control tokens is tokenised in one go, whatever pieces
+//! it was written in: for ordinary conversations the ids equal those of the release, which
+//! tokenises the whole string at once.
+//!
+//! Not here: what a prompt says (`encode`).
+
+use std::ops::Range;
+
+use fathom_core::TokenId;
+
+use crate::special::Special;
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// Where the model's answer begins: what the output parser has to know about the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Opening {
+    /// The prompt ends with `<think>`: the answer begins with reasoning.
+    Reasoning,
+    /// The answer begins with its text.
+    #[default]
+    Content,
+    /// The prompt opened a tool-call block.
+    ToolBlock,
+}
+
+/// A stretch of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segment<'a> {
+    /// Plain text, even where it spells a control token.
+    Text(&'a str),
+    /// A control token.
+    Control(Special),
+}
+
+/// A prompt, ready to be tokenised.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Prompt {
+    text: String,
+    /// Places in `text` that are control tokens, in order and apart from each other.
+    controls: Vec<(Range<usize>, Special)>,
+    opens_tool_block: bool,
+}
+
+impl Prompt {
+    /// A prompt for plain completion: beginning of sentence, then the text.
+    pub fn completion(text: &str) -> Self {
+        let mut prompt = Self::default();
+        prompt.push_control(Special::Bos);
+        prompt.push_text(text);
+        prompt
+    }
+
+    /// A prompt for filling in the text between `prefix` and `suffix`.
+    pub fn fill_in_the_middle(prefix: &str, suffix: &str) -> Self {
+        let mut prompt = Self::default();
+        prompt.push_control(Special::Bos);
+        prompt.push_control(Special::FimBegin);
+        prompt.push_text(prefix);
+        prompt.push_control(Special::FimHole);
+        prompt.push_text(suffix);
+        prompt.push_control(Special::FimEnd);
+        prompt
+    }
+
+    /// Appends plain text.
+    pub(crate) fn push_text(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Appends a control token.
+    pub(crate) fn push_control(&mut self, special: Special) {
+        let start = self.text.len();
+        self.text.push_str(special.text());
+        self.controls.push((start..self.text.len(), special));
+    }
+
+    /// Appends one of our own templates, in which the markers of tool calls and thinking are
+    /// control tokens. Never used for text from outside.
+    pub(crate) fn push_template(&mut self, template: &str) {
+        const MARKERS: [Special; 3] = [Special::Dsml, Special::ThinkStart, Special::ThinkEnd];
+        let mut rest = template;
+        while let Some((at, marker)) = MARKERS
+            .into_iter()
+            .filter_map(|marker| Some((rest.find(marker.text())?, marker)))
+            .min_by_key(|&(at, _)| at)
+        {
+            self.push_text(&rest[..at]);
+            self.push_control(marker);
+            rest = &rest[at + marker.text().len()..];
+        }
+        self.push_text(rest);
+    }
+
+    /// Opens a tool-call block at the end, so that the answer can only be a call.
+    pub(crate) fn open_tool_block(&mut self) {
+        self.push_text(super::strings::TOOL_CALLS_BLOCK_PREFIX);
+        self.push_template(super::strings::TOOL_CALLS_OPEN);
+        self.opens_tool_block = true;
+    }
+
+    /// Where the answer begins.
+    pub fn opening(&self) -> Opening {
+        match self.controls.last() {
+            _ if self.opens_tool_block => Opening::ToolBlock,
+            Some((range, Special::ThinkStart)) if range.end == self.text.len() => {
+                Opening::Reasoning
+            }
+            _ => Opening::Content,
+        }
+    }
+
+    /// Whether the answer begins with reasoning.
+    pub fn starts_in_reasoning(&self) -> bool {
+        self.opening() == Opening::Reasoning
+    }
+
+    /// The whole prompt as text, control tokens spelled out.
+    pub fn as_text(&self) -> &str {
+        &self.text
+    }
+
+    /// The prompt in order; adjacent plain texts are one segment.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        let mut at = 0;
+        let tail = self.controls.last().map_or(0, |(range, _)| range.end);
+        self.controls
+            .iter()
+            .flat_map(move |(range, special)| {
+                let text = &self.text[at..range.start];
+                at = range.end;
+                [Segment::Text(text), Segment::Control(*special)]
+            })
+            .chain([Segment::Text(&self.text[tail..])])
+            .filter(|segment| !matches!(segment, Segment::Text("")))
+    }
+
+    /// The prompt's token ids.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] if the tokenizer lacks a control token of this prompt (only those of
+    /// fill-in-the-middle may be missing) or fails on a text.
+    pub fn token_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, TokenizerError> {
+        // Prompts average a little over three bytes per token.
+        let mut ids = Vec::with_capacity(self.text.len() / 3);
+        for segment in self.segments() {
+            match segment {
+                Segment::Text(text) => ids.extend(tokenizer.encode_plain(text)?),
+                Segment::Control(special) => {
+                    let token = special.text();
+                    let id = tokenizer.special().get(special);
+                    ids.push(id.ok_or(TokenizerError::MissingToken { token })?);
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Token ids as the release's raw pipeline gives them: control tokens spelled by a client
+    /// become control tokens. For comparisons with the release only.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] if the pipeline fails on the text.
+    pub fn raw_token_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, TokenizerError> {
+        tokenizer.encode_with_special(&self.text)
+    }
+}

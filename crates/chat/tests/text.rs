@@ -1,0 +1,151 @@
+//! Tokenizer and detokeniser.
+
+use fathom_chat::{Detokenizer, Special, Tokenizer, TokenizerError};
+use proptest::prelude::*;
+use serde_json::Value;
+
+use crate::support::{nano_json, tokenizer};
+
+/// Text with every kind of trouble: control-token spellings, long runs, broken-looking Unicode.
+fn any_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => "[a-zA-Z0-9 .,!?]{0,12}",
+        2 => "\\PC{0,6}",
+        1 => any::<char>().prop_map(String::from),
+        1 => prop::sample::select(&Special::ALL[..]).prop_map(|s| s.text().to_owned()),
+        1 => "[ \t\r\n]{0,6}",
+        1 => "[一-龥ぁ-んァ-ヶ가-힣]{1,5}",
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+/// A tokenizer.json like nano's with one change.
+fn changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, TokenizerError> {
+    let mut json: Value = serde_json::from_slice(&nano_json()).unwrap();
+    change(&mut json);
+    Tokenizer::from_json(&serde_json::to_vec(&json).unwrap())
+}
+
+fn remove_added(json: &mut Value, text: &str) {
+    json["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != text);
+}
+
+#[test]
+fn a_tokenizer_without_a_needed_control_token_is_refused_by_name() {
+    for special in Special::ALL {
+        let result = changed(|json| {
+            remove_added(json, special.text());
+            json["model"]["vocab"].as_object_mut().unwrap().remove(special.text());
+        });
+        match result {
+            Ok(tokenizer) => {
+                assert!(!special.is_required());
+                assert_eq!(tokenizer.special().get(special), None);
+            }
+            Err(error) => {
+                assert!(special.is_required());
+                assert!(error.to_string().contains(special.text()), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fill_in_the_middle_is_supported_only_with_all_three_tokens() {
+    assert!(tokenizer().special().supports_fim());
+    let without = changed(|json| remove_added(json, Special::FimHole.text())).unwrap();
+    assert!(!without.special().supports_fim());
+    let prompt = fathom_chat::Prompt::fill_in_the_middle("a", "b");
+    assert!(prompt.token_ids(&tokenizer()).is_ok());
+    assert!(matches!(
+        prompt.token_ids(&without),
+        Err(TokenizerError::MissingToken { token }) if token == Special::FimHole.text()
+    ));
+}
+
+#[test]
+fn a_file_that_is_no_byte_level_tokenizer_is_refused() {
+    assert!(matches!(Tokenizer::from_json(b"{"), Err(TokenizerError::Malformed { .. })));
+    assert!(matches!(
+        changed(|json| json["decoder"] = Value::Null),
+        Err(TokenizerError::Decoder { .. })
+    ));
+}
+
+#[test]
+fn token_bytes_are_defined_for_every_id_of_the_file_and_no_other() {
+    let tokenizer = tokenizer();
+    assert_eq!(tokenizer.vocab_size(), 1024);
+    assert_eq!(tokenizer.token_bytes(tokenizer.special().dsml()), Some("｜DSML｜".as_bytes()));
+    assert!((0..1024).all(|id| tokenizer.token_bytes(id).is_some_and(|bytes| !bytes.is_empty())));
+    assert_eq!(tokenizer.token_bytes(1024), None);
+    assert_eq!(tokenizer.token_bytes(u32::MAX), None);
+    // All 256 bytes have a token of their own, so any text can be encoded.
+    let single: std::collections::BTreeSet<u8> = (0..1024)
+        .filter_map(|id| match tokenizer.token_bytes(id) {
+            Some([byte]) => Some(*byte),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(single.len(), 256);
+}
+
+#[test]
+fn a_character_split_over_tokens_comes_out_whole() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode_plain("😀").unwrap();
+    assert!(ids.len() > 1);
+    let mut detokenizer = Detokenizer::new(&tokenizer, true);
+    let (last, first) = ids.split_last().unwrap();
+    assert!(first.iter().all(|&id| detokenizer.push(id).is_empty()));
+    assert_eq!(detokenizer.push(*last), "😀");
+    assert_eq!(detokenizer.finish(), "");
+}
+
+#[test]
+fn an_unfinished_character_becomes_one_replacement_character() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode_plain("a😀").unwrap();
+    let mut detokenizer = Detokenizer::new(&tokenizer, true);
+    let text: String = ids[..ids.len() - 1].iter().map(|&id| detokenizer.push(id)).collect();
+    assert_eq!(text, "a");
+    assert_eq!(detokenizer.finish(), "\u{fffd}");
+    assert_eq!(detokenizer.finish(), "", "finishing twice adds nothing");
+}
+
+proptest! {
+    #[test]
+    fn plain_text_never_becomes_a_control_token_and_always_comes_back(text in any_text()) {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode_plain(&text).unwrap();
+        prop_assert!(ids.iter().all(|&id| tokenizer.special().of(id).is_none()));
+        prop_assert_eq!(tokenizer.decode(&ids), text);
+    }
+
+    #[test]
+    fn raw_encoding_comes_back_too(text in any_text()) {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode_with_special(&text).unwrap();
+        prop_assert_eq!(tokenizer.decode(&ids), text);
+    }
+
+    #[test]
+    fn detokenising_one_by_one_equals_decoding_all(
+        ids in prop::collection::vec(0u32..1030, 0..40),
+        keep_special in any::<bool>(),
+    ) {
+        let tokenizer = tokenizer();
+        let mut detokenizer = Detokenizer::new(&tokenizer, keep_special);
+        let mut text = String::new();
+        for &id in &ids {
+            text += &detokenizer.push(id);
+        }
+        text += &detokenizer.finish();
+        let whole = if keep_special {
+            tokenizer.decode(&ids)
+        } else {
+            tokenizer.decode_skip_special(&ids)
+        };
+        prop_assert_eq!(text, whole);
+    }
+}
