@@ -377,8 +377,8 @@ fn open_shard(
         return Err(LoadError::MissingShard { name, file: file.to_string() });
     };
     let data_start = opened.head.len();
-    let payload = (opened.all.len() - data_start) as u64;
-    for tensor in parse_header(&opened.head[LENGTH_BYTES as usize..], payload, file)? {
+    let file_len = opened.all.len() as u64;
+    for tensor in parse_header(&opened.head[LENGTH_BYTES as usize..], file_len, file)? {
         if index.listed {
             match listed.get_mut(&*tensor.name) {
                 Some((shard, seen)) if *shard == shard_id => *seen = true,

@@ -119,7 +119,7 @@ impl Files {
         file.by_ref().take(end - head.len() as u64).read_to_end(&mut head).map_err(io)?;
         // SAFETY: a mapping is sound while nobody truncates or rewrites the file. Checkpoints are
         // read-only data; a shard replaced by rename keeps its mapped inode. This is the condition
-        // under which every program maps weights, and README states it.
+        // under which every program maps weights; the crate's README states it.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Some(ShardFile { head: Bytes::from(head), all: Bytes::from_owner(map) }))
     }

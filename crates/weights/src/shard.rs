@@ -83,13 +83,17 @@ pub fn header_end(first: &[u8], file_len: u64, file: &str) -> Result<u64, LoadEr
     Ok(end)
 }
 
-/// Reads the JSON of a header whose file holds `payload` bytes after it. The result is in file
-/// order: each tensor begins where the one before it ends.
+/// Reads the JSON of a header whose file is `file_len` bytes long. The result is in file order:
+/// each tensor begins where the one before it ends.
 ///
 /// # Errors
 /// A [`LoadError`] about `file`: not UTF-8, not a header, a name twice, offsets that leave the
 /// payload, disagree with the shape, overlap or leave a gap, a file too short or too long.
-pub fn parse_header(json: &[u8], payload: u64, file: &str) -> Result<Vec<HeaderTensor>, LoadError> {
+pub fn parse_header(
+    json: &[u8],
+    file_len: u64,
+    file: &str,
+) -> Result<Vec<HeaderTensor>, LoadError> {
     let text = std::str::from_utf8(json)
         .map_err(|source| LoadError::HeaderNotUtf8 { file: file.to_owned(), source })?;
     let Entries(mut tensors) = serde_json::from_str(text)
@@ -104,12 +108,18 @@ pub fn parse_header(json: &[u8], payload: u64, file: &str) -> Result<Vec<HeaderT
         }
     }
     tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
-    check_layout(&tensors, payload, file)?;
+    check_layout(&tensors, LENGTH_BYTES + json.len() as u64, file_len, file)?;
     Ok(tensors)
 }
 
-fn check_layout(tensors: &[HeaderTensor], payload: u64, file: &str) -> Result<(), LoadError> {
-    let header_implies = tensors.iter().map(|tensor| tensor.end).max().unwrap_or(0);
+/// Requires sorted `tensors` to cover the bytes from `data_start` to `file_len` exactly.
+fn check_layout(
+    tensors: &[HeaderTensor],
+    data_start: u64,
+    file_len: u64,
+    file: &str,
+) -> Result<(), LoadError> {
+    let payload = file_len.saturating_sub(data_start);
     let mut previous: Option<&HeaderTensor> = None;
     for tensor in tensors {
         let (name, file) = (|| tensor.name.to_string(), || file.to_owned());
@@ -141,15 +151,12 @@ fn check_layout(tensors: &[HeaderTensor], payload: u64, file: &str) -> Result<()
         }
         previous = Some(tensor);
     }
-    let file = file.to_owned();
-    match payload.cmp(&header_implies) {
+    let expected = data_start.saturating_add(previous.map_or(0, |last| last.end));
+    let (file, found) = (file.to_owned(), file_len);
+    match found.cmp(&expected) {
         std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Less => {
-            Err(LoadError::Truncated { file, found: payload, expected: header_implies })
-        }
-        std::cmp::Ordering::Greater => {
-            Err(LoadError::TrailingBytes { file, found: payload, expected: header_implies })
-        }
+        std::cmp::Ordering::Less => Err(LoadError::Truncated { file, found, expected }),
+        std::cmp::Ordering::Greater => Err(LoadError::TrailingBytes { file, found, expected }),
     }
 }
 
@@ -159,8 +166,8 @@ fn check_layout(tensors: &[HeaderTensor], payload: u64, file: &str) -> Result<()
 /// As [`header_end`] and [`parse_header`].
 pub fn parse_shard(data: &[u8], file: &str) -> Result<Vec<HeaderTensor>, LoadError> {
     let end = header_end(&data[..data.len().min(8)], data.len() as u64, file)?;
-    let (head, payload) = data.split_at(usize::try_from(end).expect("not beyond the data"));
-    parse_header(&head[8..], payload.len() as u64, file)
+    let end = usize::try_from(end).expect("not beyond the data");
+    parse_header(&data[8..end], data.len() as u64, file)
 }
 
 /// The header's object, in document order and with duplicates, which a map type would lose.
