@@ -1,0 +1,254 @@
+//! The model behind a [`StepRunner`]: one worker per rank, each with its own weights and cache.
+//!
+//! A single rank runs on the engine's own thread. Several ranks run on a thread each, get the same
+//! [`StepInput`] in the same order and meet in collectives.
+//!
+//! Invariants:
+//! - a rank that fails or panics leaves its group, so that the others fail instead of waiting;
+//! - after a failure of the group nothing is trusted: [`StepRunner::reset`] makes new caches, new
+//!   communicators and new threads over the same weights.
+//!
+//! Not here: what a step contains (`scheduler`), sampling ([`crate::sample`]).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use fathom_core::ParallelConfig;
+use fathom_model::Transformer;
+use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
+
+use crate::runner::{RunnerCapacity, StepError, StepInput, StepOutput, StepRunner};
+
+/// One rank: its part of the weights, its cache, its end of the group.
+struct Worker<O: Ops> {
+    model: Arc<Transformer<O>>,
+    cache: O::Cache,
+    comm: Box<dyn Communicator>,
+}
+
+impl<O: Ops> Worker<O> {
+    fn new(
+        model: &Arc<Transformer<O>>,
+        spec: &CacheSpec,
+        comm: Box<dyn Communicator>,
+    ) -> Result<Self, StepError> {
+        let cache = model.new_cache(spec).map_err(|error| device(&error))?;
+        Ok(Self { model: Arc::clone(model), cache, comm })
+    }
+
+    /// Restores, batch, captures; the logits of rank 0 go into `logits`.
+    fn run(&mut self, input: &StepInput, logits: &mut Vec<f32>) -> Result<(), StepError> {
+        let ops = self.model.ops();
+        for copy in &input.restores {
+            ops.restore(&mut self.cache, copy.snapshot, copy.slot, copy.position)
+                .map_err(|error| device(&error))?;
+        }
+        if input.batch.n_tokens() > 0 {
+            let comm = self.comm.as_ref();
+            let output = self
+                .model
+                .forward(&input.batch, &mut self.cache, comm, false, &mut fathom_model::NoProbe)
+                .map_err(|error| device(&error))?;
+            if let Some(tensor) = output.logits
+                && comm.rank().index() == 0
+            {
+                *logits = ops.download(&tensor).map_err(|error| device(&error))?;
+            }
+        }
+        for copy in &input.captures {
+            ops.capture(&mut self.cache, copy.slot, copy.position, copy.snapshot)
+                .map_err(|error| device(&error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A failure after which the cache may hold anything.
+fn device(error: &dyn std::error::Error) -> StepError {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        message.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    StepError::Device { message }
+}
+
+/// Text of a panic, for the error event.
+fn panicked(payload: &(dyn std::any::Any + Send)) -> StepError {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    let message = format!("a rank panicked: {}", text.as_deref().unwrap_or("without a message"));
+    StepError::Device { message }
+}
+
+/// What a rank's thread answers: rank 0 with logits, the others with none.
+type Answer = Result<Vec<f32>, StepError>;
+
+/// A rank on a thread of its own. Dropping it ends the thread.
+struct RankThread {
+    steps: Option<mpsc::Sender<Arc<StepInput>>>,
+    answers: mpsc::Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RankThread {
+    fn spawn<O: Ops>(mut worker: Worker<O>) -> Result<Self, StepError> {
+        let (steps, inbox) = mpsc::channel::<Arc<StepInput>>();
+        let (outbox, answers) = mpsc::channel();
+        let name = format!("fathom-rank-{}", worker.comm.rank().index());
+        let body = move || {
+            for input in inbox {
+                let mut logits = Vec::new();
+                let run = AssertUnwindSafe(|| worker.run(&input, &mut logits));
+                let outcome = catch_unwind(run).unwrap_or_else(|payload| Err(panicked(&*payload)));
+                let failed = outcome.is_err();
+                // The engine may be gone already; then nobody needs the answer.
+                let _ = outbox.send(outcome.map(|()| logits));
+                if failed {
+                    // Dropping the worker leaves the group: the other ranks stop waiting.
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(body).map_err(|error| {
+            StepError::Device { message: format!("cannot start a rank's thread: {error}") }
+        })?;
+        Ok(Self { steps: Some(steps), answers, thread: Some(thread) })
+    }
+}
+
+impl Drop for RankThread {
+    fn drop(&mut self) {
+        self.steps = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported as an answer; there is nothing more to learn from it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How the ranks are run.
+enum Group<O: Ops> {
+    /// One rank, on the caller's thread. Boxed: a worker is large.
+    Inline(Box<Worker<O>>),
+    Threads(Vec<RankThread>),
+    /// A reset failed half-way.
+    Gone,
+}
+
+/// Runs steps through the model, on one rank or several.
+pub struct RankRunner<O: Ops> {
+    models: Vec<Arc<Transformer<O>>>,
+    parallel: ParallelConfig,
+    spec: CacheSpec,
+    capacity: RunnerCapacity,
+    group: Group<O>,
+}
+
+impl<O: Ops> std::fmt::Debug for RankRunner<O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RankRunner")
+            .field("parallel", &self.parallel)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<O: Ops> RankRunner<O> {
+    /// A runner over `models`, one per rank of `parallel` in rank order, each with a cache of
+    /// `spec`. `max_model_len` is the longest sequence it should take.
+    ///
+    /// # Errors
+    /// [`StepError::Device`] if the ranks cannot be started or their caches not be allocated.
+    pub fn new(
+        models: Vec<Transformer<O>>,
+        parallel: ParallelConfig,
+        spec: CacheSpec,
+        max_model_len: u32,
+    ) -> Result<Self, StepError> {
+        let models: Vec<_> = models.into_iter().map(Arc::new).collect();
+        let Some(first) = models.first().filter(|_| models.len() == parallel.world()) else {
+            let (got, wanted) = (models.len(), parallel.world());
+            let message = format!("{got} models were loaded for {wanted} ranks");
+            return Err(StepError::Device { message });
+        };
+        let capacity = RunnerCapacity {
+            n_slots: spec.n_slots as u32,
+            n_blocks: spec.n_blocks as u32,
+            n_snapshots: spec.n_snapshots as u32,
+            vocab_size: first.config().vocab_size as u32,
+            max_model_len,
+        };
+        let group = start(&models, parallel, &spec)?;
+        Ok(Self { models, parallel, spec, capacity, group })
+    }
+}
+
+fn start<O: Ops>(
+    models: &[Arc<Transformer<O>>],
+    parallel: ParallelConfig,
+    spec: &CacheSpec,
+) -> Result<Group<O>, StepError> {
+    if let [model] = models {
+        return Ok(Group::Inline(Box::new(Worker::new(model, spec, Box::new(Solo))?)));
+    }
+    let comms = LocalComm::group(parallel).map_err(|error| device(&error))?;
+    let ranks = models
+        .iter()
+        .zip(comms)
+        .map(|(model, comm)| RankThread::spawn(Worker::new(model, spec, Box::new(comm))?));
+    Ok(Group::Threads(ranks.collect::<Result<_, _>>()?))
+}
+
+impl<O: Ops> StepRunner for RankRunner<O> {
+    fn capacity(&self) -> RunnerCapacity {
+        self.capacity
+    }
+
+    fn warm_up(&mut self) -> Result<(), StepError> {
+        let mut input = StepInput::default();
+        input.batch.push(0, 0, &[0], &[0], true);
+        self.step(&Arc::new(input), &mut StepOutput::default())
+    }
+
+    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
+        let limits = (self.spec.n_slots, self.spec.n_blocks, self.capacity.vocab_size as usize);
+        input
+            .batch
+            .validate(limits.0, limits.1, limits.2)
+            .map_err(|error| StepError::Step { message: error.to_string() })?;
+        output.logits.clear();
+        match &mut self.group {
+            Group::Inline(worker) => worker.run(input, &mut output.logits),
+            Group::Threads(ranks) => {
+                let gone = || StepError::Device { message: "a rank is gone".to_owned() };
+                for rank in &*ranks {
+                    let steps = rank.steps.as_ref().ok_or_else(gone)?;
+                    steps.send(Arc::clone(input)).map_err(|_| gone())?;
+                }
+                // Every rank answers or has dropped its end; the first failure is the cause.
+                let answers: Vec<Answer> = ranks
+                    .iter()
+                    .map(|rank| rank.answers.recv().unwrap_or_else(|_| Err(gone())))
+                    .collect();
+                for (index, answer) in answers.into_iter().enumerate() {
+                    let logits = answer?;
+                    if index == 0 {
+                        output.logits = logits;
+                    }
+                }
+                Ok(())
+            }
+            Group::Gone => Err(StepError::Device { message: "the last reset failed".to_owned() }),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), StepError> {
+        // The old caches must be gone before new ones are allocated.
+        self.group = Group::Gone;
+        self.group = start(&self.models, self.parallel, &self.spec)?;
+        Ok(())
+    }
+}
