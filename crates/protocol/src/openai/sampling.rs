@@ -61,7 +61,7 @@ pub struct Sampling {
     pub n: u32,
     /// Key of the random generator.
     pub seed: Option<i64>,
-    /// Higher runs first.
+    /// Lower runs earlier, as in vLLM.
     pub priority: i32,
     /// Go on after the end-of-sequence token.
     pub ignore_eos: bool,

@@ -1,0 +1,204 @@
+//! The `n` choices of one request while the engine runs them.
+//!
+//! [`Generation::next`] merges the choices' token events into one sequence of [`Update`]s. The
+//! request's counts and times are noted in its [`Record`] when the generation is dropped, whatever
+//! way it ended; dropping it before the end cancels every choice that still runs.
+//!
+//! Not here: what the client is sent (`openai::chat`).
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use fathom_engine::{GenerateError, TokenEvent, TokenStream};
+use fathom_protocol::openai::response::{FinishReason, Usage};
+
+use crate::app::App;
+use crate::auth::Turn;
+use crate::metrics::Phase;
+use crate::openai::raise::{Answer, Ending, Piece};
+use crate::record::Record;
+use crate::registry::ModelEntry;
+
+/// What happened to one choice.
+pub(crate) struct Update {
+    /// Which choice.
+    pub(crate) index: u32,
+    /// What is new in its text.
+    pub(crate) pieces: Vec<Piece>,
+    /// Present on a choice's last update.
+    pub(crate) ending: Option<Ending>,
+}
+
+/// One request's choices.
+pub(crate) struct Generation {
+    app: Arc<App>,
+    record: Arc<Record>,
+    model: Arc<ModelEntry>,
+    choices: Vec<Choice>,
+    n_prompt: u32,
+    n_cached: u32,
+    n_completion: u64,
+    n_reasoning: u64,
+    failed: bool,
+    /// Counts against the key's limits as long as the generation lives.
+    _turn: Turn,
+}
+
+struct Choice {
+    stream: TokenStream,
+    /// `None` once the choice has ended.
+    answer: Option<Answer>,
+    last_token: Option<Instant>,
+}
+
+/// What a generation is made of besides its choices.
+pub(crate) struct Context {
+    pub(crate) app: Arc<App>,
+    pub(crate) record: Arc<Record>,
+    pub(crate) model: Arc<ModelEntry>,
+    pub(crate) turn: Turn,
+    pub(crate) n_prompt: u32,
+}
+
+impl Generation {
+    /// Follows accepted requests; each stream comes with what reads its answer.
+    pub(crate) fn new(context: Context, choices: Vec<(TokenStream, Answer)>) -> Self {
+        let Context { app, record, model, turn, n_prompt } = context;
+        let choice = |(stream, answer)| Choice { stream, answer: Some(answer), last_token: None };
+        Self {
+            app,
+            record,
+            model,
+            choices: choices.into_iter().map(choice).collect(),
+            n_prompt,
+            n_cached: 0,
+            n_completion: 0,
+            n_reasoning: 0,
+            failed: false,
+            _turn: turn,
+        }
+    }
+
+    /// The next thing that happens; `None` when every choice has ended.
+    ///
+    /// # Errors
+    /// The engine's error when a choice fails, which is the end of the whole request.
+    pub(crate) async fn next(&mut self) -> Result<Option<Update>, GenerateError> {
+        loop {
+            let Some((index, event)) = self.event().await else { return Ok(None) };
+            if let Some(update) = self.take(index, event)? {
+                return Ok(Some(update));
+            }
+        }
+    }
+
+    /// The next event of any choice that has not ended. Cancel safe.
+    async fn event(&mut self) -> Option<(usize, TokenEvent)> {
+        poll_fn(|cx| {
+            let mut all_ended = true;
+            for (index, choice) in self.choices.iter_mut().enumerate() {
+                if choice.answer.is_none() {
+                    continue;
+                }
+                match pin!(choice.stream.recv()).poll(cx) {
+                    Poll::Ready(Some(event)) => return Poll::Ready(Some((index, event))),
+                    // The engine promises a final event; without one it is gone.
+                    Poll::Ready(None) => {
+                        let message = "its stream ended without a final event".into();
+                        let failed = TokenEvent::Failed(GenerateError::StepFailed { message });
+                        return Poll::Ready(Some((index, failed)));
+                    }
+                    Poll::Pending => all_ended = false,
+                }
+            }
+            if all_ended { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    fn take(&mut self, index: usize, event: TokenEvent) -> Result<Option<Update>, GenerateError> {
+        let choice = &mut self.choices[index];
+        let Some(answer) = &mut choice.answer else { return Ok(None) };
+        let index = index as u32;
+        match event {
+            // Sampled while the cancellation was on its way: not asked for, and not counted.
+            TokenEvent::Token { .. } if answer.is_enough() => Ok(None),
+            TokenEvent::Token { id, logprob } => {
+                let now = Instant::now();
+                if let Some(last) = choice.last_token.replace(now) {
+                    let gap = now.saturating_duration_since(last);
+                    self.app.metrics.count_gap(self.model.canonical_id(), gap);
+                }
+                let pieces = answer.push(id, logprob.as_ref());
+                if answer.is_enough() {
+                    choice.stream.cancel();
+                }
+                let update = Update { index, pieces, ending: None };
+                Ok((!update.pieces.is_empty()).then_some(update))
+            }
+            TokenEvent::Finished { reason, usage } => {
+                let answer = choice.answer.take().expect("checked above");
+                if index == 0 {
+                    self.n_cached = usage.cached_tokens;
+                }
+                self.n_completion += u64::from(answer.n_tokens());
+                let (pieces, ending, n_reasoning) = answer.finish(reason);
+                self.n_reasoning += u64::from(n_reasoning);
+                let word = ending.finish_reason.as_str();
+                self.record.note(|facts| facts.finish_reason = Some(word));
+                Ok(Some(Update { index, pieces, ending: Some(ending) }))
+            }
+            TokenEvent::Failed(error) => {
+                self.failed = true;
+                self.record.note(|facts| facts.finish_reason = Some("error"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends all choices that still run, because the server cut them. Their answers so far stand.
+    pub(crate) fn cut(&mut self) -> Vec<Update> {
+        let mut updates = Vec::new();
+        for (index, choice) in self.choices.iter_mut().enumerate() {
+            let Some(answer) = choice.answer.take() else { continue };
+            self.n_completion += u64::from(answer.n_tokens());
+            let (pieces, _, n_reasoning) = answer.finish(fathom_core::FinishReason::Length);
+            self.n_reasoning += u64::from(n_reasoning);
+            let finish_reason = FinishReason::InsufficientSystemResource;
+            let ending = Ending { finish_reason, stop_reason: None };
+            updates.push(Update { index: index as u32, pieces, ending: Some(ending) });
+        }
+        updates
+    }
+
+    /// Token counts of all choices; final when [`Generation::next`] has returned `None`.
+    pub(crate) fn usage(&self) -> Usage {
+        let (prompt, cached) = (self.n_prompt.into(), self.n_cached.into());
+        Usage::new(prompt, cached, self.n_completion, self.n_reasoning)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let times = self.choices.first().map(|choice| choice.stream.times());
+        let unfinished = self.choices.iter().find(|choice| choice.answer.is_some());
+        if let Some(choice) = unfinished.filter(|_| !self.failed) {
+            let phase = Phase::of(&choice.stream.times());
+            self.app.metrics.count_cancelled(self.model.canonical_id(), phase);
+            self.record.note(|facts| facts.finish_reason = Some("cancelled"));
+        }
+        // Of a choice that did not end, at least what was seen of it.
+        let seen = self.choices.iter().filter_map(|choice| choice.answer.as_ref());
+        let n_seen: u64 = seen.map(|answer| u64::from(answer.n_tokens())).sum();
+        self.record.note(|facts| {
+            facts.times = times;
+            facts.prompt_tokens = self.n_prompt.into();
+            facts.cached_tokens = self.n_cached.into();
+            facts.completion_tokens = self.n_completion + n_seen;
+            facts.reasoning_tokens = self.n_reasoning;
+        });
+    }
+}

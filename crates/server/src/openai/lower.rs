@@ -1,0 +1,387 @@
+//! A chat request and a model to what the engine and the parser need.
+//!
+//! [`Plan::new`] settles what the request means on this server: thinking mode, effort, sampling,
+//! and refusals of what is legal but cannot be honoured. [`Plan::encode`] makes the prompt, which
+//! may take long and runs off the reactor. [`Prepared::submit`] is the only place that talks to the
+//! engine.
+//!
+//! Not here: checks that need no model (`protocol`).
+
+use std::sync::Arc;
+
+use fathom_chat::parse::{ParserOptions, ToolSet};
+use fathom_chat::{
+    Arguments, Content, Conversation, Effort, Message, Opening, ResponseFormat, Role, ThinkingMode,
+    ToolCall,
+};
+use fathom_core::{SamplingParams, TokenId};
+use fathom_engine::{GenerateRequest, TokenStream};
+use fathom_protocol::openai as wire;
+use fathom_protocol::openai::{ChatRequest, ToolChoice, TrailingAssistant};
+use fathom_protocol::{ApiError, ErrorCode};
+use serde_json::Value;
+
+use super::raise::{Answer, AnswerOptions};
+use crate::app::App;
+use crate::config::{DefaultMaxTokens, ModelEffort, ServerConfig, ThinkingSampling};
+use crate::error;
+use crate::guard::Guard;
+use crate::registry::{ModelEntry, Resolved};
+
+/// Context below which the highest effort does not have the room it is meant for.
+const MAX_EFFORT_CONTEXT: u32 = 384 * 1024;
+
+/// A chat request, as this server will run it.
+pub(super) struct Plan {
+    model: Arc<ModelEntry>,
+    conversation: Conversation,
+    sampling: wire::Sampling,
+    logprobs: Option<u32>,
+    tools: Option<ToolSet>,
+    /// Tools are in the prompt, but may not be called.
+    forbid_calls: bool,
+    single_call: bool,
+    reasoning_budget: Option<u32>,
+    hide_reasoning: bool,
+    /// Sampling fields that thinking mode ignores.
+    ignored: Vec<&'static str>,
+    cache_salt: Option<String>,
+}
+
+impl Plan {
+    /// Settles what `request` means.
+    ///
+    /// # Errors
+    /// 422 for what needs constrained decoding, 400 for history that the settings refuse.
+    pub(super) fn new(
+        request: ChatRequest,
+        resolved: &Resolved,
+        config: &ServerConfig,
+    ) -> Result<Self, ApiError> {
+        refuse_unenforceable(&request)?;
+        let model = Arc::clone(&resolved.model);
+        let continues = request.is_prefix()
+            || (config.compat.trailing_assistant == TrailingAssistant::Continue
+                && request.messages.last().is_some_and(|m| m.role == wire::Role::Assistant));
+        // A continued message without reasoning is continued in non-thinking form.
+        let answer_only =
+            continues && request.messages.last().is_some_and(|m| m.reasoning.is_none());
+        let (thinks, effort) = thinking(&request.thinking, resolved, config);
+        let thinks = thinks && !answer_only;
+        if thinks && config.compat.require_reasoning_roundtrip {
+            check_reasoning_roundtrip(&request)?;
+        }
+        if thinks && effort == Effort::Max {
+            let max_model_len = model.engine.limits().max_model_len;
+            if max_model_len < MAX_EFFORT_CONTEXT {
+                tracing::warn!(max_model_len, "effort max is meant for a context of 384K tokens");
+            }
+        }
+        let ChatRequest { messages, tools, tool_choice, mut sampling, .. } = request;
+        let ignored = if thinks && config.thinking.sampling == ThinkingSampling::Ignore {
+            ignore_sampling(&mut sampling)
+        } else {
+            Vec::new()
+        };
+        let functions: Vec<Value> =
+            tools.into_iter().map(|tool| Value::Object(tool.function)).collect();
+        let may_call = !functions.is_empty() && tool_choice != ToolChoice::None;
+        let budget = request.thinking.budget.filter(|_| thinks && config.reasoning.honor_budget);
+        Ok(Self {
+            cache_salt: cache_salt(&sampling, config),
+            logprobs: request.logprobs,
+            tools: may_call.then(|| ToolSet::from_functions(&functions)),
+            forbid_calls: !functions.is_empty() && !may_call,
+            single_call: !request.parallel_tool_calls,
+            reasoning_budget: budget.map(|(_, tokens)| tokens),
+            hide_reasoning: request.thinking.hide,
+            ignored,
+            sampling,
+            conversation: Conversation {
+                messages: messages.into_iter().map(message).collect(),
+                tools: functions,
+                response_format: ResponseFormat::Text,
+                thinking: if thinks { ThinkingMode::Thinking } else { ThinkingMode::Chat },
+                effort,
+                profile: model.effort_profile,
+                continue_final: continues,
+                ..Conversation::default()
+            },
+            model,
+        })
+    }
+
+    /// Makes the prompt and settles what depends on its length. Slow for long conversations.
+    ///
+    /// # Errors
+    /// `context_length_exceeded`, and internal errors of the tokenizer.
+    pub(super) fn encode(self, config: &ServerConfig) -> Result<Prepared, ApiError> {
+        let prompt =
+            fathom_chat::render(&self.conversation).map_err(|error| error::internal(&error))?;
+        let ids =
+            prompt.token_ids(&self.model.tokenizer).map_err(|error| error::internal(&error))?;
+        let max_model_len = self.model.engine.limits().max_model_len;
+        let max_tokens = max_tokens(ids.len(), max_model_len, &self.sampling, config)?;
+        let opening = prompt.opening();
+        Ok(Prepared { params: self.params(max_tokens), ids, opening, plan: self })
+    }
+
+    /// Bytes of text that make up the prompt, roughly.
+    pub(super) fn n_bytes(&self) -> usize {
+        let texts = self.conversation.messages.iter().map(|message| match &message.content {
+            Content::Text(text) => text.len(),
+            Content::Absent | Content::Parts(_) => 0,
+        });
+        texts.sum()
+    }
+
+    fn params(&self, max_tokens: u32) -> SamplingParams {
+        let wire = &self.sampling;
+        #[expect(clippy::cast_possible_truncation, reason = "the engine samples in f32")]
+        let or = |value: Option<f64>, default: f64| value.unwrap_or(default) as f32;
+        SamplingParams {
+            temperature: or(wire.temperature, 1.0),
+            top_p: or(wire.top_p, 1.0),
+            top_k: wire.top_k.unwrap_or(0),
+            min_p: or(wire.min_p, 0.0),
+            frequency_penalty: or(wire.frequency_penalty, 0.0),
+            presence_penalty: or(wire.presence_penalty, 0.0),
+            repetition_penalty: or(wire.repetition_penalty, 1.0),
+            logit_bias: wire.logit_bias.clone(),
+            stop_token_ids: wire.stop_token_ids.clone(),
+            ignore_eos: wire.ignore_eos,
+            min_tokens: wire.min_tokens.unwrap_or(0).min(max_tokens),
+            logprobs: self.logprobs,
+            ..SamplingParams::sampled(max_tokens, wire.seed.map_or(0, i64::cast_unsigned))
+        }
+    }
+}
+
+/// A request ready for the engine.
+pub(super) struct Prepared {
+    plan: Plan,
+    ids: Vec<TokenId>,
+    opening: Opening,
+    params: SamplingParams,
+}
+
+impl Prepared {
+    pub(super) fn n_prompt(&self) -> u32 {
+        u32::try_from(self.ids.len()).expect("a prompt that fits the context has a u32 of tokens")
+    }
+
+    /// Whether the answer begins with reasoning that the client is to see.
+    pub(super) fn shows_reasoning(&self) -> bool {
+        self.opening == Opening::Reasoning && !self.plan.hide_reasoning
+    }
+
+    /// Names of sampling fields that had no effect.
+    pub(super) fn ignored(&self) -> &[&'static str] {
+        &self.plan.ignored
+    }
+
+    /// Hands every choice to the engine.
+    ///
+    /// # Errors
+    /// The engine's refusal; choices accepted before it are cancelled.
+    pub(super) fn submit(self, app: &Arc<App>) -> Result<Vec<(TokenStream, Answer)>, ApiError> {
+        let Self { plan, ids, opening, mut params } = self;
+        if plan.sampling.seed.is_none() {
+            params.seed = app.random.draw();
+        }
+        let special = plan.model.tokenizer.special();
+        let options = AnswerOptions {
+            parser: ParserOptions {
+                opening,
+                tools: plan.tools,
+                stop: plan.sampling.stop,
+                copy_reasoning: false,
+            },
+            stop_token_ids: plan.sampling.stop_token_ids,
+            logprobs: plan.logprobs.is_some(),
+            hide_reasoning: plan.hide_reasoning,
+            single_call: plan.single_call,
+        };
+        let mut choices = Vec::with_capacity(plan.sampling.n as usize);
+        for choice in 0..plan.sampling.n {
+            let mut guard = Guard::new();
+            if plan.forbid_calls {
+                guard = guard.ban(special.dsml());
+            }
+            if let Some(budget) = plan.reasoning_budget
+                && opening == Opening::Reasoning
+            {
+                guard = guard.limit_reasoning(budget, special.think_end(), special.dsml());
+            }
+            let request = GenerateRequest {
+                prompt: ids.clone(),
+                sampling: SamplingParams { choice, ..params.clone() },
+                priority: plan.sampling.priority,
+                user: plan.sampling.user_id.clone(),
+                cache_salt: plan.cache_salt.clone(),
+                constraint: guard.into_constraint(),
+            };
+            let submitted = plan.model.engine.submit(request);
+            let stream = submitted.map_err(|error| error::from_submit(&error, "messages"))?;
+            choices.push((stream, Answer::new(Arc::clone(app), &plan.model, options.clone())));
+        }
+        Ok(choices)
+    }
+}
+
+/// Refuses what only constrained decoding could promise.
+fn refuse_unenforceable(request: &ChatRequest) -> Result<(), ApiError> {
+    let refuse = |param: String, what: &str| {
+        let message =
+            format!("{what} needs constrained decoding, which this server does not have.");
+        Err(ApiError::at(ErrorCode::UnsupportedSchema, param, message))
+    };
+    if let Some(i) = request.tools.iter().position(|tool| tool.strict) {
+        return refuse(format!("tools[{i}].function.strict"), "A strict tool");
+    }
+    match request.tool_choice {
+        ToolChoice::None | ToolChoice::Auto => {}
+        ToolChoice::Required | ToolChoice::Named(_) => {
+            return refuse("tool_choice".into(), "A forced tool call");
+        }
+        ToolChoice::Allowed { .. } => {
+            return refuse("tool_choice".into(), "A choice among some of the tools");
+        }
+    }
+    match request.response_format {
+        wire::ResponseFormat::Text => {}
+        wire::ResponseFormat::JsonObject | wire::ResponseFormat::JsonSchema { .. } => {
+            return refuse("response_format".into(), "A JSON response format");
+        }
+    }
+    if !request.sampling.skip_special_tokens {
+        let message = "`skip_special_tokens` must be true: answers never show control tokens.";
+        let code = ErrorCode::UnsupportedParameter;
+        return Err(ApiError::at(code, "skip_special_tokens", message));
+    }
+    Ok(())
+}
+
+/// Whether the answer thinks, and how hard.
+fn thinking(asked: &wire::Thinking, resolved: &Resolved, config: &ServerConfig) -> (bool, Effort) {
+    let by_effort = asked.effort.map(|effort| effort != wire::Effort::None);
+    let thinks = asked.toggle.or(by_effort).or(resolved.thinks).unwrap_or(config.thinking.default);
+    let effort = asked.effort.filter(|effort| *effort != wire::Effort::None);
+    (thinks, effort.map_or(Effort::High, |effort| model_effort(effort, config)))
+}
+
+fn model_effort(effort: wire::Effort, config: &ServerConfig) -> Effort {
+    match config.reasoning.effort_map.get(&effort) {
+        Some(ModelEffort::Low) => Effort::Low,
+        Some(ModelEffort::High) => Effort::High,
+        Some(ModelEffort::Max) => Effort::Max,
+        None => match effort {
+            wire::Effort::Minimal | wire::Effort::Low => Effort::Low,
+            wire::Effort::None
+            | wire::Effort::Medium
+            | wire::Effort::High
+            | wire::Effort::Xhigh => Effort::High,
+            wire::Effort::Max | wire::Effort::Ultra => Effort::Max,
+        },
+    }
+}
+
+/// Resets what shapes the distribution to the release's recommendation; returns what was set.
+fn ignore_sampling(sampling: &mut wire::Sampling) -> Vec<&'static str> {
+    let wire::Sampling {
+        temperature,
+        top_p,
+        presence_penalty,
+        frequency_penalty,
+        top_k,
+        min_p,
+        repetition_penalty,
+        ..
+    } = sampling;
+    let given = [
+        ("temperature", temperature.take().is_some()),
+        ("top_p", top_p.take().is_some()),
+        ("presence_penalty", presence_penalty.take().is_some()),
+        ("frequency_penalty", frequency_penalty.take().is_some()),
+        ("top_k", top_k.take().is_some()),
+        ("min_p", min_p.take().is_some()),
+        ("repetition_penalty", repetition_penalty.take().is_some()),
+    ];
+    given.into_iter().filter(|&(_, given)| given).map(|(name, _)| name).collect()
+}
+
+/// The hosted API wants the reasoning of every turn that made calls back.
+fn check_reasoning_roundtrip(request: &ChatRequest) -> Result<(), ApiError> {
+    let incomplete = request
+        .messages
+        .iter()
+        .position(|message| !message.tool_calls.is_empty() && message.reasoning.is_none());
+    let Some(i) = incomplete else { return Ok(()) };
+    let param = format!("messages[{i}].reasoning_content");
+    let message = format!("`{param}` is required on messages with tool calls in thinking mode.");
+    Err(ApiError::at(ErrorCode::MissingRequiredParameter, param, message))
+}
+
+fn message(message: wire::Message) -> Message {
+    let wire::Message { role, content, reasoning, tool_calls, tool_call_id, .. } = message;
+    let role = match role {
+        wire::Role::System => Role::System,
+        wire::Role::User => Role::User,
+        wire::Role::Assistant => Role::Assistant,
+        wire::Role::Tool => Role::Tool,
+    };
+    let call = |call: wire::ToolCall| ToolCall {
+        id: call.id,
+        name: call.name,
+        arguments: match call.arguments {
+            wire::Arguments::Text(text) => Arguments::Text(text),
+            wire::Arguments::Object(object) => Arguments::Object(object),
+        },
+    };
+    Message {
+        reasoning,
+        tool_calls: tool_calls.into_iter().map(call).collect(),
+        tool_call_id,
+        ..Message::new(role, content.map_or(Content::Absent, Content::Text))
+    }
+}
+
+/// How many tokens one choice may have.
+fn max_tokens(
+    n_prompt: usize,
+    max_model_len: u32,
+    sampling: &wire::Sampling,
+    config: &ServerConfig,
+) -> Result<u32, ApiError> {
+    let room = u32::try_from(n_prompt).ok().and_then(|n| max_model_len.checked_sub(n));
+    let Some(room) = room.filter(|&room| room > 0) else {
+        return Err(error::context_length("messages", max_model_len, n_prompt, None));
+    };
+    let limits = &config.limits;
+    match sampling.max_tokens {
+        Some((field, asked)) if asked > room && !limits.clip_max_tokens => {
+            Err(error::context_length(field, max_model_len, n_prompt, Some(asked)))
+        }
+        Some((_, asked)) => Ok(asked.min(room)),
+        None => {
+            let default = match limits.default_max_tokens {
+                DefaultMaxTokens::ModelMax => limits.max_output_tokens,
+                DefaultMaxTokens::Tokens(tokens) => tokens.min(limits.max_output_tokens),
+            };
+            Ok(default.min(room))
+        }
+    }
+}
+
+/// What separates this request's prefix-cache entries from others'. The lengths keep two pairs
+/// with the same concatenation apart.
+fn cache_salt(sampling: &wire::Sampling, config: &ServerConfig) -> Option<String> {
+    let user = sampling.user_id.as_deref().filter(|_| config.cache.isolate_by_user);
+    match (user, sampling.cache_salt.as_deref()) {
+        (None, None) => None,
+        (user, salt) => {
+            let part = |part: Option<&str>| part.map_or("-".into(), |p| format!("{}:{p}", p.len()));
+            Some(part(user) + &part(salt))
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Token events to the pieces of one choice.
+//!
+//! An [`Answer`] reads one choice's tokens and says what is new. Streams and whole responses are
+//! made from the same pieces, so they cannot differ.
+//!
+//! Not here: the engine's events ([`crate::generate`]) and JSON ([`super::chat`]).
+
+use std::sync::Arc;
+
+use fathom_chat::parse::{AnswerEnd, Delta, End, OutputParser, ParserOptions, Summary};
+use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
+use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
+
+use super::logprobs::Aligner;
+use crate::app::App;
+use crate::registry::ModelEntry;
+
+/// Something new in an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Piece {
+    /// More reasoning, with the entries of its tokens.
+    Reasoning(String, Vec<LogprobEntry>),
+    /// More of the answer, with the entries of its tokens.
+    Content(String, Vec<LogprobEntry>),
+    /// A call begins.
+    Call { index: u32, id: String, name: String },
+    /// More of a call's arguments.
+    Arguments { index: u32, text: String },
+    /// A call is complete.
+    CallEnd { index: u32 },
+}
+
+/// How a choice ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ending {
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) stop_reason: Option<StopReason>,
+}
+
+/// What shapes an answer besides its tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct AnswerOptions {
+    pub(crate) parser: ParserOptions,
+    pub(crate) stop_token_ids: Vec<TokenId>,
+    pub(crate) logprobs: bool,
+    /// Leave reasoning out.
+    pub(crate) hide_reasoning: bool,
+    /// Stop after the first complete call.
+    pub(crate) single_call: bool,
+}
+
+/// One choice, read token by token.
+pub(crate) struct Answer {
+    parser: OutputParser,
+    writer: Writer,
+    n_tokens: u32,
+}
+
+/// Turns the parser's deltas into pieces.
+struct Writer {
+    app: Arc<App>,
+    aligner: Option<Aligner>,
+    options: AnswerOptions,
+    enough: bool,
+}
+
+impl Answer {
+    pub(crate) fn new(app: Arc<App>, model: &ModelEntry, options: AnswerOptions) -> Self {
+        let parser = OutputParser::new(&model.tokenizer, options.parser.clone());
+        let aligner = options.logprobs.then(|| Aligner::new(&model.tokenizer));
+        let writer = Writer { app, aligner, options, enough: false };
+        Self { parser, writer, n_tokens: 0 }
+    }
+
+    /// Takes the next token.
+    pub(crate) fn push(&mut self, id: TokenId, logprob: Option<&TokenLogprob>) -> Vec<Piece> {
+        self.n_tokens += 1;
+        // A stop token ends the request; its text is no part of the answer.
+        if self.writer.options.stop_token_ids.contains(&id) {
+            return Vec::new();
+        }
+        if let (Some(aligner), Some(logprob)) = (&mut self.writer.aligner, logprob) {
+            aligner.push(id, logprob);
+        }
+        let pieces = self.writer.pieces(self.parser.push(id));
+        self.writer.enough |= self.parser.stop_matched().is_some();
+        pieces
+    }
+
+    /// Whether nothing more is wanted: a stop string was found, or the one call is complete.
+    pub(crate) const fn is_enough(&self) -> bool {
+        self.writer.enough
+    }
+
+    /// Tokens taken, those of delimiters and markup included.
+    pub(crate) const fn n_tokens(&self) -> u32 {
+        self.n_tokens
+    }
+
+    /// Ends the answer. Returns the last pieces, how it ended, and how many of its tokens were
+    /// reasoning.
+    pub(crate) fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
+        let Self { parser, mut writer, .. } = self;
+        let end = match reason {
+            Reason::Length if !writer.enough => End::Length,
+            Reason::Length | Reason::Eos | Reason::StopToken(_) | Reason::Cancelled => End::Stop,
+        };
+        if let Some(aligner) = &mut writer.aligner {
+            aligner.finish();
+        }
+        let (deltas, summary) = parser.finish(end);
+        if summary.n_duplicate_parameters > 0 {
+            let n_dropped = summary.n_duplicate_parameters;
+            tracing::debug!(n_dropped, "a tool call repeated parameters");
+        }
+        let pieces = writer.pieces(deltas);
+        let reasoning_tokens = summary.reasoning_tokens;
+        (pieces, ending(summary, reason), reasoning_tokens)
+    }
+}
+
+impl Writer {
+    fn pieces(&mut self, deltas: Vec<Delta>) -> Vec<Piece> {
+        let mut pieces = Vec::with_capacity(deltas.len());
+        for delta in deltas {
+            if self.enough {
+                break;
+            }
+            match delta {
+                Delta::Reasoning(text) => {
+                    let entries = self.release(&text);
+                    if !self.options.hide_reasoning {
+                        pieces.push(Piece::Reasoning(text, entries));
+                    }
+                }
+                Delta::Content(text) => {
+                    let entries = self.release(&text);
+                    pieces.push(Piece::Content(text, entries));
+                }
+                Delta::ToolCallStart { index, name } => {
+                    let id = format!("call_{}", self.app.random.id());
+                    pieces.push(Piece::Call { index, id, name });
+                }
+                Delta::ToolCallArguments { index, fragment } => {
+                    pieces.push(Piece::Arguments { index, text: fragment });
+                }
+                Delta::ToolCallEnd { index } => {
+                    pieces.push(Piece::CallEnd { index });
+                    self.enough |= self.options.single_call;
+                }
+            }
+        }
+        pieces
+    }
+
+    fn release(&mut self, text: &str) -> Vec<LogprobEntry> {
+        self.aligner.as_mut().map_or_else(Vec::new, |aligner| aligner.release(text))
+    }
+}
+
+fn ending(summary: Summary, reason: Reason) -> Ending {
+    let finish_reason = match summary.end {
+        AnswerEnd::Stop => FinishReason::Stop,
+        AnswerEnd::Length => FinishReason::Length,
+        AnswerEnd::ToolCalls => FinishReason::ToolCalls,
+    };
+    let token = match reason {
+        Reason::StopToken(id) => Some(StopReason::Token(id)),
+        Reason::Eos | Reason::Length | Reason::Cancelled => None,
+    };
+    Ending { finish_reason, stop_reason: summary.stop.map(StopReason::Text).or(token) }
+}

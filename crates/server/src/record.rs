@@ -1,0 +1,88 @@
+//! The record of one request: filled in on its way, told once when the last part of it is gone.
+//!
+//! The record outlives the handler: a stream's task holds it until the last event is written. On
+//! drop it counts the request and writes its line of the access log, whatever way the request ended.
+//!
+//! Not here: request or answer text, which never reaches a log.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fathom_engine::RequestTimes;
+
+use crate::app::App;
+
+/// Status of a request whose client left before an answer; as other servers count it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// What is known about a request so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// The route's template.
+    pub(crate) endpoint: Option<&'static str>,
+    /// The resolved model's canonical id.
+    pub(crate) model: Option<String>,
+    /// The status that was sent.
+    pub(crate) status: Option<u16>,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) cached_tokens: u64,
+    pub(crate) completion_tokens: u64,
+    pub(crate) reasoning_tokens: u64,
+    /// Of the first choice.
+    pub(crate) times: Option<RequestTimes>,
+    pub(crate) finish_reason: Option<&'static str>,
+}
+
+/// One request's record.
+pub(crate) struct Record {
+    pub(crate) id: String,
+    pub(crate) began: Instant,
+    app: Arc<App>,
+    facts: Mutex<Facts>,
+}
+
+impl Record {
+    pub(crate) fn new(app: Arc<App>, id: String) -> Self {
+        Self { id, began: Instant::now(), app, facts: Mutex::default() }
+    }
+
+    /// Adds to what is known.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let total = self.began.elapsed();
+        let status = facts.status.unwrap_or(CLIENT_CLOSED_REQUEST);
+        let endpoint = facts.endpoint.unwrap_or("other");
+        let model = facts.model.as_deref().unwrap_or("other");
+        self.app.metrics.count_request(model, endpoint, status, facts, total);
+        let (queue_ms, ttft_ms) = facts.times.map_or((0, 0), |times| {
+            let since = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(self.began));
+            let queued = times.started.map(|at| at.saturating_duration_since(times.submitted));
+            (millis(queued), millis(since(times.first_token)))
+        });
+        tracing::info!(
+            target: "fathom::access",
+            request_id = %self.id,
+            endpoint,
+            model,
+            status,
+            prompt_tokens = facts.prompt_tokens,
+            cached_tokens = facts.cached_tokens,
+            completion_tokens = facts.completion_tokens,
+            queue_ms,
+            ttft_ms,
+            total_ms = millis(Some(total)),
+            finish_reason = facts.finish_reason.unwrap_or("none"),
+            "request"
+        );
+    }
+}
+
+fn millis(duration: Option<Duration>) -> u64 {
+    duration.map_or(0, |duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}

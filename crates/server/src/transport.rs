@@ -1,0 +1,205 @@
+//! Connections: accepting them, bounding them, and ending them in order.
+//!
+//! What holds for every connection: a client that sends its request head too slowly, or takes
+//! nothing of an answer for too long, is dropped; a connection that ends with unread input lingers,
+//! so that the answer reaches the client before the reset would.
+//!
+//! Not here: requests ([`crate::routes`]); which requests a shutdown waits for (the engine's drain).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{ServiceExt, service_fn};
+
+use crate::routes;
+
+/// Longest wait for a whole request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Header fields and bytes beyond which the connection's parser gives up without an envelope. More
+/// than [`crate::observe`] allows, so that requests a little too large get a proper answer.
+const MAX_PARSED_HEADERS: usize = 512;
+const MAX_READ_BUFFER: usize = 256 * 1024;
+/// A finished connection takes what the client still sends until it pauses for this long,
+const LINGER_PAUSE: Duration = Duration::from_millis(250);
+/// and in all for this long.
+const LINGER_TOTAL: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, so that a lack of file descriptors does not burn the CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections until `stop`; each then ends after its current request.
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    router: Router,
+    write_timeout: Duration,
+    stop: &CancellationToken,
+    connections: &TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // Events are small and must leave at once.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot switch off Nagle's algorithm");
+                }
+                let router = router.clone();
+                connections.spawn(serve(stream, router, write_timeout, stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    router: Router,
+    write_timeout: Duration,
+    stop: CancellationToken,
+) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        router.clone().oneshot(routes::without_trailing_slash(request))
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_PARSED_HEADERS)
+        .max_buf_size(MAX_READ_BUFFER);
+    builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_READ_BUFFER as u32);
+    let io = TokioIo::new(Bounded::new(stream, write_timeout));
+    let mut connection =
+        std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // The usual ends of a connection: a client that left, or was too slow.
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// A stream that fails when its peer takes nothing for too long, and lingers when it is shut down.
+struct Bounded<S> {
+    stream: S,
+    write_timeout: Duration,
+    /// Runs while a write waits.
+    blocked: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Linger>,
+}
+
+struct Linger {
+    pause: Pin<Box<Sleep>>,
+    last: Instant,
+}
+
+impl<S> Bounded<S> {
+    const fn new(stream: S, write_timeout: Duration) -> Self {
+        Self { stream, write_timeout, blocked: None, lingering: None }
+    }
+
+    /// Passes on a write's result, unless writes have waited for too long.
+    fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.blocked = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let blocked = self.blocked.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(blocked.as_mut().poll(cx));
+        let message = "the client took nothing for too long";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch(cx, flushed)
+    }
+
+    /// Ends our side, then takes and forgets what still comes until the client ends its side too:
+    /// closing with unread input would reset the connection, and the client might never see why.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.watch(cx, shut))?;
+        }
+        let linger = this.lingering.get_or_insert_with(|| Linger {
+            pause: Box::pin(sleep(LINGER_PAUSE)),
+            last: Instant::now() + LINGER_TOTAL,
+        });
+        let mut scratch = [0; 16 * 1024];
+        loop {
+            if linger.pause.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let pause = Instant::now() + LINGER_PAUSE;
+            linger.pause.as_mut().reset(pause.min(linger.last));
+        }
+    }
+}
