@@ -23,6 +23,7 @@ use fathom_core::{
 };
 use tokio::sync::watch;
 
+use crate::events::EventSink;
 use crate::stats::EngineStats;
 use crate::stream::{RequestClock, TokenStream};
 
@@ -186,8 +187,28 @@ pub(crate) enum Command {
 pub(crate) struct Submission {
     pub(crate) id: RequestId,
     pub(crate) request: GenerateRequest,
-    pub(crate) events: tokio::sync::mpsc::UnboundedSender<TokenEvent>,
-    pub(crate) clock: Arc<RequestClock>,
+    pub(crate) events: EventSink,
+    pub(crate) ticket: QueueTicket,
+}
+
+/// A place in the queue, given back when the request starts or ends, whichever way.
+pub(crate) struct QueueTicket(Arc<Shared>);
+
+impl QueueTicket {
+    fn take(shared: &Arc<Shared>) -> Result<Self, SubmitError> {
+        let limit = shared.limits.queue_len;
+        let one_more = |n| (n < limit).then_some(n + 1);
+        match shared.n_queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Self(Arc::clone(shared))),
+            Err(_) => Err(SubmitError::QueueFull { limit }),
+        }
+    }
+}
+
+impl Drop for QueueTicket {
+    fn drop(&mut self) {
+        self.0.n_queued.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What handles and the step loop share. No lock here is ever held across a step.
@@ -196,7 +217,7 @@ pub(crate) struct Shared {
     pub(crate) state: watch::Sender<EngineState>,
     pub(crate) stats: Mutex<EngineStats>,
     /// Requests accepted and not yet started: the queue whose length is limited.
-    pub(crate) n_queued: AtomicUsize,
+    n_queued: AtomicUsize,
     next_id: AtomicU64,
     /// Milliseconds from `epoch` to the last progress, plus one; 0 while nothing is pending.
     progress_ms: AtomicU64,
@@ -245,18 +266,13 @@ impl EngineHandle {
     /// is no longer taking requests.
     pub fn submit(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
         self.check(&request)?;
-        let queue_len = self.shared.limits.queue_len;
-        self.shared
-            .n_queued
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < queue_len).then_some(n + 1))
-            .map_err(|_| SubmitError::QueueFull { limit: queue_len })?;
-
+        let ticket = QueueTicket::take(&self.shared)?;
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let clock = Arc::new(RequestClock::new(Instant::now()));
-        let submission = Submission { id, request, events: sender, clock: Arc::clone(&clock) };
+        let events = EventSink::new(sender, Arc::clone(&clock));
+        let submission = Submission { id, request, events, ticket };
         if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
-            self.shared.n_queued.fetch_sub(1, Ordering::AcqRel);
             self.accepting()?;
             return Err(SubmitError::ShuttingDown);
         }

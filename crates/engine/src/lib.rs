@@ -1,14 +1,32 @@
 //! Runs steps: owns scheduler and ranks, samples, streams token events.
 //!
 //! [`EngineHandle`] is the only door: submit a [`GenerateRequest`], read a [`TokenStream`].
+//!
+//! - [`handle`], [`stream`], [`stats`], [`config`]: what callers see;
+//! - [`step_loop`]: the thread behind the door; `batch_build`, [`sample`], `events`: its parts;
+//! - [`runner`]: the boundary to the model; [`rank`]: the model behind it; [`scripted`]: a runner
+//!   without one.
 
+mod batch_build;
+pub mod config;
+mod events;
 pub mod handle;
+pub mod rank;
+pub mod runner;
+pub mod sample;
+pub mod scripted;
 pub mod stats;
+pub mod step_loop;
 pub mod stream;
 
+pub use config::EngineConfig;
 pub use handle::{
     EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, Health, SubmitError,
     TokenEvent,
 };
+pub use rank::RankRunner;
+pub use runner::{RunnerCapacity, SnapshotCopy, StepError, StepInput, StepOutput, StepRunner};
+pub use scripted::ScriptedRunner;
 pub use stats::EngineStats;
+pub use step_loop::StartError;
 pub use stream::{RequestTimes, TokenStream};

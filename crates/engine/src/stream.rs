@@ -30,10 +30,6 @@ impl RequestClock {
             finished: OnceLock::new(),
         }
     }
-
-    pub(crate) const fn submitted(&self) -> Instant {
-        self.submitted
-    }
 }
 
 /// When things happened to a request. Queue time ends at `started`, prefill at `first_token`.

@@ -1,0 +1,95 @@
+//! The boundary to the model: one call per step, whatever devices and ranks stand behind it.
+//!
+//! A runner owns the memory behind slots, blocks and snapshots; the engine only names them. It
+//! keeps no opinion about requests: everything a step needs is in its [`StepInput`].
+//!
+//! Not here: the ranks that run the model (`rank`), a runner without a model ([`crate::scripted`]).
+
+use std::sync::Arc;
+
+use fathom_ops::Batch;
+
+/// What a runner has room for; constant for its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerCapacity {
+    /// Sequences that can hold state at once: slots are `0..n_slots`.
+    pub n_slots: u32,
+    /// KV blocks of 256 tokens: ids are `0..n_blocks`.
+    pub n_blocks: u32,
+    /// State snapshots: ids are `0..n_snapshots`; 0 switches prefix reuse off.
+    pub n_snapshots: u32,
+    /// Logits per row.
+    pub vocab_size: u32,
+    /// Longest sequence the model can run.
+    pub max_model_len: u32,
+}
+
+/// A copy between a slot's state (window KV, compressor state) and a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotCopy {
+    /// The sequence's slot.
+    pub slot: u32,
+    /// The snapshot.
+    pub snapshot: u32,
+    /// Tokens whose state it is, a multiple of 256.
+    pub position: u32,
+}
+
+/// Everything one step does, in this order: restores, the batch, captures.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepInput {
+    /// Snapshot to slot, before the batch.
+    pub restores: Vec<SnapshotCopy>,
+    /// The tokens to run.
+    pub batch: Batch,
+    /// Slot to snapshot, after the batch.
+    pub captures: Vec<SnapshotCopy>,
+}
+
+/// Logits on the host, reused from step to step.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// `[n_rows, vocab_size]` f32: one row per entry of `batch.logit_rows`, in that order.
+    pub logits: Vec<f32>,
+}
+
+/// A step did not produce logits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+#[non_exhaustive]
+pub enum StepError {
+    /// The requests of the step are lost; slots and blocks of all others are intact.
+    #[error("the step failed: {message}")]
+    Step { message: String },
+    /// Nothing in the runner's memory can be trusted until [`StepRunner::reset`].
+    #[error("the device failed: {message}")]
+    Device { message: String },
+}
+
+/// Runs steps. Used from one thread, one call at a time.
+pub trait StepRunner: Send {
+    /// What there is room for.
+    fn capacity(&self) -> RunnerCapacity;
+
+    /// Runs whatever makes the first request as fast as later ones. Called once, before any step.
+    ///
+    /// # Errors
+    /// [`StepError`] if the model cannot run at all; the engine then does not start.
+    fn warm_up(&mut self) -> Result<(), StepError> {
+        Ok(())
+    }
+
+    /// Runs one step and leaves the wanted rows in `output`. The input is shared so that ranks on
+    /// other threads can read it without a copy.
+    ///
+    /// # Errors
+    /// [`StepError`]; a panic counts as [`StepError::Device`].
+    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError>;
+
+    /// Makes the runner usable after [`StepError::Device`] or a panic. Slots, blocks and snapshots
+    /// may hold anything afterwards.
+    ///
+    /// # Errors
+    /// [`StepError`] if it cannot; the engine then stops.
+    fn reset(&mut self) -> Result<(), StepError>;
+}

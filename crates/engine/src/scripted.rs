@@ -1,0 +1,175 @@
+//! A runner without a model: for tests, simulations and load tests of what is above the engine.
+//!
+//! [`ScriptedRunner`] keeps token ids in its KV blocks and a running hash in its slots and
+//! snapshots, and reads them back the way a model would. A wrong block, slot or snapshot is
+//! therefore noticed: the runner panics instead of answering.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fathom_core::TokenId;
+use fathom_ops::BLOCK_TOKENS;
+
+use crate::runner::{RunnerCapacity, StepError, StepInput, StepOutput, StepRunner};
+
+/// Logit of the scripted token; all others are 0. At temperatures up to 2 it always wins.
+const CHOSEN: f32 = 100.0;
+
+/// What a script answers to the tokens so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// This token is as good as certain.
+    Token(TokenId),
+    /// The logits of this row are not numbers.
+    NotANumber,
+    /// The step fails; other sequences keep their state.
+    FailStep,
+    /// The device fails; all state is lost.
+    LoseDevice,
+}
+
+/// Chooses the reply to prompt and answer so far. A script that panics is a step that panics.
+pub type Script = Box<dyn FnMut(&[TokenId]) -> Reply + Send>;
+
+/// Runs a script instead of a model.
+pub struct ScriptedRunner {
+    capacity: RunnerCapacity,
+    script: Script,
+    step_time: Duration,
+    /// Hash and number of the tokens in each slot.
+    slots: Vec<(u64, u32)>,
+    snapshots: Vec<(u64, u32)>,
+    blocks: Vec<TokenId>,
+    sequence: Vec<TokenId>,
+}
+
+impl ScriptedRunner {
+    /// A runner that answers with what `script` says.
+    #[must_use]
+    pub fn new(
+        capacity: RunnerCapacity,
+        script: impl FnMut(&[TokenId]) -> Reply + Send + 'static,
+    ) -> Self {
+        Self {
+            capacity,
+            script: Box::new(script),
+            step_time: Duration::ZERO,
+            slots: vec![(0, 0); capacity.n_slots as usize],
+            snapshots: vec![(0, 0); capacity.n_snapshots as usize],
+            blocks: vec![0; capacity.n_blocks as usize * BLOCK_TOKENS],
+            sequence: Vec::new(),
+        }
+    }
+
+    /// A runner whose next token is [`hashed_token`] of all tokens so far.
+    #[must_use]
+    pub fn hashed(capacity: RunnerCapacity) -> Self {
+        Self::new(capacity, move |tokens| Reply::Token(hashed_token(tokens, capacity.vocab_size)))
+    }
+
+    /// Makes every step take at least this long.
+    #[must_use]
+    pub const fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
+    }
+
+    fn row(&mut self, tokens_end: usize, blocks: &[u32]) -> Reply {
+        self.sequence.clear();
+        for (index, &block) in blocks.iter().enumerate() {
+            let len = (tokens_end - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            let start = block as usize * BLOCK_TOKENS;
+            self.sequence.extend_from_slice(&self.blocks[start..start + len]);
+            if len < BLOCK_TOKENS {
+                break;
+            }
+        }
+        (self.script)(&self.sequence)
+    }
+}
+
+/// A token that depends on every token so far and their order.
+#[must_use]
+pub fn hashed_token(tokens: &[TokenId], vocab_size: u32) -> TokenId {
+    let hash = tokens.iter().fold(0, |hash, &token| mix(hash, token));
+    ((u64::from((hash >> 32) as u32) * u64::from(vocab_size)) >> 32) as TokenId
+}
+
+fn mix(hash: u64, token: TokenId) -> u64 {
+    let mixed = (hash ^ (u64::from(token) + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9).rotate_left(31)
+}
+
+impl StepRunner for ScriptedRunner {
+    fn capacity(&self) -> RunnerCapacity {
+        self.capacity
+    }
+
+    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
+        if !self.step_time.is_zero() {
+            std::thread::sleep(self.step_time);
+        }
+        let RunnerCapacity { n_slots, n_blocks, vocab_size, .. } = self.capacity;
+        let batch = &input.batch;
+        batch
+            .validate(n_slots as usize, n_blocks as usize, vocab_size as usize)
+            .map_err(|error| StepError::Step { message: error.to_string() })?;
+        for copy in &input.restores {
+            let snapshot = self.snapshots[copy.snapshot as usize];
+            assert_eq!(snapshot.1, copy.position, "snapshot {} is another one", copy.snapshot);
+            self.slots[copy.slot as usize] = snapshot;
+        }
+        for sequence in &batch.sequences {
+            let (mut hash, len) = match sequence.position {
+                0 => (0, 0),
+                _ => self.slots[sequence.slot as usize],
+            };
+            assert_eq!(len, sequence.position, "slot {} holds another state", sequence.slot);
+            let blocks = batch.blocks_of(sequence);
+            for (position, &token) in sequence.positions().zip(&batch.tokens[sequence.rows()]) {
+                hash = mix(hash, token);
+                let block = blocks[position / BLOCK_TOKENS] as usize;
+                self.blocks[block * BLOCK_TOKENS + position % BLOCK_TOKENS] = token;
+            }
+            self.slots[sequence.slot as usize] = (hash, sequence.positions().end as u32);
+        }
+
+        let vocab_size = vocab_size as usize;
+        output.logits.clear();
+        output.logits.resize(batch.logit_rows.len() * vocab_size, 0.0);
+        let mut sequences = batch.sequences.iter();
+        for (index, &row) in batch.logit_rows.iter().enumerate() {
+            let sequence = sequences
+                .find(|sequence| sequence.rows().end == row as usize + 1)
+                .expect("logits are asked for at the end of a sequence's rows");
+            let reply = self.row(sequence.positions().end, batch.blocks_of(sequence));
+            let hash = self.sequence.iter().fold(0, |hash, &token| mix(hash, token));
+            assert_eq!(hash, self.slots[sequence.slot as usize].0, "blocks and slot disagree");
+            let (token, logit) = match reply {
+                Reply::Token(token) => (token as usize, CHOSEN),
+                Reply::NotANumber => (0, f32::NAN),
+                Reply::FailStep => {
+                    return Err(StepError::Step { message: "the script said so".to_owned() });
+                }
+                Reply::LoseDevice => {
+                    return Err(StepError::Device { message: "the script said so".to_owned() });
+                }
+            };
+            assert!(token < vocab_size, "the script answers with token {token} of {vocab_size}");
+            output.logits[index * vocab_size + token] = logit;
+        }
+        for copy in &input.captures {
+            let slot = self.slots[copy.slot as usize];
+            assert_eq!(slot.1, copy.position, "slot {} holds another state", copy.slot);
+            self.snapshots[copy.snapshot as usize] = slot;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), StepError> {
+        self.slots.fill((u64::MAX, u32::MAX));
+        self.snapshots.fill((u64::MAX, u32::MAX));
+        self.blocks.fill(TokenId::MAX);
+        Ok(())
+    }
+}

@@ -1,0 +1,445 @@
+//! The engine's thread: commands in, steps, events out.
+//!
+//! One turn: read all commands, plan, build the batch, run it, sample, commit, report. Nothing here
+//! waits for a reader, and no lock is held across a step.
+//!
+//! Invariants:
+//! - every request taken from the channel ends with one final event, by name or by dropping its
+//!   sink;
+//! - a panic in the runner or in a constraint ends the requests it concerns and nobody else.
+//!
+//! Not here: what runs (`scheduler`), how it runs ([`crate::runner`]), which token comes next
+//! ([`crate::sample`]).
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use fathom_core::{FinishReason, TokenId};
+use fathom_scheduler::{
+    ConfigError, End, Ended, Outcome, Phase, Scheduler, SequenceSpec, StepPlan, Work,
+};
+
+use crate::batch_build;
+use crate::config::EngineConfig;
+use crate::events::EventSink;
+use crate::handle::{
+    Command, EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, QueueTicket,
+    Shared, Submission, TokenEvent,
+};
+use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
+use crate::sample::{RequestSampler, SampleScratch};
+use crate::stats::{CacheCounts, EngineStats, KvUsage, PhaseCounts};
+
+// The scheduler knows no tensors and the operators no scheduler; here both sizes are in sight.
+const _: () = assert!(fathom_ops::BLOCK_TOKENS == fathom_scheduler::BLOCK_TOKENS as usize);
+
+/// How long to wait for a command when there is work that cannot run: only a bug gets there.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// An engine was not started.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+#[non_exhaustive]
+pub enum StartError {
+    #[error("the engine's limits contradict each other")]
+    Config(#[from] ConfigError),
+    #[error("the engine's thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl EngineHandle {
+    /// Starts an engine on a thread of its own. It warms up there; requests are taken at once.
+    ///
+    /// # Errors
+    /// [`StartError`] if the limits cannot be obeyed or the system gives no thread.
+    pub fn start(runner: Box<dyn StepRunner>, config: EngineConfig) -> Result<Self, StartError> {
+        let capacity = runner.capacity();
+        let limits = config.limits(capacity)?;
+        let engine_limits = EngineLimits {
+            max_model_len: limits.max_model_len(),
+            vocab_size: capacity.vocab_size,
+            max_num_seqs: limits.max_num_seqs(),
+            max_num_batched_tokens: limits.max_num_batched_tokens(),
+            queue_len: limits.queue_len(),
+            kv_tokens: u64::from(limits.n_blocks()) * u64::from(fathom_scheduler::BLOCK_TOKENS),
+        };
+        let (sender, commands) = mpsc::channel();
+        let shared = Arc::new(Shared::new(engine_limits, EngineStats::default()));
+        let step_loop = StepLoop {
+            scheduler: Scheduler::new(limits),
+            runner,
+            eos: config.eos_token_ids,
+            vocab_size: capacity.vocab_size as usize,
+            commands,
+            shared: Arc::clone(&shared),
+            requests: Vec::new(),
+            epoch: Instant::now(),
+            deadline: None,
+            is_stuck: false,
+            plan: StepPlan::default(),
+            input: Arc::default(),
+            output: StepOutput::default(),
+            outcomes: Vec::new(),
+            ended: Vec::new(),
+            scratch: SampleScratch::default(),
+        };
+        std::thread::Builder::new()
+            .name("fathom-engine".to_owned())
+            .spawn(move || run_thread(step_loop))
+            .map_err(StartError::Thread)?;
+        Ok(Self { commands: sender, shared })
+    }
+}
+
+fn run_thread(mut step_loop: StepLoop) {
+    let shared = Arc::clone(&step_loop.shared);
+    // The loop catches what runners and constraints do; this catches its own bugs, so that
+    // `shutdown` and `health` tell the truth and no stream is left without an end.
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let result = step_loop.run();
+        if let Err(error) = &result {
+            step_loop.fail_everything(error);
+        }
+        // Sends what is missing: final events of requests still in the channel.
+        drop(step_loop);
+        result
+    }));
+    let state = match result {
+        Ok(Ok(())) => EngineState::Stopped,
+        Ok(Err(error)) => EngineState::Failed { reason: error.to_string() },
+        Err(panic) => EngineState::Failed { reason: message_of(panic) },
+    };
+    if let EngineState::Failed { reason } = &state {
+        tracing::error!(reason, "the engine has stopped");
+    }
+    shared.note_progress(Instant::now(), false);
+    shared.state.send_replace(state);
+}
+
+/// One request as the engine sees it; the scheduler has its tokens.
+struct Active {
+    sampler: RequestSampler,
+    events: EventSink,
+    /// Held until its first step.
+    ticket: Option<QueueTicket>,
+    /// Why it is about to end as failed.
+    failure: Option<GenerateError>,
+}
+
+struct StepLoop {
+    scheduler: Scheduler,
+    runner: Box<dyn StepRunner>,
+    eos: Vec<TokenId>,
+    vocab_size: usize,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    /// By the scheduler's sequence index.
+    requests: Vec<Option<Active>>,
+    epoch: Instant,
+    deadline: Option<Instant>,
+    /// There is work, but the last plan was empty.
+    is_stuck: bool,
+    plan: StepPlan,
+    input: Arc<StepInput>,
+    output: StepOutput,
+    outcomes: Vec<Outcome>,
+    ended: Vec<Ended>,
+    scratch: SampleScratch,
+}
+
+impl StepLoop {
+    fn run(&mut self) -> Result<(), StepError> {
+        guard(|| self.runner.warm_up())?;
+        self.shared.state.send_if_modified(|state| {
+            let starting = *state == EngineState::Starting;
+            if starting {
+                *state = EngineState::Ready;
+            }
+            starting
+        });
+        loop {
+            if !self.receive() {
+                return Ok(());
+            }
+            let started = Instant::now();
+            self.scheduler.plan(started - self.epoch, &mut self.plan);
+            self.report_ended(started, None);
+            self.is_stuck = self.plan.is_empty() && !self.scheduler.is_empty();
+            if !self.plan.is_empty() {
+                self.step(started)?;
+            }
+            self.shared.note_progress(Instant::now(), !self.scheduler.is_empty());
+        }
+    }
+
+    /// Takes in all commands, waiting for one if there is nothing to run. False: stop.
+    fn receive(&mut self) -> bool {
+        loop {
+            let command = if self.scheduler.is_empty() {
+                if self.deadline.is_some() {
+                    return false;
+                }
+                self.commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else if self.is_stuck {
+                self.commands.recv_timeout(STUCK).map_err(|error| match error {
+                    RecvTimeoutError::Timeout => TryRecvError::Empty,
+                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                })
+            } else {
+                self.commands.try_recv()
+            };
+            match command {
+                Ok(Command::Submit(submission)) => self.submit(*submission),
+                Ok(Command::Cancel(id)) => {
+                    self.scheduler.cancel(id);
+                    self.report_ended(Instant::now(), None);
+                }
+                Ok(Command::Shutdown { deadline }) => {
+                    // A second, more impatient order counts.
+                    let earliest = self.deadline.map_or(deadline, |earlier| earlier.min(deadline));
+                    self.deadline = Some(earliest);
+                }
+                Err(TryRecvError::Empty) => break,
+                // No handle and no stream is left: nobody can see or ask for anything.
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.scheduler.fail_all();
+            self.report_ended(Instant::now(), Some(&GenerateError::ShuttingDown));
+            return false;
+        }
+        true
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { id, request, mut events, ticket } = submission;
+        let GenerateRequest { prompt, sampling, priority, user, cache_salt, constraint } = request;
+        let now = Instant::now();
+        if self.scheduler.is_empty() {
+            self.shared.note_progress(now, true);
+        }
+        let max_tokens = sampling.max_tokens;
+        let sampler = RequestSampler::new(sampling, &prompt, constraint);
+        let spec = SequenceSpec {
+            id,
+            prompt,
+            max_tokens,
+            priority,
+            user: user.as_deref(),
+            cache_salt: cache_salt.as_deref(),
+        };
+        match self.scheduler.submit(spec, now - self.epoch) {
+            Ok(index) => {
+                let index = index as usize;
+                if index >= self.requests.len() {
+                    self.requests.resize_with(index + 1, || None);
+                }
+                let ticket = Some(ticket);
+                self.requests[index] = Some(Active { sampler, events, ticket, failure: None });
+                self.shared.stats().requests_accepted += 1;
+            }
+            Err(error) => {
+                // The handle checks the same limits first.
+                let message = error.to_string();
+                events.send(TokenEvent::Failed(GenerateError::StepFailed { message }), now);
+            }
+        }
+    }
+
+    fn step(&mut self, started: Instant) -> Result<(), StepError> {
+        for entry in &self.plan.entries {
+            if let Some(active) = &mut self.requests[entry.index as usize] {
+                active.events.start(started);
+                active.ticket = None;
+            }
+        }
+        // Ranks may still hold the previous input; then this makes a new one.
+        if Arc::get_mut(&mut self.input).is_none() {
+            self.input = Arc::default();
+        }
+        let input = Arc::get_mut(&mut self.input).expect("nobody else has a new input");
+        batch_build::build(&self.scheduler, &self.plan, input);
+
+        let before = Instant::now();
+        let result = guard(|| self.runner.step(&self.input, &mut self.output));
+        let model = before.elapsed();
+        if let Err(error) = result {
+            return self.fail_step(&error);
+        }
+        let n_sampled = self.sample();
+        self.scheduler.commit(&self.plan, &self.outcomes);
+        self.count_step(n_sampled, started.elapsed(), model);
+        self.report_ended(Instant::now(), None);
+        Ok(())
+    }
+
+    /// Samples every wanted row and sends its token. Returns the number of tokens.
+    fn sample(&mut self) -> u64 {
+        let now = Instant::now();
+        self.outcomes.clear();
+        let mut n_sampled = 0;
+        let mut rows = self.output.logits.chunks_exact_mut(self.vocab_size);
+        for entry in self.plan.entries.iter().filter(|entry| entry.wants_logits) {
+            let active = self.requests[entry.index as usize]
+                .as_mut()
+                .expect("a planned sequence has a request");
+            let row = rows.next().expect("a runner returns one row per wanted row");
+            let position = entry.position + entry.n_tokens;
+            let sampled = catch_unwind(AssertUnwindSafe(|| {
+                active.sampler.sample(row, position, &self.eos, &mut self.scratch)
+            }));
+            let sampled = sampled.unwrap_or_else(|panic| {
+                Err(fathom_core::ConstraintError(message_of(panic)).into())
+            });
+            self.outcomes.push(match sampled {
+                Ok(sampled) => {
+                    let (id, logprob) = (sampled.token, sampled.logprob);
+                    active.events.send(TokenEvent::Token { id, logprob }, now);
+                    n_sampled += 1;
+                    Outcome { token: Some(id), end: sampled.end.map(End::Finished) }
+                }
+                Err(error) => {
+                    active.failure = Some(error);
+                    Outcome::failed()
+                }
+            });
+        }
+        n_sampled
+    }
+
+    /// Ends the requests of a failed step. Returns the error if the engine cannot go on.
+    fn fail_step(&mut self, error: &StepError) -> Result<(), StepError> {
+        tracing::error!(%error, n_requests = self.plan.entries.len(), "a step failed");
+        self.shared.stats().failed_steps += 1;
+        let cause = GenerateError::StepFailed { message: error.to_string() };
+        self.scheduler.abort(&self.plan);
+        if matches!(error, StepError::Step { .. }) {
+            self.report_ended(Instant::now(), Some(&cause));
+            return Ok(());
+        }
+        self.scheduler.fail_running();
+        self.report_ended(Instant::now(), Some(&cause));
+        guard(|| self.runner.reset())
+    }
+
+    /// Ends all requests: the engine stops because of `error`.
+    fn fail_everything(&mut self, error: &StepError) {
+        self.scheduler.fail_all();
+        let cause = GenerateError::StepFailed { message: error.to_string() };
+        self.report_ended(Instant::now(), Some(&cause));
+    }
+
+    /// Sends the final events of the sequences that left the scheduler. Those that failed without a
+    /// reason of their own did so because of `cause`.
+    fn report_ended(&mut self, now: Instant, cause: Option<&GenerateError>) {
+        self.scheduler.take_ended(&mut self.ended);
+        if self.ended.is_empty() {
+            return;
+        }
+        let mut stats = self.shared.stats();
+        for ended in self.ended.drain(..) {
+            let Some(mut active) = self.requests[ended.index as usize].take() else { continue };
+            active.ticket = None;
+            let counts = &mut stats.ended;
+            let event = match ended.end {
+                End::Finished(reason) => {
+                    match reason {
+                        FinishReason::Eos | FinishReason::StopToken(_) => counts.stop += 1,
+                        FinishReason::Length => counts.length += 1,
+                        FinishReason::Cancelled => {
+                            *phase(&mut counts.cancelled, ended.phase) += 1;
+                        }
+                    }
+                    TokenEvent::Finished { reason, usage: ended.usage }
+                }
+                End::QueueTimeout { waited } => {
+                    counts.queue_timeout += 1;
+                    TokenEvent::Failed(GenerateError::QueueTimeout { waited })
+                }
+                End::Failed => {
+                    let failure = active.failure.take().or_else(|| cause.cloned());
+                    let error = failure.unwrap_or(GenerateError::ShuttingDown);
+                    match error {
+                        GenerateError::NonFiniteLogits { .. } => counts.non_finite_logits += 1,
+                        GenerateError::Constraint(_) | GenerateError::NothingAllowed { .. } => {
+                            counts.constraint += 1;
+                        }
+                        GenerateError::ShuttingDown => counts.shutdown += 1,
+                        _ => counts.step_failed += 1,
+                    }
+                    TokenEvent::Failed(error)
+                }
+            };
+            active.events.send(event, now);
+        }
+        count_scheduler(&mut stats, &self.scheduler);
+    }
+
+    fn count_step(&self, n_sampled: u64, step: Duration, model: Duration) {
+        let mut stats = self.shared.stats();
+        stats.observe_step(step, model);
+        stats.completion_tokens += n_sampled;
+        let entries = || self.plan.entries.iter();
+        let decodes = entries().filter(|entry| entry.work == Work::Decode).count();
+        if decodes > 0 {
+            stats.decode_tokens.observe(decodes as f64);
+            stats.decode_requests.observe(decodes as f64);
+        }
+        if decodes < self.plan.entries.len() {
+            let tokens = f64::from(self.plan.n_tokens()) - decodes as f64;
+            stats.prefill_tokens.observe(tokens);
+            stats.prefill_requests.observe((self.plan.entries.len() - decodes) as f64);
+        }
+        count_scheduler(&mut stats, &self.scheduler);
+    }
+}
+
+fn phase(counts: &mut PhaseCounts, phase: Phase) -> &mut u64 {
+    match phase {
+        Phase::Queued => &mut counts.queued,
+        Phase::Prefill => &mut counts.prefill,
+        Phase::Decode => &mut counts.decode,
+    }
+}
+
+fn count_scheduler(stats: &mut EngineStats, scheduler: &Scheduler) {
+    let now = scheduler.stats();
+    stats.requests_running = now.running.into();
+    stats.requests_preempted = now.preempted.into();
+    stats.preemptions = now.preemptions;
+    stats.prompt_tokens = now.prompt_tokens;
+    stats.cached_prompt_tokens = now.cached_prompt_tokens;
+    stats.kv = KvUsage {
+        blocks_total: now.blocks_total.into(),
+        blocks_used: now.blocks_used.into(),
+        blocks_cached: now.blocks_cached.into(),
+        snapshots_total: now.snapshots_total.into(),
+        snapshots_used: now.snapshots_used.into(),
+    };
+    stats.cache = CacheCounts {
+        lookups: now.cache.lookups,
+        hits: now.cache.hits,
+        hit_tokens: now.cache.hit_tokens,
+        miss_short: now.cache.miss_short,
+        miss_no_block: now.cache.miss_no_block,
+        miss_evicted: now.cache.miss_evicted,
+        miss_salt: now.cache.miss_salt,
+        miss_no_snapshot: now.cache.miss_no_snapshot,
+    };
+}
+
+/// Runs code that may panic; a panic means that the device's memory cannot be trusted.
+fn guard(run: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(StepError::Device { message: message_of(panic) }))
+}
+
+fn message_of(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".to_owned())
+}
