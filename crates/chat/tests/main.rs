@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod answers;
+mod cuts;
 mod goldens;
 mod prompts;
+mod strict;
 mod strings;
 mod support;
 mod text;

@@ -102,6 +102,18 @@ impl Answer {
         self.tagger = tagger;
     }
 
+    /// Takes text that could still have become a control token when the answer ended.
+    pub(super) fn push_unfinished(&mut self, text: &str) {
+        if !(self.is_after_opener() && self.tagger.could_begin_tag(text)) {
+            self.push(Lexeme::Text(text), 0);
+        }
+    }
+
+    /// Whether what ends here unfinished is not text but the beginning of a tag that was cut off.
+    fn is_after_opener(&self) -> bool {
+        matches!(self.state, State::Opened { .. })
+    }
+
     /// What has been settled since the last call.
     pub(super) fn take_deltas(&mut self) -> Vec<Delta> {
         let mut merged: Vec<Delta> = Vec::with_capacity(self.out.len());
@@ -139,7 +151,10 @@ impl Answer {
     /// Ends the answer after `n_tokens` tokens.
     pub(super) fn finish(&mut self, end: End, n_tokens: u32) -> Summary {
         let mut tagger = std::mem::take(&mut self.tagger);
-        tagger.finish(|piece| self.piece(piece, n_tokens));
+        tagger.finish(|piece| match piece {
+            Piece::Text(_) if self.is_after_opener() => {}
+            piece => self.piece(piece, n_tokens),
+        });
         let mut dropped_call = false;
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Prose(channel) => self.end_prose(channel, false),
@@ -150,7 +165,7 @@ impl Answer {
         }
         if end == End::Stop
             && self.reasoning_tokens.is_none()
-            && let Some(copy) = self.copy.take()
+            && let Some(copy) = self.copy.take().filter(|copy| !copy.is_empty())
         {
             self.out.push(Delta::Content(copy));
         }
@@ -168,7 +183,9 @@ impl Answer {
             n_calls,
             dropped_call,
             n_duplicate_parameters: self.calls.n_duplicates(),
-            reasoning_tokens: self.reasoning_tokens.unwrap_or(n_tokens - u32::from(self.at_eos)),
+            reasoning_tokens: self
+                .reasoning_tokens
+                .unwrap_or_else(|| n_tokens.saturating_sub(u32::from(self.at_eos))),
         }
     }
 

@@ -53,12 +53,9 @@ impl Lexer {
         }
     }
 
-    /// Ends the text: what was held back is text after all.
-    pub(super) fn finish(&mut self, mut emit: impl FnMut(Lexeme<'_>)) {
-        let held = std::mem::take(&mut self.held);
-        if !held.is_empty() {
-            emit(Lexeme::Text(&held));
-        }
+    /// Ends the text and returns what was held back: it is text after all.
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 

@@ -215,7 +215,10 @@ impl TextParser {
 
     /// Ends the answer.
     pub fn finish(mut self, end: End) -> (Vec<Delta>, Summary) {
-        self.lexer.finish(|lexeme| self.answer.push(lexeme, 0));
+        let held = self.lexer.finish();
+        if !held.is_empty() {
+            self.answer.push_unfinished(&held);
+        }
         let mut summary = self.answer.finish(end, 0);
         summary.reasoning_tokens = 0;
         (self.answer.take_deltas(), summary)

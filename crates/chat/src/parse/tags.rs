@@ -106,6 +106,14 @@ impl Tagger {
         }
     }
 
+    /// Whether a tag could begin with `text`, whose marker is not complete.
+    pub(super) fn could_begin_tag(&self, text: &str) -> bool {
+        let begun = format!("{}{text}", self.angle);
+        let marker = Special::Dsml.text();
+        self.header.is_none()
+            && ["<", "</"].iter().any(|lead| format!("{lead}{marker}").starts_with(&begun))
+    }
+
     /// Ends the answer.
     pub(super) fn finish(&mut self, mut emit: impl FnMut(Piece<'_>)) {
         if let Some(header) = self.header.take() {
