@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -86,9 +86,40 @@ pub fn write_sharded(
     seed: u64,
     shard_bytes: u64,
 ) -> Result<u64, SyntheticError> {
+    write_files(dir, config, plan(config, shard_bytes), |file, shard| {
+        for tensor in shard {
+            write_tensor(file, tensor, Random::of(seed, &tensor.name))?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a checkpoint of `config` whose tensors are holes: headers, index and lengths are real,
+/// reading a tensor gives zeros, and the disk holds next to nothing.
+///
+/// # Errors
+/// As [`write_synthetic`].
+pub fn write_sparse(
+    dir: &Path,
+    config: &ModelConfig,
+    shard_bytes: u64,
+) -> Result<u64, SyntheticError> {
+    write_files(dir, config, plan(config, shard_bytes), |file, shard| {
+        let begin = file.stream_position()?;
+        let payload: u64 = shard.iter().map(tensor_bytes).sum();
+        file.get_ref().set_len(begin + payload)
+    })
+}
+
+/// Writes all files; `fill` writes the payload of a shard behind its header.
+fn write_files(
+    dir: &Path,
+    config: &ModelConfig,
+    shards: Vec<Vec<Planned>>,
+    fill: impl Fn(&mut BufWriter<File>, &[Planned]) -> std::io::Result<()>,
+) -> Result<u64, SyntheticError> {
     std::fs::create_dir_all(dir)
         .map_err(|source| SyntheticError { path: dir.to_owned(), source })?;
-    let shards = plan(config, shard_bytes);
     let mut weight_map = Map::new();
     let mut total = 0;
     let n_shards = shards.len();
@@ -101,7 +132,7 @@ pub fn write_sharded(
             total += tensor_bytes(tensor);
         }
         let path = dir.join(file);
-        write_shard(&path, &shard, seed).map_err(|source| SyntheticError { path, source })?;
+        write_shard(&path, &shard, &fill).map_err(|source| SyntheticError { path, source })?;
     }
     weight_map.sort_keys();
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
@@ -207,7 +238,11 @@ fn fp4_rms() -> f32 {
     (sum / 8.0).sqrt()
 }
 
-fn write_shard(path: &Path, tensors: &[Planned], seed: u64) -> std::io::Result<()> {
+fn write_shard(
+    path: &Path,
+    tensors: &[Planned],
+    fill: impl Fn(&mut BufWriter<File>, &[Planned]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut header = String::from(r#"{"__metadata__":{"format":"pt"}"#);
     let mut begin = 0;
     for tensor in tensors {
@@ -227,9 +262,7 @@ fn write_shard(path: &Path, tensors: &[Planned], seed: u64) -> std::io::Result<(
     let mut out = BufWriter::with_capacity(CHUNK, File::create(path)?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())?;
-    for tensor in tensors {
-        write_tensor(&mut out, tensor, Random::of(seed, &tensor.name))?;
-    }
+    fill(&mut out, tensors)?;
     out.flush()
 }
 

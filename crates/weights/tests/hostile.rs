@@ -1,5 +1,6 @@
 //! Bytes from outside: whatever they are, the parsers answer and never panic.
 
+use fathom_weights::config::config_json;
 use fathom_weights::shard::{HeaderDtype, parse_shard};
 use fathom_weights::{StoredDtype, parse_config};
 use proptest::prelude::*;
@@ -124,6 +125,8 @@ proptest! {
             let variant = fathom_weights::Variant::of(&parsed.config);
             prop_assert!(fathom_weights::expected::expected_count(&parsed.config, variant) > 0);
             let _ = fathom_weights::InspectReport::of_config(&parsed, String::new()).to_string();
+            let written = config_json(&parsed.config).to_string();
+            prop_assert_eq!(parse_config(written.as_bytes()).unwrap().config, parsed.config);
         }
     }
 }

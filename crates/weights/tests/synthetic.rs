@@ -2,7 +2,7 @@
 
 use fathom_core::{LayerKind, ModelConfig};
 use fathom_weights::config::config_json;
-use fathom_weights::synthetic::{write_sharded, write_synthetic};
+use fathom_weights::synthetic::{write_sharded, write_sparse, write_synthetic};
 use fathom_weights::{Checkpoint, parse_config};
 
 /// The smallest model with every kind of layer.
@@ -96,4 +96,21 @@ fn a_written_config_reads_back_as_it_was() {
         let text = config_json(&parsed.config).to_string();
         assert_eq!(parse_config(text.as_bytes()).unwrap().config, parsed.config);
     }
+}
+
+#[test]
+fn a_sparse_checkpoint_of_the_size_of_flash_opens_in_a_few_megabytes_of_disk() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let flash = crate::released::flash();
+    let bytes = write_sparse(dir.path(), &flash, 3_500_000_000).unwrap();
+    assert_eq!(bytes, 159_609_485_896);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!((checkpoint.n_tensors(), checkpoint.n_shards()), (69_187, 46));
+    assert_eq!(checkpoint.notices(), [""; 0]);
+    let on_disk: u64 = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
+        .sum();
+    assert!(on_disk < 64 << 20, "{on_disk}");
 }

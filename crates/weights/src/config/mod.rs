@@ -118,8 +118,8 @@ pub fn parse_config(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
             as f32,
         swiglu_limit: keys
             .opt_number(&["swiglu_limit"], 0.0, 1e6)?
-            .filter(|limit| *limit > 0.0)
-            .map(|limit| limit as f32),
+            .map(|limit| limit as f32)
+            .filter(|limit| *limit > 0.0),
         hc_sinkhorn_iters: keys.opt_int(&["hc_sinkhorn_iters"], 1, 1000)?.unwrap_or(20) as u32,
         hc_eps: keys.opt_number(&["hc_eps"], 1e-12, 1e-1)?.unwrap_or(1e-6) as f32,
         rms_norm_eps: keys.opt_number(&["rms_norm_eps", "norm_eps"], 1e-12, 1e-1)?.unwrap_or(1e-6)
