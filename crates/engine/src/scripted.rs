@@ -20,6 +20,8 @@ const CHOSEN: f32 = 100.0;
 pub enum Reply {
     /// This token is as good as certain.
     Token(TokenId),
+    /// Logits between 0 and 8 that are a hash of this number and the token: the draw decides.
+    Spread(u32),
     /// The logits of this row are not numbers.
     NotANumber,
     /// The step fails; other sequences keep their state.
@@ -145,18 +147,26 @@ impl StepRunner for ScriptedRunner {
             let reply = self.row(sequence.positions().end, batch.blocks_of(sequence));
             let hash = self.sequence.iter().fold(0, |hash, &token| mix(hash, token));
             assert_eq!(hash, self.slots[sequence.slot as usize].0, "blocks and slot disagree");
-            let (token, logit) = match reply {
-                Reply::Token(token) => (token as usize, CHOSEN),
-                Reply::NotANumber => (0, f32::NAN),
+            let logits = &mut output.logits[index * vocab_size..(index + 1) * vocab_size];
+            match reply {
+                Reply::Token(token) => match logits.get_mut(token as usize) {
+                    Some(logit) => *logit = CHOSEN,
+                    None => panic!("the script answers with token {token} of {vocab_size}"),
+                },
+                Reply::Spread(seed) => {
+                    for (token, logit) in (0..).zip(logits) {
+                        let bits = mix(u64::from(seed), token) >> 40;
+                        *logit = bits as f32 / (1 << 21) as f32;
+                    }
+                }
+                Reply::NotANumber => logits[0] = f32::NAN,
                 Reply::FailStep => {
                     return Err(StepError::Step { message: "the script said so".to_owned() });
                 }
                 Reply::LoseDevice => {
                     return Err(StepError::Device { message: "the script said so".to_owned() });
                 }
-            };
-            assert!(token < vocab_size, "the script answers with token {token} of {vocab_size}");
-            output.logits[index * vocab_size + token] = logit;
+            }
         }
         for copy in &input.captures {
             let slot = self.slots[copy.slot as usize];

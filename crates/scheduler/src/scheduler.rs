@@ -325,13 +325,14 @@ impl Scheduler {
 
     /// Removes a sequence and reports why. Does nothing to an entry that is unused.
     pub(crate) fn end(&mut self, index: SequenceIndex, end: End, discard: bool) {
-        let phase = self.sequences[index as usize].phase();
-        match self.sequences[index as usize].state {
-            State::Vacant => return,
-            State::Waiting => {
-                let place = self.place(index);
-                self.queue.remove(self.sequences[index as usize].account, place);
-            }
+        let sequence = &self.sequences[index as usize];
+        let (account, place) = (sequence.account, self.place(index));
+        if sequence.state == State::Vacant {
+            return;
+        }
+        let phase = sequence.phase();
+        match sequence.state {
+            State::Vacant | State::Waiting => self.queue.remove(account, place),
             State::Prefill | State::Decode => self.vacate(index, discard),
         }
         let sequence = &mut self.sequences[index as usize];

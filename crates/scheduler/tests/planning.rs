@@ -207,3 +207,21 @@ fn a_snapshot_of_a_failed_sequence_is_not_kept_for_its_healthy_twin() {
     assert_eq!(engine.usage(longer).cached_tokens, 256);
     engine.check_answers();
 }
+
+#[test]
+fn failing_everything_ends_running_waiting_and_planned_sequences_once() {
+    let mut engine = Engine::new(SchedulerConfig { max_num_seqs: 2, ..config(512) });
+    let done = engine.submit(Request::new(prompt(1, 20), 1));
+    engine.step();
+    for family in 0..4 {
+        engine.submit(Request::new(prompt(family, 300), 10));
+    }
+    engine.plan();
+    engine.scheduler.fail_all();
+    engine.collect();
+    engine.scheduler.audit().unwrap();
+    assert!(engine.scheduler.is_empty());
+    assert_eq!(engine.ended.len(), 5);
+    let failed = engine.ended.values().filter(|ended| ended.end == End::Failed).count();
+    assert_eq!((failed, engine.ended[&done].end), (4, End::Finished(FinishReason::Length)));
+}
