@@ -49,6 +49,7 @@ impl<O: Ops> Moe<O> {
             gate: loader.linear(&format!("{ffn}.gate.weight"))?,
             router,
             experts: ops.load_experts(&experts, shard.experts.start, n_experts)?,
+            experts_are_slices: shard.channels.len() < width,
             shard,
             shared: load_shared(loader, &format!("{ffn}.shared_experts"))?,
             top_k: config.num_experts_per_tok,

@@ -83,8 +83,15 @@ impl MemoryPlan {
         let (kv, index_keys) = CacheSpec::formats_for(numerics);
         let blocks_per_seq = max_model_len.div_ceil(BLOCK_TOKENS);
         let n_blocks = blocks_per_seq * max_num_seqs;
-        let mut spec =
-            CacheSpec { layers, n_slots: max_num_seqs, n_blocks, n_snapshots: 0, spare_rows, kv, index_keys };
+        let mut spec = CacheSpec {
+            layers,
+            n_slots: max_num_seqs,
+            n_blocks,
+            n_snapshots: 0,
+            spare_rows,
+            kv,
+            index_keys,
+        };
         if let Some(budget_bytes) = request.budget_bytes {
             spec.n_blocks = blocks_within(&spec, max_model_len, blocks_per_seq, budget_bytes)?;
         }
