@@ -31,21 +31,27 @@ pub(crate) struct InspectArgs {
 /// Where there is nothing to report on, and, after the report, where the checkpoint would be
 /// refused, so that scripts can tell by the exit status.
 pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if args.tensors {
         let path = args.dir.join("config.json");
         let json = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let config = parse_config(&json).with_context(|| path.display().to_string())?.config;
-        write!(out, "{}", tensor_list(&config, Variant::of(&config)))?;
-        return Ok(());
+        return print(&tensor_list(&config, Variant::of(&config)));
     }
     let report = InspectReport::of_dir(&args.dir, args.verify)
         .with_context(|| format!("inspecting {}", args.dir.display()))?;
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
-        write!(out, "{report}")?;
+        print(&report.to_string())?;
     }
     anyhow::ensure!(report.accepted, "{} would be refused", args.dir.display());
     Ok(())
+}
+
+/// Writes to stdout; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
+    }
 }

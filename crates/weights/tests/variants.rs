@@ -3,7 +3,7 @@
 use fathom_core::ExpertFormat;
 use fathom_weights::EffortProfileHint;
 use fathom_weights::synthetic::write_synthetic;
-use fathom_weights::{Checkpoint, StoredDtype};
+use fathom_weights::{Checkpoint, InspectReport, StoredDtype};
 use serde_json::json;
 
 use crate::copy::{Copy, INDEX, SHARD_1, SHARD_2, SHARD_3};
@@ -171,6 +171,9 @@ fn a_base_checkpoint_loads_with_f32_scales_and_skips_the_copies() {
     assert!(!base.contains("mtp.0.head.weight"));
     assert!(base.notices()[0].starts_with("2 mtp.* tensors"), "{:?}", base.notices());
     base.verify().unwrap();
+    // The report counts what lies on disk, so the copies too.
+    let report = InspectReport::of_checkpoint(&base, String::new());
+    assert_eq!(report.totals.bytes, base.n_bytes());
 }
 
 #[test]
