@@ -271,7 +271,8 @@ impl SseConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
-    /// Whether requests with different `user_id` share no cache entries. Default true.
+    /// Whether requests with different `user_id` share no cache entries. Default true. Handed to
+    /// the engine.
     pub isolate_by_user: bool,
 }
 

@@ -1,1 +1,13 @@
 //! The server over loopback TCP, in front of an engine whose tokens are scripted.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod answers;
+mod bad_requests;
+mod client;
+mod disconnects;
+mod operations;
+mod rig;
+mod shutdown;
+mod streams;
+mod transport;

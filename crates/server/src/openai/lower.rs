@@ -45,7 +45,6 @@ pub(super) struct Plan {
     hide_reasoning: bool,
     /// Sampling fields that thinking mode ignores.
     ignored: Vec<&'static str>,
-    cache_salt: Option<String>,
 }
 
 impl Plan {
@@ -88,7 +87,6 @@ impl Plan {
         let may_call = !functions.is_empty() && tool_choice != ToolChoice::None;
         let budget = request.thinking.budget.filter(|_| thinks && config.reasoning.honor_budget);
         Ok(Self {
-            cache_salt: cache_salt(&sampling, config),
             logprobs: request.logprobs,
             tools: may_call.then(|| ToolSet::from_functions(&functions)),
             forbid_calls: !functions.is_empty() && !may_call,
@@ -218,7 +216,7 @@ impl Prepared {
                 sampling: SamplingParams { choice, ..params.clone() },
                 priority: plan.sampling.priority,
                 user: plan.sampling.user_id.clone(),
-                cache_salt: plan.cache_salt.clone(),
+                cache_salt: plan.sampling.cache_salt.clone(),
                 constraint: guard.into_constraint(),
             };
             let submitted = plan.model.engine.submit(request);
@@ -369,19 +367,6 @@ fn max_tokens(
                 DefaultMaxTokens::Tokens(tokens) => tokens.min(limits.max_output_tokens),
             };
             Ok(default.min(room))
-        }
-    }
-}
-
-/// What separates this request's prefix-cache entries from others'. The lengths keep two pairs
-/// with the same concatenation apart.
-fn cache_salt(sampling: &wire::Sampling, config: &ServerConfig) -> Option<String> {
-    let user = sampling.user_id.as_deref().filter(|_| config.cache.isolate_by_user);
-    match (user, sampling.cache_salt.as_deref()) {
-        (None, None) => None,
-        (user, salt) => {
-            let part = |part: Option<&str>| part.map_or("-".into(), |p| format!("{}:{p}", p.len()));
-            Some(part(user) + &part(salt))
         }
     }
 }
