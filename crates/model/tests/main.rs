@@ -1,0 +1,5 @@
+//! What the model promises, on the nano checkpoint: goldens of the official code, independence of
+//! batch and chunking, equality over ranks.
+
+mod golden;
+mod goldens;
