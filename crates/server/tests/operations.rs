@@ -74,6 +74,19 @@ fn a_failed_model_fails_health() {
 }
 
 #[test]
+fn a_step_that_takes_too_long_fails_health_until_it_ends() {
+    let rig = Rig::configured(|config| config.server.watchdog_s = 1);
+    std::thread::scope(|scope| {
+        let answered = scope.spawn(|| rig.say("PAUSE", &json!({})).status);
+        while rig.get("/health").status == 200 {
+            assert!(!answered.is_finished(), "the answer came before the watchdog barked");
+        }
+        assert_eq!(answered.join().unwrap(), 200);
+    });
+    assert_eq!(rig.get("/health").status, 200);
+}
+
+#[test]
 fn a_clients_request_id_is_adopted_if_it_is_one() {
     let rig = Rig::start();
     let id = |sent: &str| {
