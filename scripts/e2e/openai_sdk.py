@@ -22,6 +22,7 @@ import openai
 
 from server_process import ServerProcess
 
+LOG_LINES = 40
 MODEL = "deepseek-v4-flash"
 OFF = {"thinking": {"type": "disabled"}}
 ON = {"thinking": {"type": "enabled"}}
@@ -196,9 +197,18 @@ def check_tool_history_is_accepted(client, _):
         openai.BadRequestError,
         400,
         "invalid_message_sequence",
-        "messages[2]",
+        "messages[1]",
         lambda: ask(client, unanswered, tools=[WEATHER]),
     )
+
+
+def check_a_repeated_prompt_is_cached(client, _):
+    long = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 40}]
+    first, second = (ask(client, long, temperature=0) for _ in range(2))
+    assert first.usage.prompt_tokens > 600, first.usage
+    assert second.usage.prompt_tokens_details.cached_tokens >= 256, second.usage
+    assert second.choices[0].message.content == first.choices[0].message.content
+    check_usage(second.usage)
 
 
 def check_the_sdks_own_message_goes_back(client, _):
@@ -347,7 +357,7 @@ def main():
                 verdict = "FAILED\n" + traceback.format_exc()
             print(f"{name:<52} {time.monotonic() - start:6.2f} s  {verdict}", flush=True)
         if failed:
-            print(server.log())
+            print("end of the server's log:", *server.log().splitlines()[-LOG_LINES:], sep="\n")
     print(f"{len(checks) - failed} passed, {failed} failed")
     return 1 if failed or not checks else 0
 

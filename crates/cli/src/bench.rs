@@ -1,0 +1,112 @@
+//! `fathom bench`: how fast this machine computes, measured in this process. For `cargo xtask bench`.
+//!
+//! - `cpu`: prefill and decode of one sequence;
+//! - `memory`: decode of a synthetic checkpoint of Flash-like proportions against the speed at
+//!   which memory can be read ([`memory`]).
+//!
+//! Not here: a running server's throughput.
+
+mod memory;
+mod speed;
+
+use std::fs;
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use fathom_core::Numerics;
+use serde_json::Value;
+
+/// Arguments of `fathom bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Prefill and decode of one sequence, greedy
+    Cpu(CpuArgs),
+    /// Decode of a synthetic 2 GB checkpoint against reading memory
+    Memory(MemoryArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Threads that compute; all processors by default
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Numeric mode
+    #[arg(long, default_value_t = Numerics::default())]
+    numerics: Numerics,
+    /// Write the result as JSON to this file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct CpuArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Checkpoint directory; the embedded model by default
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// JSON file with the prompt's token ids
+    #[arg(long, value_name = "FILE")]
+    prompt: PathBuf,
+    /// Prompt tokens before the decode that is measured
+    #[arg(long, default_value_t = 128)]
+    decode_after: usize,
+    /// Tokens to decode
+    #[arg(long, default_value_t = 128)]
+    decode_tokens: usize,
+}
+
+#[derive(Debug, clap::Args)]
+struct MemoryArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Folder for the synthetic checkpoint, written if it is not there
+    #[arg(long, value_name = "DIR")]
+    scratch: PathBuf,
+    /// Tokens to decode
+    #[arg(long, default_value_t = 32)]
+    decode_tokens: usize,
+}
+
+/// Measures and writes the result.
+pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    match args.what {
+        What::Cpu(args) => {
+            crate::threads::use_for_compute(args.common.threads)?;
+            let checkpoint = crate::open_checkpoint(args.model.as_deref())?;
+            let ids = read_ids(&args.prompt)?;
+            let numerics = args.common.numerics;
+            let model = speed::load(&checkpoint, numerics)?;
+            let result =
+                speed::prefill_and_decode(&model, &ids, args.decode_after, args.decode_tokens)?;
+            write(args.common.out.as_deref(), &result)
+        }
+        What::Memory(args) => {
+            let threads = crate::threads::use_for_compute(args.common.threads)?;
+            let numerics = args.common.numerics;
+            let result = memory::run(&args.scratch, numerics, threads, args.decode_tokens)?;
+            write(args.common.out.as_deref(), &result)
+        }
+    }
+}
+
+fn read_ids(path: &Path) -> Result<Vec<u32>> {
+    let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("no list of ids in {}", path.display()))
+}
+
+fn write(path: Option<&Path>, result: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(result)? + "\n";
+    match path {
+        Some(path) => fs::write(path, text).with_context(|| format!("writing {}", path.display())),
+        None => Ok(std::io::stdout().write_all(text.as_bytes())?),
+    }
+}

@@ -1,0 +1,148 @@
+//! What `fathom serve` prints once it answers: what is loaded, memory, address, a line to try.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::config::ServeConfig;
+use super::load::Loaded;
+use super::memory::readable;
+
+/// The text; its lines begin with a word that says what they are about.
+pub(super) struct Banner {
+    pub(super) names: Vec<String>,
+    pub(super) source: String,
+    pub(super) compute: String,
+    pub(super) steps: String,
+    pub(super) cache: String,
+    pub(super) took_s: f64,
+    pub(super) url: String,
+    pub(super) needs_key: bool,
+}
+
+impl Banner {
+    /// The text about `loaded`, which answers at `address`.
+    pub(super) fn new(config: &ServeConfig, loaded: &Loaded, address: SocketAddr) -> Self {
+        let weights = readable(loaded.weight_bytes);
+        let source = match &config.model {
+            Some(directory) => format!(
+                "{weights} in {} tensors, mapped from {}",
+                loaded.n_tensors,
+                directory.display()
+            ),
+            None => format!(
+                "{weights} in {} tensors, embedded; random, so answers are noise",
+                loaded.n_tensors
+            ),
+        };
+        let limits = loaded.entry.engine.limits();
+        let spec = &loaded.cache.spec;
+        Self {
+            names: loaded.entry.ids.clone(),
+            source,
+            compute: format!(
+                "{} on the CPU, {}, {}",
+                config.numerics,
+                counted(loaded.n_threads, "thread"),
+                counted(config.tensor_parallel_size, "rank"),
+            ),
+            steps: format!(
+                "{} tokens of context, {} sequences at once, {} tokens per step",
+                limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens
+            ),
+            cache: format!(
+                "{} per rank: {} tokens in {} blocks ({:.0} B per token), {} for {} slots, {} for \
+                 {} snapshots",
+                readable(loaded.cache.total_bytes()),
+                limits.kv_tokens,
+                spec.n_blocks,
+                loaded.cache.plan.token_bytes(),
+                readable(loaded.cache.plan.slots_bytes()),
+                spec.n_slots,
+                readable(loaded.cache.snapshots_bytes()),
+                spec.n_snapshots,
+            ),
+            took_s: loaded.took.as_secs_f64(),
+            url: reachable(address),
+            needs_key: !config.server.keys.is_empty(),
+        }
+    }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// URL under which a client on this machine reaches `address`.
+pub(super) fn reachable(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
+}
+
+impl fmt::Display for Banner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, others) = self.names.split_first().expect("a model has a name");
+        write!(f, "fathom {} serves {name}", env!("CARGO_PKG_VERSION"))?;
+        if !others.is_empty() {
+            write!(f, " (also called {})", others.join(", "))?;
+        }
+        writeln!(f)?;
+        for (what, text) in [
+            ("weights", &self.source),
+            ("compute", &self.compute),
+            ("limits", &self.steps),
+            ("kv cache", &self.cache),
+        ] {
+            writeln!(f, "  {what:<9} {text}")?;
+        }
+        writeln!(f, "  loaded    in {:.2} s", self.took_s)?;
+        writeln!(f, "  listening {}", self.url)?;
+        writeln!(f, "\ntry it:")?;
+        let key = if self.needs_key { " -H 'Authorization: Bearer YOUR_KEY'" } else { "" };
+        // The last name is the one that client examples use.
+        let model = others.last().unwrap_or(name);
+        write!(
+            f,
+            "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{{\"model\": \
+             \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}], \
+             \"max_tokens\": 64}}'",
+            self.url
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_is_one_that_a_local_client_can_use() {
+        assert_eq!(reachable("0.0.0.0:80".parse().unwrap()), "http://127.0.0.1:80");
+        assert_eq!(reachable("[::]:80".parse().unwrap()), "http://[::1]:80");
+        assert_eq!(reachable("10.0.0.7:9".parse().unwrap()), "http://10.0.0.7:9");
+    }
+
+    #[test]
+    fn the_line_to_try_is_valid_json_and_mentions_a_key_only_if_one_is_needed() {
+        let mut banner = Banner {
+            names: vec!["nano".to_owned(), "deepseek-v4-flash".to_owned()],
+            source: String::new(),
+            compute: String::new(),
+            steps: String::new(),
+            cache: String::new(),
+            took_s: 0.0,
+            url: "http://127.0.0.1:8000".to_owned(),
+            needs_key: false,
+        };
+        let text = banner.to_string();
+        let body = text.rsplit_once("-d '").unwrap().1.trim_end_matches('\'');
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["model"], "deepseek-v4-flash");
+        assert!(!text.contains("Bearer"));
+        banner.needs_key = true;
+        assert!(banner.to_string().contains("Bearer"));
+    }
+}

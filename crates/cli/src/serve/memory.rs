@@ -1,0 +1,160 @@
+//! How much memory the KV cache gets, and how it is divided.
+//!
+//! Not here: what a block, a slot and a snapshot are (`CacheSpec`), what fits a budget
+//! ([`MemoryPlan`]).
+
+use std::fs;
+
+use anyhow::Result;
+use fathom_core::{LayerKind, Numerics};
+use fathom_model::{CacheRequest, MemoryPlan, PlanError};
+use fathom_ops::CacheSpec;
+
+/// Budget where the operator gave none and the system does not say what is free.
+const FALLBACK_BYTES: u64 = 4 << 30;
+
+/// Budget of the embedded model: it is for trying out, beside whatever else the machine runs.
+pub(super) const EMBEDDED_BYTES: u64 = 512 << 20;
+
+/// What must be known to divide a budget.
+pub(super) struct Demand<'a> {
+    /// Layers that have a cache.
+    pub(super) layers: &'a [LayerKind],
+    /// Decides the row formats.
+    pub(super) numerics: Numerics,
+    /// Longest context the operator asked for; `None` for as long as fits.
+    pub(super) max_model_len: Option<u32>,
+    /// Longest context of the model.
+    pub(super) model_max_len: usize,
+    /// Sequences at once.
+    pub(super) max_num_seqs: u32,
+}
+
+/// A divided budget.
+#[derive(Debug)]
+pub(super) struct Division {
+    /// What to allocate.
+    pub(super) spec: CacheSpec,
+    /// The plan, for printing.
+    pub(super) plan: MemoryPlan,
+    /// Longest context there is room for.
+    pub(super) max_model_len: u32,
+}
+
+impl Division {
+    /// Bytes of all stores.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.plan.total_bytes() + self.snapshots_bytes()
+    }
+
+    /// Bytes of all snapshots.
+    pub(super) fn snapshots_bytes(&self) -> u64 {
+        (self.spec.n_snapshots * self.spec.snapshot_bytes()) as u64
+    }
+}
+
+/// Divides `budget_bytes` into blocks, slots and snapshots.
+///
+/// A fifth goes to snapshots, without which no prefix could be reused. A context that was not asked
+/// for is cut to what fits.
+///
+/// # Errors
+/// [`PlanError`] if one sequence of the length asked for does not fit.
+pub(super) fn divide(demand: &Demand<'_>, budget_bytes: u64) -> Result<Division, PlanError> {
+    let for_snapshots = budget_bytes / 5;
+    let plan = |max_model_len| {
+        MemoryPlan::new(CacheRequest {
+            layers: demand.layers.to_vec(),
+            numerics: demand.numerics,
+            max_model_len,
+            max_num_seqs: demand.max_num_seqs as usize,
+            spare_rows: 0,
+            budget_bytes: Some(budget_bytes - for_snapshots),
+        })
+    };
+    let wanted = demand.max_model_len.map_or(demand.model_max_len, |len| len as usize);
+    let plan = match plan(wanted) {
+        Err(PlanError::NoRoomForOne { fitting_len, .. })
+            if demand.max_model_len.is_none() && fitting_len > 0 =>
+        {
+            plan(fitting_len)
+        }
+        plan => plan,
+    }?;
+    let mut spec = plan.spec().clone();
+    // A snapshot ends at a block's end: more snapshots than blocks are never used.
+    let fitting = usize::try_from(for_snapshots).unwrap_or(usize::MAX) / spec.snapshot_bytes();
+    spec.n_snapshots = fitting.min(spec.n_blocks);
+    let max_model_len = u32::try_from(plan.max_model_len()).unwrap_or(u32::MAX);
+    Ok(Division { spec, plan, max_model_len })
+}
+
+/// A quarter of the memory that is free once weights of `weight_bytes` are resident.
+pub(super) fn default_budget(weight_bytes: u64) -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available_bytes(&info).map_or(FALLBACK_BYTES, |free| free.saturating_sub(weight_bytes) / 4)
+}
+
+/// `MemAvailable` of `/proc/meminfo`.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A byte count for people.
+pub(super) fn readable(bytes: u64) -> String {
+    let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let unit = units.into_iter().find(|(_, size)| bytes >= *size);
+    unit.map_or_else(
+        || format!("{bytes} B"),
+        |(unit, size)| format!("{:.1} {unit}", bytes as f64 / size as f64),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NANO: [LayerKind; 4] =
+        [LayerKind::Window, LayerKind::Csa, LayerKind::Hca, LayerKind::Csa];
+
+    fn demand(max_model_len: Option<u32>) -> Demand<'static> {
+        let (numerics, model_max_len) = (Numerics::Bf16, 1 << 20);
+        Demand { layers: &NANO, numerics, max_model_len, model_max_len, max_num_seqs: 64 }
+    }
+
+    #[test]
+    fn the_stores_fit_the_budget_and_snapshots_get_their_part() {
+        for budget in [200 << 20, 512 << 20, 4 << 30] {
+            let division = divide(&demand(Some(4096)), budget).unwrap();
+            assert!(division.total_bytes() <= budget, "{division:?}");
+            assert!(division.spec.n_snapshots > 0);
+            assert!(division.spec.n_snapshots <= division.spec.n_blocks);
+        }
+    }
+
+    #[test]
+    fn a_context_that_was_asked_for_is_never_cut_and_others_are() {
+        let small = 256 << 20;
+        let cut = divide(&demand(None), small).unwrap();
+        assert!(cut.max_model_len < 1 << 20, "{}", cut.max_model_len);
+        assert!(cut.spec.n_blocks * 256 >= cut.max_model_len as usize);
+        let refused = divide(&demand(Some(1 << 20)), small).unwrap_err();
+        assert!(matches!(refused, PlanError::NoRoomForOne { .. }), "{refused}");
+    }
+
+    #[test]
+    fn what_is_free_is_read_from_the_kernels_table() {
+        let info = "MemTotal:       24000 kB\nMemAvailable:      12 kB\n";
+        assert_eq!(available_bytes(info), Some(12 * 1024));
+        assert_eq!(available_bytes("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn byte_counts_are_readable() {
+        assert_eq!(readable(12), "12 B");
+        assert_eq!(readable(12 << 20), "12.0 MiB");
+        assert_eq!(readable(3 << 40), "3.0 TiB");
+    }
+}

@@ -1,0 +1,98 @@
+//! `fathom serve`: settings from a file, the start-up print, the signal.
+//!
+//! Not here: what it answers over HTTP (the server crate's tests, and the end-to-end script).
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+
+use crate::fathom;
+
+/// A server of the embedded model, stopped when dropped.
+struct Server {
+    process: Child,
+    /// Start-up print.
+    banner: String,
+    address: String,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        let mut process = fathom()
+            .arg("serve")
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut banner = String::new();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        while !banner.contains("curl ") {
+            assert_ne!(output.read_line(&mut banner).unwrap(), 0, "ended early: {banner}");
+        }
+        let url = banner.split("listening http://").nth(1).unwrap();
+        let address = url.split_whitespace().next().unwrap().to_owned();
+        Self { process, banner, address }
+    }
+
+    /// The whole response to a GET.
+    fn get(&self, path: &str) -> String {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut response = String::new();
+        socket.read_to_string(&mut response).unwrap();
+        response
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; either way it is gone afterwards.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_start_up_print_tells_names_memory_and_address() {
+    let server = Server::start(&["--port", "0"]);
+    for expected in [
+        "serves nano (also called deepseek-v4-flash)",
+        "embedded; random, so answers are noise",
+        "bf16 on the CPU",
+        "64 sequences at once, 1024 tokens per step",
+        "kv cache",
+    ] {
+        assert!(server.banner.contains(expected), "{}", server.banner);
+    }
+    let ready = server.get("/ready");
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("nano"), "{ready}");
+}
+
+#[test]
+fn a_file_sets_what_no_flag_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("fathom.toml");
+    let settings = "[server]\nport = 0\n[limits]\nmax_model_len = 2048\n\
+                    [engine]\nserved_model_name = ['tiny']\nmax_num_seqs = 3\nnumerics = 'f32'\n";
+    std::fs::write(&file, settings).unwrap();
+    let server = Server::start(&["--config", file.to_str().unwrap(), "--max-num-seqs", "5"]);
+    for expected in ["serves tiny", "f32 on the CPU", "2048 tokens of context, 5 sequences"] {
+        assert!(server.banner.contains(expected), "{}", server.banner);
+    }
+    assert!(server.get("/v1/models").contains("\"id\":\"tiny\""));
+}
+
+#[test]
+fn a_directory_is_served_as_the_same_files_inside_the_binary_are() {
+    let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano");
+    let from_disk = Server::start(&["--port", "0", "--model", nano]);
+    assert!(from_disk.banner.contains("serves nano\n"), "{}", from_disk.banner);
+    let embedded = Server::start(&["--port", "0"]);
+    let weights = |server: &Server| {
+        let line = server.banner.lines().find(|line| line.contains("weights")).unwrap().to_owned();
+        line.split(',').next().unwrap().to_owned()
+    };
+    assert_eq!(weights(&from_disk), weights(&embedded));
+}
