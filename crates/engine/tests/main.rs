@@ -5,6 +5,7 @@
 mod ending;
 mod faults;
 mod interleavings;
+mod nano;
 mod sampling;
 mod serving;
 mod support;

@@ -1,0 +1,158 @@
+//! A real model behind the engine: the golden checkpoint, crowded, against the same model alone.
+
+use std::path::Path;
+
+use fathom_core::{Numerics, ParallelConfig, SamplingParams, TokenId};
+use fathom_engine::sample::{RequestSampler, SampleScratch};
+use fathom_engine::{
+    EngineConfig, EngineHandle, EngineStats, GenerateRequest, RankRunner, StepRunner,
+};
+use fathom_model::session::Rows;
+use fathom_model::{LoadOptions, NoProbe, Session, Transformer};
+use fathom_ops::cpu::CpuOps;
+use fathom_ops::{Backend, CacheSpec, Solo};
+use fathom_weights::Checkpoint;
+
+use crate::support::{Ending, read};
+
+const EOS: TokenId = 1;
+const MAX_LEN: u32 = 768;
+
+fn load(numerics: Numerics, parallel: ParallelConfig) -> Vec<Transformer<CpuOps>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let options = LoadOptions { mtp: false, ..LoadOptions::default() };
+    let rank = |index| {
+        let rank = parallel.rank(index).unwrap();
+        Transformer::load(CpuOps::new(numerics), &checkpoint, rank, options, &mut |_| {}).unwrap()
+    };
+    (0..parallel.world()).map(rank).collect()
+}
+
+/// Slots, blocks and snapshots of a cache.
+struct Room(usize, usize, usize);
+
+fn runner(numerics: Numerics, parallel: ParallelConfig, room: &Room) -> Box<dyn StepRunner> {
+    let models = load(numerics, parallel);
+    let (kv, index_keys) = CacheSpec::formats_for(numerics);
+    let spec = CacheSpec {
+        layers: models[0].cache_layers().to_vec(),
+        n_slots: room.0,
+        n_blocks: room.1,
+        n_snapshots: room.2,
+        spare_rows: 0,
+        kv,
+        index_keys,
+    };
+    Box::new(RankRunner::new(models, parallel, spec, MAX_LEN).unwrap())
+}
+
+fn prompt(family: u32, n: u32) -> Vec<TokenId> {
+    (0..n).map(|i| 2 + (i * 37 + i * i % 61 + family * 101) % 1000).collect()
+}
+
+/// Prompts around the boundaries of window, groups and blocks; some share their beginning.
+fn requests() -> Vec<GenerateRequest> {
+    let sampled = |seed, max_tokens| SamplingParams {
+        top_p: 0.9,
+        presence_penalty: 0.5,
+        ..SamplingParams::sampled(max_tokens, seed)
+    };
+    [
+        (prompt(0, 3), SamplingParams::greedy(40)),
+        (prompt(1, 250), sampled(1, 30)),
+        (prompt(1, 300), SamplingParams::greedy(20)),
+        (prompt(1, 520), sampled(2, 24)),
+        (prompt(1, 600), SamplingParams::greedy(12)),
+        (prompt(2, 127), sampled(3, 20)),
+        (prompt(1, 600), sampled(4, 12)),
+        (prompt(3, 1), sampled(5, 30)),
+    ]
+    .map(|(prompt, sampling)| GenerateRequest::new(prompt, sampling))
+    .into()
+}
+
+/// What the model answers to one request, prompt in one piece, no engine involved.
+fn alone(model: &Transformer<CpuOps>, request: &GenerateRequest) -> Vec<TokenId> {
+    let mut session = Session::new(model, &Solo, MAX_LEN as usize, 0).unwrap();
+    let mut sampler = RequestSampler::new(request.sampling.clone(), &request.prompt, None);
+    let mut scratch = SampleScratch::default();
+    let mut next = request.prompt.clone();
+    let mut answer = Vec::new();
+    loop {
+        let output = session.run(&next, Rows::Last, false, &mut NoProbe).unwrap();
+        let mut logits = model.ops().download(&output.logits.unwrap()).unwrap();
+        let position = session.position() as u32;
+        let sampled = sampler.sample(&mut logits, position, &[EOS], &mut scratch).unwrap();
+        answer.push(sampled.token);
+        if sampled.end.is_some() || answer.len() == request.sampling.max_tokens as usize {
+            return answer;
+        }
+        next = vec![sampled.token];
+    }
+}
+
+/// Answers of an engine to all requests at once, `rounds` times over, and what it counted.
+fn crowded(
+    runner: Box<dyn StepRunner>,
+    budget: u32,
+    rounds: usize,
+) -> (Vec<Vec<TokenId>>, EngineStats) {
+    let config = EngineConfig {
+        eos_token_ids: vec![EOS],
+        max_num_batched_tokens: budget,
+        snapshot_interval: 256,
+        ..EngineConfig::default()
+    };
+    let engine = EngineHandle::start(runner, config).unwrap();
+    let mut answers = Vec::new();
+    for _ in 0..rounds {
+        let streams: Vec<_> =
+            requests().into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        for stream in streams {
+            let (tokens, ending) = read(stream);
+            assert!(matches!(ending, Ending::Finished(..)), "{ending:?}");
+            answers.push(tokens);
+        }
+    }
+    (answers, engine.stats())
+}
+
+fn assert_as_alone(numerics: Numerics) {
+    let models = load(numerics, ParallelConfig::default());
+    let expected: Vec<_> = requests().iter().map(|request| alone(&models[0], request)).collect();
+
+    let roomy = runner(numerics, ParallelConfig::default(), &Room(8, 32, 16));
+    let (answers, stats) = crowded(roomy, 2048, 2);
+    assert_eq!(answers, [&expected[..], &expected[..]].concat());
+    assert!(stats.cache.hits > 0, "{stats:?}");
+
+    let tight = runner(numerics, ParallelConfig::default(), &Room(3, 4, 2));
+    let (answers, stats) = crowded(tight, 50, 1);
+    assert_eq!(answers, expected);
+    assert!(stats.preemptions > 0 && stats.cache.hits > 0, "{stats:?}");
+}
+
+#[test]
+fn bf16_tokens_do_not_depend_on_batch_chunks_cache_hits_or_preemption() {
+    assert_as_alone(Numerics::Bf16);
+}
+
+#[test]
+fn f32_tokens_do_not_depend_on_batch_chunks_cache_hits_or_preemption() {
+    assert_as_alone(Numerics::F32);
+}
+
+#[test]
+fn f32qat_tokens_do_not_depend_on_batch_chunks_cache_hits_or_preemption() {
+    assert_as_alone(Numerics::F32Qat);
+}
+
+#[test]
+fn two_ranks_give_the_same_tokens_crowded_and_roomy() {
+    let parallel = ParallelConfig { tensor: 2, expert: 1 };
+    let (roomy, _) = crowded(runner(Numerics::F32, parallel, &Room(8, 32, 0)), 2048, 1);
+    let (tight, stats) = crowded(runner(Numerics::F32, parallel, &Room(3, 4, 2)), 50, 1);
+    assert_eq!(roomy, tight);
+    assert!(stats.preemptions > 0, "{stats:?}");
+}
