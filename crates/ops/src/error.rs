@@ -13,6 +13,16 @@ pub enum OpError {
     OutOfRange { op: &'static str, what: &'static str, got: usize, limit: usize },
     #[error("a rank left the group during {op}; the other ranks cannot go on")]
     RankLost { op: &'static str },
+    #[error("the device cannot go on")]
+    Device { source: crate::cuda::DeviceError },
+}
+
+impl OpError {
+    /// An operator's view of a device error. Not `From`: a second conversion into this type would
+    /// leave `?` in closures without a type.
+    pub(crate) const fn device(source: crate::cuda::DeviceError) -> Self {
+        Self::Device { source }
+    }
 }
 
 /// Refuses a slice whose length is not what the shapes imply.

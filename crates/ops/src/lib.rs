@@ -15,6 +15,7 @@ pub mod batch;
 pub mod cache_spec;
 pub mod comm;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod layer;
 pub mod traits;

@@ -1,0 +1,10 @@
+//! The CUDA kernels, run thread by thread on the CPU, against the CPU operators.
+//!
+//! The sources of `kernels/` are compiled with the system's C++ compiler into one program
+//! (`process`). Without a compiler every test here prints a line and passes.
+#![expect(clippy::unwrap_used, reason = "a device that fails ends the test")]
+
+mod build;
+mod formats;
+mod planted;
+mod process;

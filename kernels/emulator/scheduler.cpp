@@ -1,0 +1,198 @@
+// Fibres and the order in which they run: a grid block by block, a block warp by warp.
+//
+// Seed 0 runs warps in ascending order, any other seed in an order drawn anew each round.
+// When no thread can run, the table of what each waits for is the error message.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "state.h"
+
+extern "C" const char __executable_start; // the linker's
+
+namespace emu {
+
+Thread* current;
+Launch launch;
+Mode mode;
+Block block;
+
+namespace {
+
+constexpr size_t STACK = 128 * 1024, GUARD = 4096;
+const Kernel* first_kernel;
+std::vector<void*> stacks; // each with a guard page below
+void* scheduler_stack;
+const Kernel* running;
+void** running_arguments;
+uint32_t random_state = 1;
+
+} // namespace
+
+Kernel::Kernel(const char* name, void (*run)(void**)) : name(name), run(run), next(first_kernel) {
+    first_kernel = this;
+}
+const Kernel* Kernel::find(const char* name) {
+    for (const Kernel* k = first_kernel; k; k = k->next)
+        if (!strcmp(k->name, name)) return k;
+    return nullptr;
+}
+
+uint32_t random_below(uint32_t n) {
+    random_state ^= random_state << 13, random_state ^= random_state >> 17;
+    random_state ^= random_state << 5;
+    return random_state % n;
+}
+
+#if !defined(__x86_64__)
+#error "the emulator switches stacks with x86-64 instructions"
+#endif
+// Saves the callee-saved registers on the running stack and continues on another.
+extern "C" void emu_switch(void** save, void* load);
+asm(R"(
+.text
+.globl emu_switch
+emu_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+
+void yield() { emu_switch(&current->stack_pointer, scheduler_stack); }
+
+namespace {
+
+void fibre_main() {
+    running->run(running_arguments);
+    Fibre& fibre = self();
+    copies_at_exit(fibre);
+    fibre.state = State::done;
+    barrier_exit(fibre);
+    yield();
+    abort(); // a finished thread is never continued
+}
+
+void* stack_at(size_t index) {
+    while (stacks.size() <= index) {
+        char* p = static_cast<char*>(mmap(nullptr, STACK + GUARD, PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (p == MAP_FAILED || mprotect(p, GUARD, PROT_NONE)) perror("stack"), exit(2);
+        stacks.push_back(p + GUARD);
+    }
+    return stacks[index];
+}
+
+void prepare(Fibre& fibre, uint32_t index, Dim3 block_id) {
+    const Dim3 size = launch.block;
+    fibre.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
+    fibre.block_id = block_id;
+    fibre.index = index, fibre.warp = index / LANES, fibre.lane = index % LANES;
+    fibre.state = State::ready;
+    fibre.open_group.clear(), fibre.groups.clear();
+    // The switch pops six registers and returns to `fibre_main`, with the stack as after a call.
+    void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(index)) + STACK);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(fibre_main);
+    fibre.stack_pointer = top - 6;
+    memset(fibre.stack_pointer, 0, 6 * sizeof(void*));
+}
+
+[[noreturn]] void deadlock() {
+    fflush(stdout);
+    fprintf(stderr, "emulator: %s: no thread can go on\n", block.kernel);
+    static const char* const names[] = {"ready", "in an operation of its warp", "at a barrier",
+                                        "finished"};
+    for (size_t w = 0; w < block.warps.size(); ++w) {
+        uint32_t counts[4] = {};
+        for (uint32_t l = 0; l < LANES; ++l)
+            counts[static_cast<int>(block.fibres[w * LANES + l].state)]++;
+        fprintf(stderr, "  warp %zu:", w);
+        for (int s = 0; s < 4; ++s)
+            if (counts[s]) fprintf(stderr, " %u lanes %s", counts[s], names[s]);
+        fprintf(stderr, "\n");
+    }
+    exit(3);
+}
+
+void run_block(Dim3 block_id) {
+    const uint32_t n_threads = launch.block.x * launch.block.y * launch.block.z;
+    block.fibres.resize(n_threads);
+    block.warps.assign(n_threads / LANES, Warp());
+    for (size_t w = 0; w < block.warps.size(); ++w) {
+        memset(block.warps[w].clock, 0, sizeof block.warps[w].clock);
+        block.warps[w].clock[w] = 1;
+    }
+    memory_start(launch.shared_bytes);
+    for (uint32_t i = 0; i < n_threads; ++i) prepare(block.fibres[i], i, block_id);
+    std::vector<uint32_t> order(block.warps.size());
+    for (uint32_t w = 0; w < order.size(); ++w) order[w] = w;
+    for (;;) {
+        bool progressed = false, alive = false;
+        if (mode.seed)
+            for (uint32_t i = order.size(); i > 1; --i)
+                std::swap(order[i - 1], order[random_below(i)]);
+        for (uint32_t w : order)
+            for (uint32_t l = 0; l < LANES; ++l) {
+                Fibre& fibre = block.fibres[w * LANES + l];
+                if (fibre.state == State::ready) {
+                    current = &fibre;
+                    emu_switch(&scheduler_stack, fibre.stack_pointer);
+                    progressed = true;
+                }
+                alive |= fibre.state != State::done;
+            }
+        if (!alive) break;
+        if (!progressed) deadlock();
+    }
+    current = nullptr;
+}
+
+} // namespace
+
+void run_grid(const Kernel& kernel, void** arguments) {
+    running = &kernel, running_arguments = arguments;
+    block.kernel = kernel.name;
+    random_state = mode.seed ? mode.seed * 2654435761u | 1 : 1;
+    for (uint32_t z = 0; z < launch.grid.z; ++z)
+        for (uint32_t y = 0; y < launch.grid.y; ++y)
+            for (uint32_t x = 0; x < launch.grid.x; ++x) run_block({x, y, z});
+}
+
+void fail_at(void* pc, const char* format, ...) {
+    fflush(stdout);
+    fprintf(stderr, "emulator: %s", block.kernel);
+    if (current) {
+        const Dim3 b = current->block_id;
+        fprintf(stderr, ", block (%u, %u, %u), thread %u", b.x, b.y, b.z, current->index);
+    }
+    fprintf(stderr, ": ");
+    va_list list;
+    va_start(list, format);
+    vfprintf(stderr, format, list);
+    va_end(list);
+    fprintf(stderr, "\n");
+    // The line in the kernel, where the tool for it is installed.
+    char command[256];
+    snprintf(command, sizeof command, "addr2line -ie /proc/%d/exe %#zx >&2 2>/dev/null", getpid(),
+             static_cast<char*>(pc) - 1 - &__executable_start);
+    if (system(command)) fprintf(stderr, "  at %p\n", pc);
+    exit(3);
+}
+
+} // namespace emu

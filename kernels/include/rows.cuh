@@ -1,0 +1,45 @@
+// Rows of bf16 activations, eight values per thread, and quantisation of such a row in place.
+//
+// A thread's eight values are 16 consecutive bytes; blocks of 128 values that share an FP8 scale
+// are 16 neighbouring lanes.
+#pragma once
+
+#include "formats.cuh"
+#include "reduce.cuh"
+
+constexpr u32 PER_THREAD = 8, LINEAR_BLOCK = 128;
+
+INLINE void unpack8(const u32x4& packed, float (&v)[8]) {
+    UNROLL
+    for (u32 i = 0; i < 4; ++i) {
+        v[2 * i] = bf16_low(packed.v[i]);
+        v[2 * i + 1] = bf16_high(packed.v[i]);
+    }
+}
+INLINE u32x4 pack8(const float (&v)[8]) {
+    u32x4 packed;
+    UNROLL
+    for (u32 i = 0; i < 4; ++i) packed.v[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
+    return packed;
+}
+INLINE void load8(const bf16* p, float (&v)[8]) {
+    const u32x4 packed = *reinterpret_cast<const u32x4*>(p);
+    unpack8(packed, v);
+}
+INLINE void store8(bf16* p, const float (&v)[8]) { *reinterpret_cast<u32x4*>(p) = pack8(v); }
+INLINE void round8(float (&v)[8]) {
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) v[i] = round_bf16(v[i]);
+}
+
+// Eight values of a block of 128 on their FP8 grid. Called by whole warps; lanes without values
+// pass zeros. Returns the block's scale byte.
+INLINE u32 quantise_block128(float (&v)[8]) {
+    float amax = 0.0f;
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) amax = max_f32(amax, abs_f32(v[i]));
+    const u32 scale = fp8_block_scale(group_max<LINEAR_BLOCK / PER_THREAD>(amax));
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) v[i] = on_e4m3_grid(v[i], scale);
+    return scale;
+}

@@ -1,0 +1,183 @@
+// Matrix products for few rows, `out[m][n] = sum_k W[n][k] x[m][k]`, weights straight from memory
+// into tensor-core fragments.
+//
+// Computed transposed: 16 rows of W are the A operand of `mma.sync` m16n8k16, 8 tokens are its N,
+// so a small batch wastes nothing. Weights lie as in the checkpoint; a lane loads 16 consecutive
+// bytes of a row, and which k each fragment register stands for follows from that:
+//   FP8   words of 4 codes, k = 64 half + 16 t + 4 word      (expand_e4m3)
+//   FP4   words of 8 codes, k = 32 t + 8 word                (expand_e2m1, order {i, i + 4})
+//   bf16  words of 2 values, k = 32 quarter + 8 t + 2 word
+// Activations are bf16 in shared memory in natural order; the B fragment takes the same k.
+//
+// One order of addition for every batch size: K is cut into SEGMENTS runs of 128-wide blocks; a
+// block's product is summed by the tensor core, times its scale added to the segment's f32 sum in K
+// order; segments are added in order. A block of threads is ROW_TILES x SEGMENTS warps.
+//
+// Included by the operators in `linear/` and `moe/`.
+#pragma once
+
+#include "formats.cuh"
+
+constexpr u32 K_BLOCK = 128, SEGMENTS = 4, ROW_TILES = 2, TILE_ROWS = 16;
+constexpr u32 GEMM_THREADS = ROW_TILES * SEGMENTS * WARP;
+// 8 values of padding: rows of shared memory then begin 4 banks apart.
+constexpr u32 X_STRIDE = K_BLOCK + 8;
+
+enum class Format { Fp8, Fp4, Bf16 };
+
+// Bytes of one lane's share of a row's K block: 4, 2 or 1 vectors of 16 bytes.
+template <Format F>
+constexpr u32 n_vectors = F == Format::Bf16 ? 4 : F == Format::Fp8 ? 2 : 1;
+
+// A matrix in the checkpoint's layout.
+struct Weights {
+    const u8* data;      // [n_rows, k] in the format's bytes
+    const float* scales; // FP8: [ceil(n_rows / 128), ceil(k / 128)]
+    const u8* exponents; // FP4: E8M0 [n_rows, k / 32]
+    u32 n_rows, k;
+};
+
+template <u32 Tokens, u32 Stages>
+struct GemmShared {
+    union {
+        bf16 x[Stages][SEGMENTS][Tokens][X_STRIDE];
+        float sums[SEGMENTS][ROW_TILES][TILE_ROWS][Tokens + 1];
+    };
+};
+
+// What a lane has loaded of the rows g and g + 8 of one K block.
+template <Format F>
+struct LaneBlock {
+    u32x4 row[2][n_vectors<F>];
+    u32 multiplier[2]; // FP4
+};
+
+template <Format F>
+INLINE void load_block(const Weights& w, const u32 (&rows)[2], u32 k0, LaneBlock<F>& out) {
+    const u32 t = lane_id() % 4;
+    UNROLL
+    for (u32 r = 0; r < 2; ++r) {
+        UNROLL
+        for (u32 v = 0; v < n_vectors<F>; ++v) {
+            // First value of this vector.
+            const u32 k = k0 + (F == Format::Bf16 ? 32 * v + 8 * t : F == Format::Fp8 ? 64 * v + 16 * t : 32 * t);
+            const u64 index = static_cast<u64>(rows[r]) * w.k + k;
+            const u64 at = F == Format::Bf16 ? 2 * index : F == Format::Fp8 ? index : index / 2;
+            if (k < w.k) out.row[r][v] = load_stream16(w.data + at);
+            else out.row[r][v] = u32x4{};
+        }
+        if (F == Format::Fp4) {
+            const u32 k = k0 + 32 * t;
+            const u32 byte = k < w.k ? w.exponents[static_cast<u64>(rows[r]) * (w.k / 32) + k / 32] : 0;
+            out.multiplier[r] = fp4_multiplier(byte);
+        }
+    }
+}
+
+// The product of a K block: part[token tile] += W block * x block. `x` is the block's [Tokens][..].
+template <Format F, u32 Tokens>
+INLINE void multiply_block(const LaneBlock<F>& w, const bf16 (*x)[X_STRIDE], float (&part)[Tokens / 8][4]) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    UNROLL
+    for (u32 v = 0; v < n_vectors<F>; ++v) {
+        UNROLL
+        for (u32 word = 0; word < 4; word += F == Format::Bf16 ? 2 : 1) {
+            u32 a[2][4] = {};
+            u32 k;
+            UNROLL
+            for (u32 r = 0; r < 2; ++r) {
+                const u32x4& packed = w.row[r][v];
+                if (F == Format::Fp8) expand_e4m3(packed.v[word], a[r][0], a[r][1]);
+                if (F == Format::Fp4) expand_e2m1(packed.v[word], w.multiplier[r], a[r]);
+                if (F == Format::Bf16) a[r][0] = packed.v[word], a[r][1] = packed.v[word + 1];
+            }
+            if (F == Format::Fp8) k = 64 * v + 16 * t + 4 * word;
+            else if (F == Format::Fp4) k = 32 * t + 8 * word;
+            else k = 32 * v + 8 * t + 2 * word;
+            UNROLL
+            for (u32 tile = 0; tile < Tokens / 8; ++tile) {
+                const bf16* from = &x[8 * tile + g][k];
+                if (F == Format::Fp4) {
+                    const u32x4 b = *reinterpret_cast<const u32x4*>(from);
+                    mma_bf16_16816(part[tile], a[0][0], a[1][0], a[0][1], a[1][1],
+                                   byte_perm(b.v[0], b.v[2], 0x5410), byte_perm(b.v[0], b.v[2], 0x7632));
+                    mma_bf16_16816(part[tile], a[0][2], a[1][2], a[0][3], a[1][3],
+                                   byte_perm(b.v[1], b.v[3], 0x5410), byte_perm(b.v[1], b.v[3], 0x7632));
+                } else {
+                    const u32x2 b = *reinterpret_cast<const u32x2*>(from);
+                    mma_bf16_16816(part[tile], a[0][0], a[1][0], a[0][1], a[1][1], b.v[0], b.v[1]);
+                }
+            }
+        }
+    }
+}
+
+// Copies block `block` of every segment of x into `to`; `row_of(token)` is the row of x, or n_rows
+// of x and more for none. Values at and beyond k are zeros.
+template <u32 Tokens, class RowOf>
+INLINE void copy_x(bf16 (*to)[Tokens][X_STRIDE], const bf16* x, u32 k, u32 per_segment, u32 block,
+                   u32 n_x_rows, const RowOf& row_of) {
+    constexpr u32 VECTORS = K_BLOCK / 8;
+    for (u32 i = threadIdx.x; i < SEGMENTS * Tokens * VECTORS; i += GEMM_THREADS) {
+        const u32 vector = i % VECTORS, token = i / VECTORS % Tokens, segment = i / VECTORS / Tokens;
+        const u32 column = (segment * per_segment + block) * K_BLOCK + vector * 8;
+        const u32 row = row_of(token);
+        const bool valid = row < n_x_rows && column < k;
+        const bf16* from = valid ? x + static_cast<u64>(row) * k + column : x;
+        cp_async16(&to[segment][token][vector * 8], from, valid);
+    }
+    cp_async_commit();
+}
+
+// The whole product for the rows `w.rows[tile] ..+ 16` of each row tile and `Tokens` tokens. Ends
+// with the segments' sums in shared memory, after a barrier; `gemm_sum` adds them.
+template <Format F, u32 Tokens, u32 Stages, class RowOf>
+INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row, const bf16* x,
+                 u32 n_x_rows, const RowOf& row_of) {
+    const u32 segment = warp_id() / ROW_TILES, tile = warp_id() % ROW_TILES;
+    const u32 n_blocks = ceil_div(w.k, K_BLOCK), per_segment = ceil_div(n_blocks, SEGMENTS);
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    // Rows behind the last repeat it; they are never stored.
+    const u32 rows[2] = {min_u32(first_row + g, w.n_rows - 1), min_u32(first_row + g + 8, w.n_rows - 1)};
+    float sums[Tokens / 8][4] = {};
+    LaneBlock<F> next;
+    const u32 first_k = segment * per_segment * K_BLOCK;
+    load_block<F>(w, rows, first_k, next);
+    for (u32 stage = 0; stage + 1 < Stages; ++stage)
+        copy_x<Tokens>(s.x[stage], x, w.k, per_segment, stage, n_x_rows, row_of);
+    for (u32 block = 0; block < per_segment; ++block) {
+        const LaneBlock<F> now = next;
+        const u32 k0 = first_k + block * K_BLOCK;
+        if (block + 1 < per_segment) load_block<F>(w, rows, k0 + K_BLOCK, next);
+        cp_async_wait<Stages - 2>();
+        block_sync();
+        // The slot that the last iteration read is free now.
+        copy_x<Tokens>(s.x[(block + Stages - 1) % Stages], x, w.k, per_segment, block + Stages - 1,
+                       block + Stages - 1 < per_segment ? n_x_rows : 0, row_of);
+        if (k0 >= w.k || segment * per_segment + block >= n_blocks) continue;
+        float part[Tokens / 8][4] = {};
+        multiply_block<F, Tokens>(now, s.x[block % Stages][segment], part);
+        float scale = 1.0f;
+        if (F == Format::Fp8) scale = w.scales[rows[0] / K_BLOCK * n_blocks + k0 / K_BLOCK];
+        UNROLL
+        for (u32 n = 0; n < Tokens / 8; ++n)
+            UNROLL
+            for (u32 i = 0; i < 4; ++i) sums[n][i] = fma_rn(part[n][i], scale, sums[n][i]);
+    }
+    cp_async_wait<0>();
+    block_sync(); // x is read; its memory becomes that of the sums
+    UNROLL
+    for (u32 n = 0; n < Tokens / 8; ++n)
+        UNROLL
+        for (u32 i = 0; i < 4; ++i)
+            s.sums[segment][tile][g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[n][i];
+    block_sync();
+}
+
+template <u32 Tokens, u32 Stages>
+INLINE float gemm_sum(const GemmShared<Tokens, Stages>& s, u32 tile, u32 row, u32 token) {
+    float sum = s.sums[0][tile][row][token];
+    for (u32 segment = 1; segment < SEGMENTS; ++segment)
+        sum = add_rn(sum, s.sums[segment][tile][row][token]);
+    return sum;
+}

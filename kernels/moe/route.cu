@@ -1,0 +1,120 @@
+// moe_route, moe_group: which experts each token goes to, and each expert's list of tokens.
+//
+// Source   `Gate.forward` of the official release; the grouping of `MoE.forward`.
+// Inputs   logits [n_tokens, n_experts] f32
+//          moe_route_score: bias [n_experts] f32, for the choice only
+//          moe_route_hash: table [vocab, top_k] u16, tokens [n_tokens] u32
+// Outputs  ids [n_tokens, top_k] u32 in the order chosen (equal scores: lower id first)
+//          weights [n_tokens, top_k] f32, score / sum * scaling
+//          moe_group: items [<= n_pairs, 3] u32 (local expert, first, count <= max_count),
+//          n_items [1], pairs [<= n_pairs]: pairs of each local expert, ascending
+// Launch   route: one warp per token, 4 per block; n_experts at most 512, top_k at most 32.
+//          group: one block of 512 threads, a thread per expert.
+// Limit    latency.
+// Arch     sm_80 and later.
+// CPU twin `MoeOps::route` (ids equal unless scores differ by less than 1e-6; weights 1e-5 relative);
+//          `Groups` of `ops::cpu::moe` (equal).
+
+#include "../include/reduce.cuh"
+
+constexpr u32 ROUTE_WARPS = 4, MAX_PER_LANE = 16, GROUP_THREADS = 512;
+
+INLINE float sqrt_softplus(float x) {
+    // The identity above 20, as in PyTorch.
+    return sqrt_rn(x > 20.0f ? x : log1p_f32(exp_f32(x)));
+}
+// Unsigned integers in the order of floats.
+INLINE u32 ordered(float x) {
+    const u32 bits = float_bits(x);
+    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+template <bool Hash>
+INLINE void route(const float* logits, const float* bias, const u16* table, const u32* tokens,
+                  u32* ids, float* weights, u32 n_tokens, u32 n_experts, u32 top_k, float scaling) {
+    const u32 token = blockIdx.x * ROUTE_WARPS + warp_id(), lane = lane_id();
+    if (token >= n_tokens) return;
+    logits += static_cast<u64>(token) * n_experts;
+    // Lane i keeps the id and score of choice i.
+    u32 id = 0;
+    if (Hash) {
+        if (lane < top_k) id = table[static_cast<u64>(tokens[token]) * top_k + lane];
+    } else {
+        u32 rank[MAX_PER_LANE];
+        UNROLL
+        for (u32 i = 0; i < MAX_PER_LANE; ++i) {
+            const u32 expert = i * WARP + lane;
+            rank[i] = expert < n_experts ? ordered(sqrt_softplus(logits[expert]) + bias[expert]) : 0;
+        }
+        for (u32 choice = 0; choice < top_k; ++choice) {
+            u32 best = 0, best_id = 0xffffffffu;
+            UNROLL
+            for (u32 i = 0; i < MAX_PER_LANE; ++i)
+                if (rank[i] > best) best = rank[i], best_id = i * WARP + lane;
+            for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) {
+                const u32 other = shfl_xor(best, lanes), other_id = shfl_xor(best_id, lanes);
+                if (other > best || (other == best && other_id < best_id)) best = other, best_id = other_id;
+            }
+            if (lane == choice) id = best_id;
+            UNROLL
+            for (u32 i = 0; i < MAX_PER_LANE; ++i)
+                if (i * WARP + lane == best_id) rank[i] = 0;
+        }
+    }
+    const float score = lane < top_k ? sqrt_softplus(logits[id]) : 0.0f;
+    float sum = 0.0f;
+    for (u32 i = 0; i < top_k; ++i) sum = add_rn(sum, shfl(score, i));
+    if (lane >= top_k) return;
+    ids[token * top_k + lane] = id;
+    weights[token * top_k + lane] = mul_rn(div_rn(score, sum), scaling);
+}
+
+extern "C" __global__ void __launch_bounds__(ROUTE_WARPS* WARP) moe_route_score(
+    const float* __restrict__ logits, const float* __restrict__ bias, u32* __restrict__ ids,
+    float* __restrict__ weights, u32 n_tokens, u32 n_experts, u32 top_k, float scaling) {
+    route<false>(logits, bias, nullptr, nullptr, ids, weights, n_tokens, n_experts, top_k, scaling);
+}
+EMU_KERNEL(moe_route_score)
+
+extern "C" __global__ void __launch_bounds__(ROUTE_WARPS* WARP) moe_route_hash(
+    const float* __restrict__ logits, const u16* __restrict__ table, const u32* __restrict__ tokens,
+    u32* __restrict__ ids, float* __restrict__ weights, u32 n_tokens, u32 n_experts, u32 top_k,
+    float scaling) {
+    route<true>(logits, nullptr, table, tokens, ids, weights, n_tokens, n_experts, top_k, scaling);
+}
+EMU_KERNEL(moe_route_hash)
+
+struct GroupShared {
+    u32 n_pairs[GROUP_THREADS / WARP], n_items[GROUP_THREADS / WARP];
+};
+
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
+    const u32* __restrict__ ids, u32* __restrict__ items, u32* __restrict__ n_items,
+    u32* __restrict__ pairs, u32 n_pairs, u32 first_expert, u32 n_experts, u32 max_count) {
+    GroupShared& s = shared<GroupShared>();
+    const u32 expert = threadIdx.x, lane = lane_id(), warp = warp_id();
+    u32 count = 0;
+    if (expert < n_experts)
+        for (u32 pair = 0; pair < n_pairs; ++pair) count += ids[pair] == first_expert + expert;
+    const u32 own_items = ceil_div(count, max_count);
+    u32 pair_end = count, item_end = own_items; // running sums over the experts so far
+    for (u32 delta = 1; delta < WARP; delta *= 2) {
+        const u32 p = shfl_up(pair_end, delta), i = shfl_up(item_end, delta);
+        if (lane >= delta) pair_end += p, item_end += i;
+    }
+    if (lane == WARP - 1) s.n_pairs[warp] = pair_end, s.n_items[warp] = item_end;
+    block_sync();
+    for (u32 w = 0; w < warp; ++w) pair_end += s.n_pairs[w], item_end += s.n_items[w];
+    u32 at = pair_end - count;
+    for (u32 i = 0; i < own_items; ++i) {
+        u32* item = items + (item_end - own_items + i) * 3;
+        item[0] = expert;
+        item[1] = at + i * max_count;
+        item[2] = min_u32(max_count, count - i * max_count);
+    }
+    if (count != 0)
+        for (u32 pair = 0; pair < n_pairs; ++pair)
+            if (ids[pair] == first_expert + expert) pairs[at++] = pair;
+    if (expert == GROUP_THREADS - 1) n_items[0] = item_end;
+}
+EMU_KERNEL(moe_group)
