@@ -8,6 +8,7 @@ mod chat;
 mod embedded;
 mod hint;
 mod inspect;
+mod logits;
 mod serve;
 mod threads;
 
@@ -36,6 +37,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Show what a checkpoint holds, and whether it can be served
     Inspect(inspect::InspectArgs),
+    /// Write logits for given tokens, to compare with other implementations
+    Logits(logits::LogitsArgs),
     #[command(hide = true)]
     Bench(bench::BenchArgs),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Logits(args) => logits::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match result {

@@ -3,6 +3,7 @@
 
 mod chat;
 mod command_line;
+mod logits;
 mod serve;
 
 use std::process::Command;
