@@ -15,6 +15,10 @@ pub struct EngineConfig {
     pub eos_token_ids: Vec<TokenId>,
     /// Tokens one step may run through the model. Default 8192.
     pub max_num_batched_tokens: u32,
+    /// Steps with prefill are kept to about this time by running fewer prefill tokens: cancelling
+    /// and running answers wait for a step to end. `None`: steps take what they take, and chunks do
+    /// not depend on timing. Default 500 ms.
+    pub max_step_time: Option<Duration>,
     /// Sequences that may run at once; cut to the runner's slots. Default 256.
     pub max_num_seqs: u32,
     /// Prompt and answer together; cut to what the runner and its KV cache can hold.
@@ -40,6 +44,7 @@ impl Default for EngineConfig {
         Self {
             eos_token_ids: Vec::new(),
             max_num_batched_tokens: 8192,
+            max_step_time: Some(Duration::from_millis(500)),
             max_num_seqs: 256,
             max_model_len: u32::MAX,
             queue_len: 1024,

@@ -3,7 +3,8 @@
 //! [`EngineHandle`] is the only door: submit a [`GenerateRequest`], read a [`TokenStream`].
 //!
 //! - [`handle`], [`stream`], [`stats`], [`config`]: what callers see;
-//! - [`step_loop`]: the thread behind the door; `batch_build`, [`sample`], `events`: its parts;
+//! - [`step_loop`]: the thread behind the door; `batch_build`, [`sample`], `events`, `pace`: its
+//!   parts;
 //! - [`runner`]: the boundary to the model; [`rank`]: the model behind it; [`scripted`]: a runner
 //!   without one.
 
@@ -11,6 +12,7 @@ mod batch_build;
 pub mod config;
 mod events;
 pub mod handle;
+mod pace;
 pub mod rank;
 pub mod runner;
 pub mod sample;

@@ -29,6 +29,7 @@ use crate::handle::{
     Command, EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, QueueTicket,
     Shared, Submission, TokenEvent,
 };
+use crate::pace::Pace;
 use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
 use crate::sample::{RequestSampler, SampleScratch};
 use crate::stats::{CacheCounts, EngineStats, KvUsage, PhaseCounts};
@@ -69,6 +70,7 @@ impl EngineHandle {
         let (sender, commands) = mpsc::channel();
         let shared = Arc::new(Shared::new(engine_limits, EngineStats::default()));
         let step_loop = StepLoop {
+            pace: Pace::new(config.max_step_time, limits.max_num_batched_tokens()),
             scheduler: Scheduler::new(limits),
             runner,
             eos: config.eos_token_ids,
@@ -131,6 +133,7 @@ struct Active {
 
 struct StepLoop {
     scheduler: Scheduler,
+    pace: Pace,
     runner: Box<dyn StepRunner>,
     eos: Vec<TokenId>,
     vocab_size: usize,
@@ -165,6 +168,7 @@ impl StepLoop {
                 return Ok(());
             }
             let started = Instant::now();
+            self.scheduler.limit_prefill(self.pace.allowed());
             self.scheduler.plan(started - self.epoch, &mut self.plan);
             self.report_ended(started, None);
             self.is_stuck = self.plan.is_empty() && !self.scheduler.is_empty();
@@ -272,6 +276,7 @@ impl StepLoop {
         }
         let n_sampled = self.sample();
         self.scheduler.commit(&self.plan, &self.outcomes);
+        self.pace.observe(self.plan.n_tokens(), self.plan.n_prefill_tokens(), started.elapsed());
         self.count_step(n_sampled, started.elapsed(), model);
         self.report_ended(Instant::now(), None);
         Ok(())
@@ -390,8 +395,7 @@ impl StepLoop {
             stats.decode_requests.observe(decodes as f64);
         }
         if decodes < self.plan.entries.len() {
-            let tokens = f64::from(self.plan.n_tokens()) - decodes as f64;
-            stats.prefill_tokens.observe(tokens);
+            stats.prefill_tokens.observe(self.plan.n_prefill_tokens().into());
             stats.prefill_requests.observe((self.plan.entries.len() - decodes) as f64);
         }
         count_scheduler(&mut stats, &self.scheduler);

@@ -21,7 +21,7 @@ const MAX_LEN: u32 = 768;
 fn load(numerics: Numerics, parallel: ParallelConfig) -> Vec<Transformer<CpuOps>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let options = LoadOptions { mtp: false, ..LoadOptions::default() };
+    let options = LoadOptions { mtp: false };
     let rank = |index| {
         let rank = parallel.rank(index).unwrap();
         Transformer::load(CpuOps::new(numerics), &checkpoint, rank, options, &mut |_| {}).unwrap()

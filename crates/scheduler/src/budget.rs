@@ -170,14 +170,6 @@ impl Limits {
     pub(crate) const fn cache_seed(&self) -> u64 {
         self.0.cache_seed
     }
-
-    /// Prefill tokens one sequence gets before it is the next one's turn in the same step: a
-    /// quarter of the budget, so that a long prompt does not keep short ones waiting.
-    pub(crate) const fn prefill_turn(&self) -> u32 {
-        let quarter = self.0.max_num_batched_tokens / 4;
-        let aligned = quarter - quarter % BLOCK_TOKENS;
-        if aligned > BLOCK_TOKENS { aligned } else { BLOCK_TOKENS }
-    }
 }
 
 #[cfg(test)]

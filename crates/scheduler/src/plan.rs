@@ -1,7 +1,7 @@
 //! What a step is, and how it is put together: all decodes, then prefill chunks.
 //!
 //! Decodes come first, so a long prompt never delays running answers by more than the step's token
-//! budget. What is left of the budget goes to prefill in turns (`Limits::prefill_turn`): most
+//! budget. What is left of the budget goes to prefill in turns of a quarter of it each: most
 //! urgent first, then the user with the least service, then round by round the earliest arrival.
 //! Chunks end on block boundaries where possible, and always where a snapshot is due.
 //!
@@ -96,10 +96,27 @@ impl StepPlan {
         self.entries.iter().map(|entry| entry.n_tokens).sum()
     }
 
+    /// Those of the tokens that are prefill.
+    #[must_use]
+    pub fn n_prefill_tokens(&self) -> u32 {
+        let prefill = self.entries.iter().filter(|entry| entry.work == Work::Prefill);
+        prefill.map(|entry| entry.n_tokens).sum()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.restores.clear();
         self.captures.clear();
+    }
+}
+
+/// Prefill tokens that a sequence gets before it is the next one's turn in the same step: a quarter
+/// of what there is, so that a long prompt does not keep short ones waiting.
+const fn turn_of(budget: u32) -> u32 {
+    match budget / 4 {
+        0..16 => 16,
+        quarter @ 16..BLOCK_TOKENS => quarter,
+        quarter => quarter - quarter % BLOCK_TOKENS,
     }
 }
 
@@ -124,7 +141,7 @@ impl Scheduler {
         self.make_room_for_urgent();
         let budget = self.limits.max_num_batched_tokens();
         let n_decodes = self.plan_decodes(plan);
-        self.plan_prefill(plan, budget - n_decodes);
+        self.plan_prefill(plan, (budget - n_decodes).min(self.prefill_limit));
         for entry in &plan.entries {
             self.sequences[entry.index as usize].in_flight = true;
         }
@@ -187,7 +204,7 @@ impl Scheduler {
             self.candidates.extend(new.map(Reverse));
         }
 
-        let turn = self.limits.prefill_turn();
+        let turn = turn_of(budget);
         while budget > 0 {
             let Some(Reverse(candidate)) = self.candidates.pop() else { break };
             let index = candidate.index;

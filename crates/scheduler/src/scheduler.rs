@@ -95,6 +95,7 @@ pub struct Scheduler {
     pub(crate) n_queued: usize,
     pub(crate) n_prefill: usize,
     next_arrival: u64,
+    pub(crate) prefill_limit: u32,
     pub(crate) ended: Vec<Ended>,
     pub(crate) candidates: BinaryHeap<Reverse<Candidate>>,
     pub(crate) granted: Vec<SequenceIndex>,
@@ -120,6 +121,7 @@ impl Scheduler {
             n_queued: 0,
             n_prefill: 0,
             next_arrival: 0,
+            prefill_limit: u32::MAX,
             ended: Vec::new(),
             candidates: BinaryHeap::new(),
             granted: Vec::new(),
@@ -212,6 +214,11 @@ impl Scheduler {
                 self.end(index, End::Finished(FinishReason::Cancelled), false);
             }
         }
+    }
+
+    /// Limits the prefill tokens of the following steps, within their budget; at least 1.
+    pub fn limit_prefill(&mut self, n_tokens: u32) {
+        self.prefill_limit = n_tokens.max(1);
     }
 
     /// A sequence that was submitted and has not ended.

@@ -69,6 +69,21 @@ fn a_budget_below_a_block_still_makes_progress() {
 }
 
 #[test]
+fn prefill_can_be_limited_below_the_budget_from_step_to_step() {
+    let mut engine = Engine::new(config(2000));
+    engine.submit(Request::new(prompt(1, 1500), 1));
+    let mut chunks = Vec::new();
+    for limit in [0, 100, 300, 5000, 5000] {
+        engine.scheduler.limit_prefill(limit);
+        engine.plan();
+        chunks.extend(entries(&engine.plan));
+        engine.run();
+    }
+    assert_eq!(chunks, [(1, 0, 1), (1, 1, 100), (1, 101, 155), (1, 256, 1024), (1, 1280, 220)]);
+    engine.check_answers();
+}
+
+#[test]
 fn a_long_prompt_leaves_room_for_short_ones_of_the_same_user() {
     let mut engine = Engine::new(config(2048));
     engine.submit(Request::new(prompt(1, 4000), 1));
