@@ -3,3 +3,5 @@
 
 mod golden;
 mod goldens;
+mod invariance;
+mod modules;

@@ -32,7 +32,9 @@ const CLEAR_GAP: f32 = 1e-4;
 /// Everything compared in one mode.
 #[derive(Debug)]
 pub(crate) struct Checker {
-    pub(crate) numerics: Numerics,
+    /// What was run, for the table.
+    title: &'static str,
+    numerics: Numerics,
     limits: Limits,
     /// What broke a limit, in words.
     pub(crate) findings: Vec<String>,
@@ -67,8 +69,9 @@ enum Place {
 }
 
 impl Checker {
-    pub(crate) fn new(numerics: Numerics) -> Self {
+    pub(crate) fn new(title: &'static str, numerics: Numerics) -> Self {
         Self {
+            title,
             numerics,
             limits: Limits::of(numerics),
             findings: Vec::new(),
@@ -85,7 +88,7 @@ impl Checker {
     }
 
     fn find(&mut self, what: impl fmt::Display) {
-        self.findings.push(format!("{} {what}", self.numerics));
+        self.findings.push(format!("{}: {what}", self.title));
     }
 
     /// The relative distance that values of `case` must keep, where single values are judged.
@@ -539,10 +542,10 @@ impl fmt::Display for Checker {
                 return Ok(());
             }
             let (max, median, p95) = (spread.max(), spread.quantile(0.5), spread.quantile(0.95));
-            let (mode, cases, n) = (self.numerics.name(), self.n_cases, spread.0.len());
+            let (title, cases, n) = (self.title, self.n_cases, spread.0.len());
             writeln!(
                 f,
-                "{mode:<7} {cases:>5}  {what:<22} {n:>6}  {max:>8.1e} {median:>8.1e} {p95:>8.1e}"
+                "{title:<7} {cases:>5}  {what:<22} {n:>6}  {max:>8.1e} {median:>8.1e} {p95:>8.1e}"
             )
         };
         line(f, "logits, one by one", &self.exact.rel_l2)?;
@@ -556,7 +559,7 @@ impl fmt::Display for Checker {
         writeln!(
             f,
             "{:<7} {:>5}  top-1 {:.3} of {all}, experts differ {:.4}, index overlap {:.4}, {} findings",
-            self.numerics.name(),
+            self.title,
             self.n_cases,
             pool.top1_agreement(f64::NEG_INFINITY),
             self.router_flips.mean(),

@@ -21,7 +21,7 @@ const N_DRAFTS: usize = 4;
 pub(crate) fn check_long_prompts() -> Checker {
     let (goldens, manifest) = (Goldens::load(FILE), Manifest::long());
     let model = load(Numerics::F32);
-    let mut checker = Checker::new(Numerics::F32);
+    let mut checker = Checker::new("long", Numerics::F32);
     for name in ["p4173", "p129", "m129"] {
         let case = &manifest.cases[name];
         checker.case(name, &goldens, case, &run_case(&model, case, CHUNK, false));
@@ -33,7 +33,7 @@ pub(crate) fn check_long_prompts() -> Checker {
 pub(crate) fn check_batches() -> Checker {
     let (goldens, manifest) = (Goldens::load(FILE), Manifest::long());
     let model = load(Numerics::F32);
-    let mut checker = Checker::new(Numerics::F32);
+    let mut checker = Checker::new("batches", Numerics::F32);
     for names in &manifest.batches {
         let cases: Vec<&Case> = names.iter().map(|name| &manifest.cases[name]).collect();
         for (name, run) in names.iter().zip(run_batch(&model, &cases)) {
@@ -158,7 +158,7 @@ struct Drafts {
 pub(crate) fn check_drafts() -> Checker {
     let (goldens, manifest) = (Goldens::load(FILE), Manifest::long());
     let model = load(Numerics::F32);
-    let mut checker = Checker::new(Numerics::F32);
+    let mut checker = Checker::new("drafts", Numerics::F32);
     for name in ["p129", "m129"] {
         let case = &manifest.cases[name];
         let n_prompt = case.ids.len();

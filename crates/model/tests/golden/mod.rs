@@ -20,7 +20,7 @@ const CHUNK: usize = 509;
 pub(crate) fn check_mode(numerics: Numerics) -> Checker {
     let (goldens, manifest) = (Goldens::of(numerics), Manifest::main());
     let model = run::load(numerics);
-    let mut checker = Checker::new(numerics);
+    let mut checker = Checker::new(numerics.name(), numerics);
     for (name, case) in &manifest.cases {
         let keeps_rows = goldens.get(&format!("{name}/prefill/layer0/attn_in")).is_some();
         let run = run::run_case(&model, case, CHUNK, keeps_rows);

@@ -52,7 +52,7 @@ impl Spread {
     }
 
     pub(crate) fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+        self.0.iter().fold(0.0, |sum, x| sum + x) / self.0.len().max(1) as f64
     }
 }
 

@@ -1,0 +1,245 @@
+//! A sequence's values depend on the sequence alone: bit for bit, in every numeric mode.
+
+use fathom_core::{Numerics, TokenId};
+use fathom_model::session::Rows;
+use fathom_model::{NoProbe, Session};
+use fathom_ops::cpu::CpuCache;
+use fathom_ops::{Backend, Batch, CacheSpec, Solo};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::golden::blocks::BlockList;
+use crate::golden::run::{Model, load};
+
+const MODES: [Numerics; 3] = [Numerics::F32, Numerics::F32Qat, Numerics::Bf16];
+
+/// Blocks of each sequence: enough for 768 tokens.
+const N_BLOCKS: u32 = 3;
+
+/// Tokens that repeat nothing and mean nothing.
+fn tokens(seed: u32, n: usize) -> Vec<TokenId> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % 1000
+        })
+        .collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Logits of every row of `tokens`, run alone in one chunk.
+fn alone(model: &Model, tokens: &[TokenId]) -> Vec<u32> {
+    in_chunks(model, tokens, &[tokens.len()])
+}
+
+/// The same in chunks of the given sizes, repeated until all tokens have run.
+fn in_chunks(model: &Model, tokens: &[TokenId], chunks: &[usize]) -> Vec<u32> {
+    let mut session = Session::new(model, &Solo, tokens.len(), 0).unwrap();
+    let mut logits = Vec::new();
+    let mut sizes = chunks.iter().cycle();
+    while session.position() < tokens.len() {
+        let end = tokens.len().min(session.position() + sizes.next().unwrap());
+        let step = session.run(&tokens[session.position()..end], Rows::All, false, &mut NoProbe);
+        logits.extend(bits(&step.unwrap().logits.unwrap().data));
+    }
+    logits
+}
+
+/// A cache in which several sequences meet.
+fn shared_cache(model: &Model, n_slots: u32, n_snapshots: usize) -> CpuCache {
+    let (kv, index_keys) = CacheSpec::formats_for(model.ops().numerics());
+    let layers = model.cache_layers().to_vec();
+    let (n_blocks, n_slots) = ((n_slots * N_BLOCKS) as usize, n_slots as usize);
+    let spec = CacheSpec { layers, n_slots, n_blocks, n_snapshots, spare_rows: 0, kv, index_keys };
+    model.new_cache(&spec).unwrap()
+}
+
+fn forward(model: &Model, batch: &Batch, cache: &mut CpuCache) -> Vec<u32> {
+    let output = model.forward(batch, cache, &Solo, false, &mut NoProbe).unwrap();
+    bits(&output.logits.unwrap().data)
+}
+
+/// Runs `sequences` together, `chunks[i]` tokens of sequence `i` per step from step `starts[i]` on;
+/// returns the logits of every row of each.
+fn together(
+    model: &Model,
+    sequences: &[Vec<TokenId>],
+    chunks: &[usize],
+    starts: &[usize],
+) -> Vec<Vec<u32>> {
+    let n = sequences.len();
+    let mut cache = shared_cache(model, n as u32, 0);
+    let mut positions = vec![0; n];
+    let mut logits = vec![Vec::new(); n];
+    for step in 0.. {
+        let mut batch = Batch::default();
+        let mut parts = Vec::new();
+        for i in 0..n {
+            if step < starts[i] || positions[i] == sequences[i].len() {
+                continue;
+            }
+            let end = sequences[i].len().min(positions[i] + chunks[i]);
+            let blocks = BlockList::strided(i as u32, n as u32, N_BLOCKS);
+            let (slot, run) = ((n - 1 - i) as u32, &sequences[i][positions[i]..end]);
+            batch.push(slot, positions[i] as u32, run, blocks.covering(end), false);
+            parts.push((i, run.len()));
+            positions[i] = end;
+        }
+        if parts.is_empty() && step >= *starts.iter().max().unwrap() {
+            return logits;
+        }
+        if parts.is_empty() {
+            continue;
+        }
+        batch.logit_rows = (0..batch.n_tokens() as u32).collect();
+        let mut rows = forward(model, &batch, &mut cache).into_iter();
+        let width = model.config().vocab_size;
+        for (i, n_rows) in parts {
+            logits[i].extend(rows.by_ref().take(n_rows * width));
+        }
+    }
+    unreachable!("the loop returns when all sequences are done")
+}
+
+/// Runs a property a few times: a case costs a tenth of a second.
+fn holds<S: Strategy>(cases: u32, strategy: &S, property: impl Fn(S::Value)) {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(strategy, |value| {
+            property(value);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn logits_do_not_depend_on_the_chunks_a_prompt_comes_in() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let tokens = tokens(1, 300);
+        let expected = alone(&model, &tokens);
+        // Sizes around everything that has a size: a token, a group, the window, a block.
+        for chunks in [&[1][..], &[3], &[4, 1], &[127, 2], &[128], &[129], &[255, 1, 2]] {
+            assert!(in_chunks(&model, &tokens, chunks) == expected, "{numerics} {chunks:?}");
+        }
+        let sizes = prop::collection::vec(1..200_usize, 1..6);
+        holds(4, &sizes, |chunks| {
+            assert!(in_chunks(&model, &tokens, &chunks) == expected, "{numerics} {chunks:?}");
+        });
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_who_else_is_in_the_batch() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let member = (1..300_usize, 1..70_usize, 0..8_usize);
+        holds(3, &prop::collection::vec(member, 2..6), |members| {
+            let sequences: Vec<_> =
+                members.iter().enumerate().map(|(i, m)| tokens(i as u32, m.0)).collect();
+            let chunks: Vec<_> = members.iter().map(|member| member.1).collect();
+            let starts: Vec<_> = members.iter().map(|member| member.2).collect();
+            let logits = together(&model, &sequences, &chunks, &starts);
+            for (logits, sequence) in logits.iter().zip(&sequences) {
+                assert!(*logits == alone(&model, sequence), "{numerics} {members:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_slot_used_by_a_long_sequence_shows_nothing_of_it_to_a_short_one() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let long = tokens(7, 400);
+        let mut session = Session::new(&model, &Solo, long.len(), 0).unwrap();
+        for n_tokens in 1..=5 {
+            session.run(&long, Rows::None, false, &mut NoProbe).unwrap();
+            session.rewind(0);
+            let short = tokens(n_tokens as u32, n_tokens + 8);
+            let mut logits = Vec::new();
+            // A prompt of 1 to 5 tokens, then decode.
+            let (prompt, decode) = short.split_at(n_tokens);
+            for part in std::iter::once(prompt).chain(decode.chunks(1)) {
+                let step = session.run(part, Rows::All, false, &mut NoProbe).unwrap();
+                logits.extend(bits(&step.logits.unwrap().data));
+            }
+            assert!(logits == alone(&model, &short), "{numerics}, prompt of {n_tokens}");
+            session.rewind(0);
+        }
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_the_number_of_threads() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let tokens = tokens(3, 270);
+        let with_threads = |n_threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| in_chunks(&model, &tokens, &[200, 1, 17, 1]))
+        };
+        let one = with_threads(1);
+        assert!(one == with_threads(2), "{numerics}: two threads");
+        assert!(one == with_threads(5), "{numerics}: five threads");
+    }
+}
+
+#[test]
+fn tokens_taken_back_leave_no_trace() {
+    const SPARE: usize = 4;
+    for numerics in MODES {
+        let model = load(numerics);
+        let real = tokens(11, 144);
+        let expected = alone(&model, &real);
+        let width = model.config().vocab_size;
+        // Rejection at every offset around multiples of 4 and of 128.
+        for n_kept in 122..=134 {
+            let mut session = Session::new(&model, &Solo, 256, SPARE).unwrap();
+            session.run(&real[..n_kept], Rows::None, false, &mut NoProbe).unwrap();
+            let wrong = tokens(99, SPARE);
+            session.run(&wrong, Rows::None, false, &mut NoProbe).unwrap();
+            session.rewind(n_kept);
+            let step = session.run(&real[n_kept..], Rows::All, false, &mut NoProbe).unwrap();
+            let logits = bits(&step.logits.unwrap().data);
+            assert!(logits == expected[n_kept * width..], "{numerics}, {n_kept} tokens kept");
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_resumes_as_if_nothing_had_happened() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let real = tokens(5, 400);
+        let expected = alone(&model, &real);
+        let width = model.config().vocab_size;
+        for position in [128, 256, 384] {
+            let mut cache = shared_cache(&model, 2, 1);
+            let blocks = BlockList::strided(0, 1, N_BLOCKS);
+            let run = |slot, first: usize, tokens: &[TokenId], cache: &mut CpuCache| {
+                let mut batch = Batch::default();
+                let blocks = blocks.covering(first + tokens.len());
+                batch.push(slot, first as u32, tokens, blocks, false);
+                batch.logit_rows = (0..batch.n_tokens() as u32).collect();
+                forward(&model, &batch, cache)
+            };
+            run(0, 0, &real[..position], &mut cache);
+            model.ops().capture(&mut cache, 0, position as u32, 0).unwrap();
+            // The slot goes another way, and the other slot held somebody else.
+            run(0, position, &tokens(8, 400 - position), &mut cache);
+            let mut other = Batch::default();
+            let other_blocks = BlockList::strided(N_BLOCKS, 1, N_BLOCKS);
+            other.push(1, 0, &tokens(6, 200), other_blocks.covering(200), true);
+            forward(&model, &other, &mut cache);
+
+            model.ops().restore(&mut cache, 0, 1, position as u32).unwrap();
+            let logits = run(1, position, &real[position..], &mut cache);
+            assert!(logits == expected[position * width..], "{numerics} at {position}");
+        }
+    }
+}
