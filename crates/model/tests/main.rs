@@ -5,3 +5,4 @@ mod golden;
 mod goldens;
 mod invariance;
 mod modules;
+mod parallel;
