@@ -73,6 +73,7 @@ impl EngineConfig {
             snapshot_interval: self.snapshot_interval,
             prefix_cache: self.prefix_cache,
             isolate_users: self.isolate_users,
+            lower_tiers: false,
             cache_namespace: self.cache_namespace.clone(),
             cache_seed: self.cache_seed,
             queue_len: self.queue_len,

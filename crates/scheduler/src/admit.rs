@@ -6,6 +6,7 @@
 //!
 //! Not here: whose turn it is (`queue`), making room (`preempt`).
 
+use crate::lower::Admission;
 use crate::plan::{Restore, StepPlan};
 use crate::prefix_cache::LookUp;
 use crate::scheduler::Scheduler;
@@ -15,13 +16,14 @@ use crate::{BLOCK_TOKENS, blocks_for};
 impl Scheduler {
     /// What the sequence could share, or `None` if it does not fit now.
     pub(crate) fn fit(&mut self, index: SequenceIndex) -> Option<LookUp> {
+        let lower = self.may_load(index);
         let sequence = &mut self.sequences[index as usize];
         let version = self.cache.version();
         if self.free_slots.is_empty() || sequence.blocked_at == version {
             return None;
         }
-        let found = self.cache.look_up(sequence.root, &mut sequence.keys, &sequence.tokens);
-        let needed = blocks_for(sequence.len()) - found.n_blocks;
+        let found = self.cache.look_up(sequence.root, &mut sequence.keys, &sequence.tokens, lower);
+        let needed = blocks_for(sequence.len()) - found.n_present;
         let available = self.cache.pool().available() - found.n_idle;
         // Running sequences need a block each every BLOCK_TOKENS steps. Starting one that leaves
         // nothing for them would soon end in its preemption.
@@ -33,9 +35,15 @@ impl Scheduler {
         Some(found)
     }
 
-    /// Starts or resumes a waiting sequence if it fits. Returns whether it runs now.
-    pub(crate) fn admit(&mut self, index: SequenceIndex, plan: &mut StepPlan) -> bool {
-        let Some(found) = self.fit(index) else { return false };
+    /// Starts or resumes a waiting sequence if it fits and all it can share is on the device.
+    pub(crate) fn admit(&mut self, index: SequenceIndex, plan: &mut StepPlan) -> Admission {
+        if self.sequences[index as usize].load.is_some() {
+            return Admission::Loading;
+        }
+        let Some(found) = self.fit(index) else { return Admission::NoRoom };
+        if found.must_load() {
+            return self.start_load(index, found, plan);
+        }
         let place = self.place(index);
         let sequence = &mut self.sequences[index as usize];
         self.queue.remove(sequence.account, place);
@@ -56,13 +64,14 @@ impl Scheduler {
         }
         let position = found.n_blocks * BLOCK_TOKENS;
         if let Some(snapshot) = snapshot {
-            plan.restores.push(Restore { snapshot, slot, position });
+            plan.restores.push(Restore { snapshot, slot, position, index });
         }
         sequence.state = State::Prefill;
         sequence.slot = slot;
         sequence.n_computed = position;
         sequence.n_published = found.n_blocks;
         sequence.charged = sequence.charged.max(position);
+        sequence.n_loads = 0;
         if !sequence.started {
             sequence.started = true;
             sequence.cached_tokens = position;
@@ -76,6 +85,6 @@ impl Scheduler {
             (other.priority, other.arrival) < (place.priority, place.arrival)
         });
         self.running.insert(after, index);
-        true
+        Admission::Started
     }
 }

@@ -30,7 +30,8 @@ impl Scheduler {
     fn audit_blocks(&self) -> Result<(), String> {
         let pool = self.cache.pool();
         let mut references = vec![0; pool.n_blocks() as usize];
-        for block in self.sequences.iter().flat_map(|s| &s.blocks) {
+        let loading = self.loading.iter().flat_map(|loading| &loading.blocks);
+        for block in self.sequences.iter().flat_map(|s| &s.blocks).chain(loading) {
             references[*block as usize] += 1;
         }
         let mut n_unreferenced = 0;

@@ -26,6 +26,8 @@ pub struct SchedulerConfig {
     pub prefix_cache: bool,
     /// Whether requests of different users never share prefixes. Default true.
     pub isolate_users: bool,
+    /// Whether the prefix cache has lower tiers, which want copies. Default false.
+    pub lower_tiers: bool,
     /// What else the cache's content depends on: model, numeric profile, row format.
     pub cache_namespace: String,
     /// Secret of this process (or cache directory): keeps clients from forging prefix keys.
@@ -49,6 +51,7 @@ impl SchedulerConfig {
             snapshot_interval: 4096,
             prefix_cache: true,
             isolate_users: true,
+            lower_tiers: false,
             cache_namespace: String::new(),
             cache_seed: 0,
             queue_len: 1024,
@@ -161,6 +164,10 @@ impl Limits {
 
     pub(crate) const fn isolate_users(&self) -> bool {
         self.0.isolate_users
+    }
+
+    pub(crate) const fn lower_tiers(&self) -> bool {
+        self.0.lower_tiers
     }
 
     pub(crate) fn cache_namespace(&self) -> &str {

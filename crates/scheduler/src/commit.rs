@@ -74,6 +74,8 @@ impl Scheduler {
                 if let Some(old) = sequence.rolling.replace(new) {
                     self.cache.drop_snapshot(old.snapshot, old.key);
                 }
+            } else if kept {
+                self.cache.offer_snapshot(capture.snapshot, capture.key);
             }
         }
         for entry in &plan.entries {

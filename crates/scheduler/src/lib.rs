@@ -6,7 +6,7 @@
 //!
 //! - [`budget`]: limits; [`plan`]: what a step is; [`sequence`]: what is scheduled;
 //! - `queue`: priorities and fairness between users; `admit`, `preempt`: who runs;
-//! - `blocks`, `snapshots`, `keys`, [`prefix_cache`]: KV memory and its reuse.
+//! - `blocks`, `snapshots`, `keys`, [`prefix_cache`], [`lower`]: KV memory and its reuse.
 
 mod admit;
 mod audit;
@@ -14,6 +14,7 @@ mod blocks;
 pub mod budget;
 pub mod commit;
 mod keys;
+pub mod lower;
 mod lru;
 pub mod plan;
 mod preempt;
@@ -26,6 +27,7 @@ mod snapshots;
 pub use budget::{ConfigError, Limits, SchedulerConfig};
 pub use commit::{Outcome, Outcomes};
 pub use keys::BlockKey;
+pub use lower::{Load, LoadId, LoadItem, Save, SaveReason, StateKey, StateKind};
 pub use plan::{Capture, PlanEntry, Restore, StepPlan, Work};
 pub use prefix_cache::CacheStats;
 pub use scheduler::{Ended, RefuseError, Scheduler, SchedulerStats};

@@ -14,6 +14,7 @@ use fathom_core::RequestId;
 
 use crate::BLOCK_TOKENS;
 use crate::keys::BlockKey;
+use crate::lower::{Admission, Load};
 use crate::scheduler::Scheduler;
 use crate::sequence::{SequenceIndex, State};
 
@@ -54,6 +55,8 @@ pub struct Restore {
     pub slot: u32,
     /// Tokens that the snapshot covers; the slot's sequence runs from here.
     pub position: u32,
+    /// The sequence in the slot.
+    pub index: SequenceIndex,
 }
 
 /// After the step: `snapshot` becomes the state of `slot`, which has run `position` tokens.
@@ -81,6 +84,9 @@ pub struct StepPlan {
     pub restores: Vec<Restore>,
     /// To do after the step, in any order.
     pub captures: Vec<Capture>,
+    /// Prefixes that waiting sequences want from lower tiers. They do not belong to the step: they
+    /// may take any time, and a plan can consist of nothing else.
+    pub loads: Vec<Load>,
 }
 
 impl StepPlan {
@@ -107,6 +113,7 @@ impl StepPlan {
         self.entries.clear();
         self.restores.clear();
         self.captures.clear();
+        self.loads.clear();
     }
 }
 
@@ -134,7 +141,7 @@ pub(crate) struct Candidate {
 impl Scheduler {
     /// Decides what the next step runs. `now` is the time since any fixed instant; it only matters
     /// for queue timeouts. An empty plan means that there is nothing to do until the next
-    /// submission, and must not be committed.
+    /// submission or the end of a load, and must not be committed.
     pub fn plan(&mut self, now: Duration, plan: &mut StepPlan) {
         plan.clear();
         self.expire(now);
@@ -215,14 +222,20 @@ impl Scheduler {
                 continue;
             }
             if self.sequences[index as usize].state == State::Waiting {
-                // Nobody overtakes a sequence that does not fit yet, or it might never start.
-                admitting = admitting && self.admit(index, plan);
                 if !admitting {
                     continue;
                 }
-                admitting = !self.free_slots.is_empty();
-                if let Some(next) = self.queue.head(account) {
+                let next = self.queue.after(account, self.place(index));
+                let admission = self.admit(index, plan);
+                // Nobody overtakes a sequence that does not fit yet, or it might never start.
+                admitting = admission != Admission::NoRoom && !self.free_slots.is_empty();
+                if let Some(next) = next
+                    && admitting
+                {
                     self.push_candidate(next.index, 0);
+                }
+                if admission != Admission::Started {
+                    continue;
                 }
             }
             self.queue.serve(account);

@@ -28,7 +28,8 @@ impl Scheduler {
                 return;
             }
             let Some((_, place)) = self.queue.first() else { return };
-            if self.fit(place.index).is_some() {
+            let loading = self.sequences[place.index as usize].load.is_some();
+            if loading || self.fit(place.index).is_some() {
                 return;
             }
             self.preempt(victim);

@@ -6,6 +6,9 @@
 //! Blocks and snapshots are evicted separately, each least recently used first; a block takes its
 //! snapshot with it.
 //!
+//! What becomes reusable or is evicted is offered to lower tiers, and a look-up goes on in what they
+//! hold; see `lower`.
+//!
 //! Invariants:
 //! - a published block's content never changes, so any number of sequences may hold it;
 //! - every idle block of the pool is published;
@@ -21,6 +24,7 @@ use crate::BLOCK_TOKENS;
 use crate::blocks::BlockPool;
 use crate::budget::Limits;
 use crate::keys::{BlockKey, ByHash, KeyHasher, block_tokens};
+use crate::lower::{LoadItem, LowerKeys, Save, SaveReason, StateKey};
 use crate::snapshots::SnapshotPool;
 
 const NO_SNAPSHOT: u32 = u32::MAX;
@@ -60,16 +64,32 @@ enum Miss {
 pub(crate) struct LookUp {
     /// Blocks to share; 0 is a miss.
     pub(crate) n_blocks: u32,
+    /// Those of them that are on the device; the others are in a lower tier.
+    pub(crate) n_present: u32,
     /// Those of them that nobody holds: sharing them makes that many fewer available.
     pub(crate) n_idle: u32,
+    /// On the device; if there is none, and this is no miss, it is in a lower tier.
     snapshot: u32,
     miss: Option<Miss>,
 }
 
 impl LookUp {
     const fn miss(reason: Option<Miss>) -> Self {
-        Self { n_blocks: 0, n_idle: 0, snapshot: NO_SNAPSHOT, miss: reason }
+        Self { n_blocks: 0, n_present: 0, n_idle: 0, snapshot: NO_SNAPSHOT, miss: reason }
     }
+
+    /// Whether something must be loaded before the prefix can be shared.
+    pub(crate) const fn must_load(&self) -> bool {
+        self.n_blocks > 0 && (self.n_present < self.n_blocks || self.snapshot == NO_SNAPSHOT)
+    }
+}
+
+/// What a load holds: see [`PrefixCache::begin_load`].
+#[derive(Debug)]
+pub(crate) struct BegunLoad {
+    pub(crate) items: Vec<LoadItem>,
+    pub(crate) blocks: Vec<u32>,
+    pub(crate) pinned: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +113,11 @@ pub(crate) struct PrefixCache {
     /// First blocks by their tokens alone, with the number of scopes that have them.
     unscoped: HashMap<u64, u32, ByHash>,
     evicted: Evicted,
+    /// Whether there are lower tiers to offer things to.
+    has_lower: bool,
+    lower: LowerKeys,
+    saves: Vec<Save>,
+    drops: Vec<StateKey>,
     stats: CacheStats,
     /// Counts releases: what did not fit does not fit before this changes.
     version: u64,
@@ -111,6 +136,10 @@ impl PrefixCache {
             published: vec![None; n_blocks as usize],
             unscoped: HashMap::default(),
             evicted: Evicted::new(n_blocks.clamp(256, 1 << 16) as usize),
+            has_lower: limits.lower_tiers(),
+            lower: LowerKeys::default(),
+            saves: Vec::new(),
+            drops: Vec::new(),
             stats: CacheStats::default(),
             version: 1,
         }
@@ -130,6 +159,18 @@ impl PrefixCache {
 
     pub(crate) const fn stats(&self) -> CacheStats {
         self.stats
+    }
+
+    pub(crate) const fn lower_mut(&mut self) -> &mut LowerKeys {
+        &mut self.lower
+    }
+
+    pub(crate) const fn saves_mut(&mut self) -> &mut Vec<Save> {
+        &mut self.saves
+    }
+
+    pub(crate) const fn drops_mut(&mut self) -> &mut Vec<StateKey> {
+        &mut self.drops
     }
 
     pub(crate) const fn version(&self) -> u64 {
@@ -157,31 +198,40 @@ impl PrefixCache {
     }
 
     /// Finds the longest prefix of `tokens` that can be skipped, leaving at least one token to
-    /// compute. `keys` is extended as far as the search goes.
+    /// compute. `keys` is extended as far as the search goes. With `lower`, also what lower tiers
+    /// hold counts.
     pub(crate) fn look_up(
         &self,
         root: BlockKey,
         keys: &mut Vec<BlockKey>,
         tokens: &[TokenId],
+        lower: bool,
     ) -> LookUp {
         if !self.enabled {
             return LookUp::miss(None);
         }
         let most = (tokens.len() - 1) / BLOCK_TOKENS as usize;
         let mut found = LookUp::miss(Some(Miss::Short));
-        let mut n_idle = 0;
+        let is_below = |state| lower && self.lower.contains(state);
+        let (mut n_idle, mut n_present) = (0, 0);
         for index in 0..most {
             self.hasher.extend(root, keys, tokens, index + 1);
-            let Some(&block) = self.by_key.get(&keys[index]) else {
+            let key = keys[index];
+            let snapshot = if let Some(&block) = self.by_key.get(&key) {
+                n_present += 1;
+                n_idle += u32::from(self.pool.is_idle(block));
+                self.published[block as usize].map_or(NO_SNAPSHOT, |of| of.snapshot)
+            } else if is_below(StateKey::block(key)) {
+                NO_SNAPSHOT
+            } else {
                 if found.n_blocks == 0 {
-                    found.miss = Some(self.why_missing(index, keys[index], tokens));
+                    found.miss = Some(self.why_missing(index, key, tokens));
                 }
                 return found;
             };
-            n_idle += u32::from(self.pool.is_idle(block));
-            let snapshot = self.published[block as usize].map_or(NO_SNAPSHOT, |of| of.snapshot);
-            if snapshot != NO_SNAPSHOT {
-                found = LookUp { n_blocks: index as u32 + 1, n_idle, snapshot, miss: None };
+            if snapshot != NO_SNAPSHOT || is_below(StateKey::snapshot(key)) {
+                let n_blocks = index as u32 + 1;
+                found = LookUp { n_blocks, n_present, n_idle, snapshot, miss: None };
             } else if found.n_blocks == 0 {
                 found.miss = Some(Miss::NoSnapshot);
             }
@@ -201,8 +251,8 @@ impl PrefixCache {
         }
     }
 
-    /// Counts a look-up and shares what it found: its blocks are appended to `table`. Returns the
-    /// snapshot to restore, pinned until [`PrefixCache::unpin`].
+    /// Counts a look-up and shares what it found on the device: its blocks are appended to `table`.
+    /// Returns the snapshot to restore, pinned until [`PrefixCache::unpin`].
     pub(crate) fn acquire(
         &mut self,
         found: LookUp,
@@ -237,13 +287,72 @@ impl PrefixCache {
     pub(crate) fn allocate(&mut self) -> Option<u32> {
         let taken = self.pool.take()?;
         if taken.was_idle {
-            let key = self.published[taken.block as usize].map(|of| of.key);
-            self.unpublish(taken.block);
-            if let Some(key) = key {
-                self.evicted.insert(key);
+            if let Some(of) = self.published[taken.block as usize] {
+                self.evicted.insert(of.key);
+                self.offer(StateKey::block(of.key), taken.block, SaveReason::Evicted);
+                if of.snapshot != NO_SNAPSHOT {
+                    self.offer(StateKey::snapshot(of.key), of.snapshot, SaveReason::Evicted);
+                }
             }
+            self.unpublish(taken.block);
         }
         Some(taken.block)
+    }
+
+    fn offer(&mut self, state: StateKey, id: u32, reason: SaveReason) {
+        if self.has_lower && (reason == SaveReason::Evicted || !self.lower.contains(state)) {
+            self.saves.push(Save { state, id, reason });
+        }
+    }
+
+    /// Offers the snapshot of the prefix `key` if it is still the one in slot `snapshot`.
+    pub(crate) fn offer_snapshot(&mut self, snapshot: u32, key: BlockKey) {
+        let block = self.by_key.get(&key).and_then(|&block| self.published[block as usize]);
+        if block.is_some_and(|of| of.snapshot == snapshot) {
+            self.offer(StateKey::snapshot(key), snapshot, SaveReason::Published);
+        }
+    }
+
+    /// The first block of a chain, else its snapshot, that is not on the device.
+    pub(crate) fn first_missing(&self, keys: &[BlockKey]) -> Option<StateKey> {
+        let missing = keys.iter().find(|&key| !self.by_key.contains_key(key));
+        let last = || keys.last().map(|&key| StateKey::snapshot(key));
+        missing.map(|&key| StateKey::block(key)).or_else(last)
+    }
+
+    /// Holds the blocks of a prefix that are on the device, and takes room for the others and for
+    /// the snapshot. `None` if no snapshot slot can be had now.
+    pub(crate) fn begin_load(&mut self, found: LookUp, keys: &[BlockKey]) -> Option<BegunLoad> {
+        let snapshot = if found.snapshot == NO_SNAPSHOT { self.take_snapshot()? } else { 0 };
+        let mut begun = BegunLoad { items: Vec::new(), blocks: Vec::new(), pinned: None };
+        // All that are there first: taking room evicts idle blocks.
+        for key in keys {
+            let present = self.by_key.get(key).copied();
+            present.into_iter().for_each(|block| self.pool.retain(block));
+            begun.blocks.push(present.unwrap_or(u32::MAX));
+        }
+        if found.snapshot != NO_SNAPSHOT {
+            self.snapshots.pin(found.snapshot);
+            begun.pinned = Some(found.snapshot);
+        }
+        for (block, &key) in begun.blocks.iter_mut().zip(keys) {
+            if *block == u32::MAX {
+                let id = self.allocate().expect("a sequence fits only if its blocks do");
+                *block = id;
+                begun.items.push(LoadItem { state: StateKey::block(key), id });
+            }
+        }
+        if let Some(&key) = keys.last()
+            && found.snapshot == NO_SNAPSHOT
+        {
+            begun.items.push(LoadItem { state: StateKey::snapshot(key), id: snapshot });
+        }
+        Some(begun)
+    }
+
+    /// A hash of the first block of `tokens` without their scope.
+    pub(crate) fn unscoped(&self, tokens: &[TokenId]) -> u64 {
+        self.hasher.unscoped(block_tokens(tokens, 0))
     }
 
     /// Gives up a table's references and empties it. With `discard`, blocks that nobody else holds
@@ -253,6 +362,14 @@ impl PrefixCache {
         // Last block first: of one sequence's blocks, those nearest its start are evicted last.
         while let Some(block) = table.pop() {
             if discard && self.pool.references(block) == 1 {
+                if let Some(of) = self.published[block as usize]
+                    && self.has_lower
+                {
+                    for state in [StateKey::block(of.key), StateKey::snapshot(of.key)] {
+                        self.lower.set(state, false);
+                        self.drops.push(state);
+                    }
+                }
                 self.unpublish(block);
             }
             self.pool.release(block, self.published[block as usize].is_some());
@@ -264,7 +381,17 @@ impl PrefixCache {
         if self.by_key.contains_key(&key) {
             return;
         }
-        let unscoped = (index == 0).then(|| self.hasher.unscoped(block_tokens(tokens, 0)));
+        let unscoped = (index == 0).then(|| self.unscoped(tokens));
+        self.publish_loaded(block, key, unscoped);
+        self.offer(StateKey::block(key), block, SaveReason::Published);
+    }
+
+    /// As [`PrefixCache::publish`], of a block that came from a lower tier; a first block comes with
+    /// the hash of its tokens without their scope.
+    pub(crate) fn publish_loaded(&mut self, block: u32, key: BlockKey, unscoped: Option<u64>) {
+        if self.by_key.contains_key(&key) {
+            return;
+        }
         if let Some(hash) = unscoped {
             *self.unscoped.entry(hash).or_insert(0) += 1;
         }
@@ -295,11 +422,17 @@ impl PrefixCache {
         if published.is_some_and(|of| of.snapshot != NO_SNAPSHOT) {
             return None;
         }
+        self.take_snapshot()
+    }
+
+    fn take_snapshot(&mut self) -> Option<u32> {
         let capture = self.snapshots.begin_capture()?;
         if let Some(block) = capture.evicted_from
             && let Some(published) = &mut self.published[block as usize]
         {
             published.snapshot = NO_SNAPSHOT;
+            let state = StateKey::snapshot(published.key);
+            self.offer(state, capture.snapshot, SaveReason::Evicted);
         }
         Some(capture.snapshot)
     }
@@ -340,6 +473,7 @@ impl PrefixCache {
     /// Forgets everything that is cached: what the device holds can no longer be trusted.
     pub(crate) fn clear(&mut self) {
         self.version += 1;
+        self.saves.clear();
         for block in 0..self.pool.n_blocks() {
             self.unpublish(block);
             self.pool.forget(block);

@@ -8,6 +8,7 @@
 //! Not here: whether the next one fits (`admit`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 
 /// Accounts of absent users that are remembered at most.
 const MAX_ABSENT: usize = 1024;
@@ -137,6 +138,12 @@ impl Queue {
     /// The first waiting sequence of one account.
     pub(crate) fn head(&self, account: u32) -> Option<Place> {
         self.accounts[account as usize].waiting.first().copied()
+    }
+
+    /// The waiting sequence of the account after `place`.
+    pub(crate) fn after(&self, account: u32, place: Place) -> Option<Place> {
+        let later = (Bound::Excluded(place), Bound::Unbounded);
+        self.accounts[account as usize].waiting.range(later).next().copied()
     }
 
     /// The first waiting sequence of every account that has one.

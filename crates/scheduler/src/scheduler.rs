@@ -17,6 +17,7 @@ use std::time::Duration;
 use fathom_core::{FinishReason, RequestId, Usage};
 
 use crate::budget::Limits;
+use crate::lower::Loading;
 use crate::plan::Candidate;
 use crate::prefix_cache::{CacheStats, PrefixCache};
 use crate::queue::{Place, Queue};
@@ -99,6 +100,8 @@ pub struct Scheduler {
     pub(crate) ended: Vec<Ended>,
     pub(crate) candidates: BinaryHeap<Reverse<Candidate>>,
     pub(crate) granted: Vec<SequenceIndex>,
+    pub(crate) loading: Vec<Loading>,
+    pub(crate) next_load: u64,
     pub(crate) preemptions: u64,
     pub(crate) prompt_tokens: u64,
     pub(crate) cached_prompt_tokens: u64,
@@ -125,6 +128,8 @@ impl Scheduler {
             ended: Vec::new(),
             candidates: BinaryHeap::new(),
             granted: Vec::new(),
+            loading: Vec::new(),
+            next_load: 1,
             preemptions: 0,
             prompt_tokens: 0,
             cached_prompt_tokens: 0,
@@ -184,6 +189,8 @@ impl Scheduler {
             cancelled: false,
             failed: false,
             blocked_at: 0,
+            load: None,
+            n_loads: 0,
         };
         self.next_arrival += 1;
         let index = match self.vacant.pop() {
@@ -322,11 +329,16 @@ impl Scheduler {
         let sequence = &mut self.sequences[index as usize];
         self.n_prefill -= usize::from(sequence.state == State::Prefill);
         self.free_slots.push(sequence.slot);
+        // A snapshot that the sequence would have replaced is worth a copy only now.
+        if let Some(rolling) = sequence.rolling.take()
+            && !discard
+        {
+            self.cache.offer_snapshot(rolling.snapshot, rolling.key);
+        }
         self.cache.release(&mut sequence.blocks, discard);
         sequence.state = State::Waiting;
         sequence.n_computed = 0;
         sequence.n_published = 0;
-        sequence.rolling = None;
         sequence.in_flight = false;
     }
 

@@ -12,6 +12,7 @@ use fathom_core::{FinishReason, RequestId, TokenId};
 
 use crate::BLOCK_TOKENS;
 use crate::keys::BlockKey;
+use crate::lower::LoadId;
 
 /// What the scheduler must know about a request.
 #[derive(Debug, Clone)]
@@ -111,6 +112,10 @@ pub struct Sequence {
     pub(crate) failed: bool,
     /// Cache version at which it did not fit.
     pub(crate) blocked_at: u64,
+    /// The load it waits for.
+    pub(crate) load: Option<LoadId>,
+    /// Loads since it was last started.
+    pub(crate) n_loads: u32,
 }
 
 impl Sequence {

@@ -6,6 +6,7 @@ use fathom_core::RequestId;
 use fathom_scheduler::{SchedulerConfig, StepPlan};
 use proptest::prelude::*;
 
+use crate::lower_tier::Lower;
 use crate::model_engine::{Engine, Request, prompt};
 
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ enum Action {
     FailedStep,
     /// The device lost its memory.
     LostDevice,
+    /// Everything stops; only lower tiers are as they were.
+    Restart,
     Wait(u64),
 }
 
@@ -51,6 +54,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0..40_usize).prop_map(Action::Garbage),
         1 => Just(Action::FailedStep),
         1 => Just(Action::LostDevice),
+        1 => Just(Action::Restart),
         1 => (1..30_u64).prop_map(Action::Wait),
     ]
 }
@@ -71,9 +75,19 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
     )
 }
 
+fn lower() -> impl Strategy<Value = Option<Lower>> {
+    let tier = (1..60_usize, 0..5_u32, prop_oneof![Just(0), Just(3), Just(20)]);
+    prop::option::of(tier.prop_map(|(capacity, delay, damage)| Lower::new(capacity, delay, damage)))
+}
+
 /// Performs the actions, then lets everything end; returns the plans.
-fn play(config: SchedulerConfig, actions: &[Action]) -> (Engine, Vec<StepPlan>) {
-    let mut engine = Engine::new(config);
+fn play(
+    config: SchedulerConfig,
+    lower: Option<Lower>,
+    actions: &[Action],
+) -> (Engine, Vec<StepPlan>) {
+    let mut engine = Engine::new(SchedulerConfig { lower_tiers: lower.is_some(), ..config });
+    engine.lower = lower;
     let mut plans = Vec::new();
     let id_of = |engine: &Engine, choice: usize| {
         RequestId(1 + (choice % engine.requests.len().max(1)) as u64)
@@ -105,6 +119,7 @@ fn play(config: SchedulerConfig, actions: &[Action]) -> (Engine, Vec<StepPlan>) 
                     }
                     plans.push(engine.plan.clone());
                     engine.run();
+                    engine.finish_loads(false);
                 }
             }
             Action::Garbage(choice) => {
@@ -131,6 +146,16 @@ fn play(config: SchedulerConfig, actions: &[Action]) -> (Engine, Vec<StepPlan>) 
                 engine.collect();
                 engine.scheduler.audit().unwrap();
             }
+            Action::Restart => {
+                let running = engine.requests.keys().filter(|id| !engine.ended.contains_key(id));
+                let running: Vec<RequestId> = running.copied().collect();
+                for id in running {
+                    engine.scheduler.cancel(id);
+                }
+                engine.collect();
+                engine.finish_loads(true);
+                engine.restart();
+            }
             Action::Wait(seconds) => engine.now += Duration::from_secs(*seconds),
         }
     }
@@ -144,9 +169,10 @@ proptest! {
     #[test]
     fn tokens_never_depend_on_what_else_runs(
         config in config(),
+        lower in lower(),
         actions in prop::collection::vec(action(), 1..40),
     ) {
-        let (engine, _) = play(config, &actions);
+        let (engine, _) = play(config, lower, &actions);
         engine.check_answers();
         engine.check_nothing_held();
     }
@@ -154,10 +180,11 @@ proptest! {
     #[test]
     fn the_same_calls_give_the_same_plans(
         config in config(),
+        lower in lower(),
         actions in prop::collection::vec(action(), 1..15),
     ) {
-        let (_, first) = play(config.clone(), &actions);
-        let (_, second) = play(config, &actions);
+        let (_, first) = play(config.clone(), lower.clone(), &actions);
+        let (_, second) = play(config, lower, &actions);
         prop_assert_eq!(first, second);
     }
 }

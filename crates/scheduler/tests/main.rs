@@ -4,6 +4,8 @@
 
 mod fairness;
 mod interleavings;
+mod loading;
+mod lower_tier;
 mod model_engine;
 mod planning;
 mod prefix_reuse;

@@ -11,6 +11,8 @@ use fathom_scheduler::{
     BLOCK_TOKENS, End, Ended, Limits, Outcome, Scheduler, SchedulerConfig, SequenceSpec, StepPlan,
 };
 
+use crate::lower_tier::Lower;
+
 pub(crate) const EOS: TokenId = 49;
 
 fn mix(state: u64, value: u64) -> u64 {
@@ -29,8 +31,8 @@ fn next_token(rows: impl Iterator<Item = u64>, state: u64) -> TokenId {
 pub(crate) struct Device {
     /// State and length per slot.
     slots: Vec<(u64, u32)>,
-    snapshots: Vec<(u64, u32)>,
-    rows: Vec<u64>,
+    pub(crate) snapshots: Vec<(u64, u32)>,
+    pub(crate) rows: Vec<u64>,
 }
 
 impl Device {
@@ -143,6 +145,7 @@ pub(crate) fn prompt(family: u32, n: u32) -> Vec<TokenId> {
 pub(crate) struct Engine {
     pub(crate) scheduler: Scheduler,
     pub(crate) device: Device,
+    pub(crate) lower: Option<Lower>,
     pub(crate) plan: StepPlan,
     pub(crate) now: Duration,
     pub(crate) requests: HashMap<RequestId, Request>,
@@ -157,12 +160,24 @@ impl Engine {
         Self {
             device: Device::new(&limits),
             scheduler: Scheduler::new(limits),
+            lower: None,
             plan: StepPlan::default(),
             now: Duration::ZERO,
             requests: HashMap::new(),
             output: HashMap::new(),
             ended: HashMap::new(),
             n_steps: 0,
+        }
+    }
+
+    /// A new scheduler and device, as after a restart; everything must have ended.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.scheduler.is_empty());
+        let limits = self.scheduler.limits().clone();
+        self.device = Device::new(&limits);
+        self.scheduler = Scheduler::new(limits);
+        if let Some(lower) = &self.lower {
+            lower.announce(&mut self.scheduler);
         }
     }
 
@@ -189,7 +204,18 @@ impl Engine {
         self.scheduler.audit().unwrap();
         let budget = self.scheduler.limits().max_num_batched_tokens();
         assert!(self.plan.n_tokens() <= budget, "a step stays within its budget");
+        if let Some(lower) = &mut self.lower {
+            lower.copy_down(&mut self.scheduler, &self.device, &self.plan);
+        }
         !self.plan.is_empty()
+    }
+
+    /// Ends loads that are due, or all; returns whether there were any.
+    pub(crate) fn finish_loads(&mut self, all: bool) -> bool {
+        let Some(lower) = &mut self.lower else { return false };
+        let ended = lower.finish_loads(&mut self.scheduler, &mut self.device, all);
+        self.scheduler.audit().unwrap();
+        ended
     }
 
     /// Runs the planned step and commits it.
@@ -221,7 +247,7 @@ impl Engine {
         if more {
             self.run();
         }
-        more
+        self.finish_loads(!more) || more
     }
 
     /// Runs until nothing is left to do.
@@ -281,6 +307,7 @@ impl Engine {
     pub(crate) fn check_nothing_held(&self) {
         let stats = self.scheduler.stats();
         assert_eq!((stats.running, stats.queued, stats.preempted, stats.blocks_used), (0, 0, 0, 0));
+        assert_eq!(self.scheduler.n_loading(), 0);
         assert!(stats.blocks_cached <= stats.blocks_total);
     }
 }
