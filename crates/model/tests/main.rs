@@ -6,3 +6,4 @@ mod goldens;
 mod invariance;
 mod modules;
 mod parallel;
+mod variants;
