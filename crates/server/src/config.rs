@@ -27,6 +27,8 @@ pub struct ServerConfig {
     pub thinking: ThinkingConfig,
     /// Reasoning effort and budget.
     pub reasoning: ReasoningConfig,
+    /// Fill-in-the-middle completions.
+    pub fim: FimConfig,
     /// Event streams.
     pub sse: SseConfig,
     /// Prefix cache.
@@ -93,6 +95,8 @@ pub struct LimitsConfig {
     pub max_messages: usize,
     /// Cap on the size of a request body. Default 33,554,432.
     pub max_body_bytes: usize,
+    /// Longest wait for a whole request head, in seconds. Default 10.
+    pub head_s: u64,
     /// Longest wait for the next byte of a body, in seconds. Default 30.
     pub body_idle_s: u64,
     /// Longest wait for a whole body, in seconds. Default 300.
@@ -119,6 +123,7 @@ impl Default for LimitsConfig {
             max_schema_depth: rules.max_schema_depth,
             max_messages: rules.max_messages,
             max_body_bytes: 32 * 1024 * 1024,
+            head_s: 10,
             body_idle_s: 30,
             body_total_s: 300,
             queue_len: 1024,
@@ -239,6 +244,20 @@ pub enum ModelEffort {
     Low,
     High,
     Max,
+}
+
+/// `[fim]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FimConfig {
+    /// Cap on `max_tokens` of a request with `suffix`, and its default. Default 4,096.
+    pub max_tokens: u32,
+}
+
+impl Default for FimConfig {
+    fn default() -> Self {
+        Self { max_tokens: 4096 }
+    }
 }
 
 /// `[sse]`
@@ -400,8 +419,10 @@ impl ServerConfig {
         for (field, got) in [
             ("limits.max_output_tokens", u64::from(limits.max_output_tokens)),
             ("limits.max_n", limits.max_n.into()),
+            ("fim.max_tokens", self.fim.max_tokens.into()),
             ("limits.max_messages", limits.max_messages as u64),
             ("limits.max_body_bytes", limits.max_body_bytes as u64),
+            ("limits.head_s", limits.head_s),
             ("limits.body_idle_s", limits.body_idle_s),
             ("limits.body_total_s", limits.body_total_s),
             ("sse.keepalive_s", self.sse.keepalive_s),

@@ -4,7 +4,7 @@
 //! request's counts and times are noted in its [`Record`] when the generation is dropped, whatever
 //! way it ended; dropping it before the end cancels every choice that still runs.
 //!
-//! Not here: what the client is sent (`openai::chat`).
+//! Not here: what the client is sent (`openai`).
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,32 +12,58 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
 use fathom_engine::{GenerateError, TokenEvent, TokenStream};
-use fathom_protocol::openai::response::{FinishReason, Usage};
+use fathom_protocol::openai::response::{FinishReason, StopReason, Usage};
 
 use crate::app::App;
 use crate::auth::Turn;
 use crate::metrics::Phase;
-use crate::openai::raise::{Answer, Ending, Piece};
 use crate::record::Record;
 use crate::registry::ModelEntry;
 
+/// Reads one choice's tokens and says what is new.
+pub(crate) trait Answer {
+    /// Something new.
+    type Piece;
+
+    /// Takes the next token.
+    fn push(&mut self, id: TokenId, logprob: Option<&TokenLogprob>) -> Vec<Self::Piece>;
+
+    /// Whether nothing more is wanted, whatever the model would go on to say.
+    fn is_enough(&self) -> bool;
+
+    /// Tokens taken, those that are no text included.
+    fn n_tokens(&self) -> u32;
+
+    /// Ends the answer. Returns the last pieces, how it ended, and how many of its tokens were
+    /// reasoning.
+    fn finish(self, reason: Reason) -> (Vec<Self::Piece>, Ending, u32);
+}
+
+/// How a choice ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ending {
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) stop_reason: Option<StopReason>,
+}
+
 /// What happened to one choice.
-pub(crate) struct Update {
+pub(crate) struct Update<P> {
     /// Which choice.
     pub(crate) index: u32,
     /// What is new in its text.
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<P>,
     /// Present on a choice's last update.
     pub(crate) ending: Option<Ending>,
 }
 
 /// One request's choices.
-pub(crate) struct Generation {
+pub(crate) struct Generation<A: Answer> {
     app: Arc<App>,
     record: Arc<Record>,
     model: Arc<ModelEntry>,
-    choices: Vec<Choice>,
+    choices: Vec<Choice<A>>,
     n_prompt: u32,
     n_cached: u32,
     n_completion: u64,
@@ -47,10 +73,10 @@ pub(crate) struct Generation {
     _turn: Turn,
 }
 
-struct Choice {
+struct Choice<A> {
     stream: TokenStream,
     /// `None` once the choice has ended.
-    answer: Option<Answer>,
+    answer: Option<A>,
     last_token: Option<Instant>,
 }
 
@@ -63,9 +89,9 @@ pub(crate) struct Context {
     pub(crate) n_prompt: u32,
 }
 
-impl Generation {
+impl<A: Answer> Generation<A> {
     /// Follows accepted requests; each stream comes with what reads its answer.
-    pub(crate) fn new(context: Context, choices: Vec<(TokenStream, Answer)>) -> Self {
+    pub(crate) fn new(context: Context, choices: Vec<(TokenStream, A)>) -> Self {
         let Context { app, record, model, turn, n_prompt } = context;
         let choice = |(stream, answer)| Choice { stream, answer: Some(answer), last_token: None };
         Self {
@@ -86,7 +112,7 @@ impl Generation {
     ///
     /// # Errors
     /// The engine's error when a choice fails, which is the end of the whole request.
-    pub(crate) async fn next(&mut self) -> Result<Option<Update>, GenerateError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Update<A::Piece>>, GenerateError> {
         loop {
             let Some((index, event)) = self.event().await else { return Ok(None) };
             if let Some(update) = self.take(index, event)? {
@@ -119,7 +145,11 @@ impl Generation {
         .await
     }
 
-    fn take(&mut self, index: usize, event: TokenEvent) -> Result<Option<Update>, GenerateError> {
+    fn take(
+        &mut self,
+        index: usize,
+        event: TokenEvent,
+    ) -> Result<Option<Update<A::Piece>>, GenerateError> {
         let choice = &mut self.choices[index];
         let Some(answer) = &mut choice.answer else { return Ok(None) };
         let index = index as u32;
@@ -160,12 +190,12 @@ impl Generation {
     }
 
     /// Ends all choices that still run, because the server cut them. Their answers so far stand.
-    pub(crate) fn cut(&mut self) -> Vec<Update> {
+    pub(crate) fn cut(&mut self) -> Vec<Update<A::Piece>> {
         let mut updates = Vec::new();
         for (index, choice) in self.choices.iter_mut().enumerate() {
             let Some(answer) = choice.answer.take() else { continue };
             self.n_completion += u64::from(answer.n_tokens());
-            let (pieces, _, n_reasoning) = answer.finish(fathom_core::FinishReason::Length);
+            let (pieces, _, n_reasoning) = answer.finish(Reason::Length);
             self.n_reasoning += u64::from(n_reasoning);
             let finish_reason = FinishReason::InsufficientSystemResource;
             let ending = Ending { finish_reason, stop_reason: None };
@@ -181,7 +211,7 @@ impl Generation {
     }
 }
 
-impl Drop for Generation {
+impl<A: Answer> Drop for Generation<A> {
     fn drop(&mut self) {
         let times = self.choices.first().map(|choice| choice.stream.times());
         let unfinished = self.choices.iter().find(|choice| choice.answer.is_some());

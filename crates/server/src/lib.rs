@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::transport::Patience;
 
 pub use config::{ConfigError, ServerConfig};
 pub use registry::{BuildInfo, ModelEntry, Registry};
@@ -95,13 +96,16 @@ impl Server {
         let router = routes::router(Arc::clone(&app));
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
-        let write_timeout = app.config.sse.write_timeout();
+        let patience = Patience {
+            head: Duration::from_secs(app.config.limits.head_s),
+            write: app.config.sse.write_timeout(),
+        };
         let drained = async {
             shutdown.await;
             drain(&app).await;
             stop.cancel();
         };
-        let accepting = transport::accept(&listener, router, write_timeout, &stop, &connections);
+        let accepting = transport::accept(&listener, router, patience, &stop, &connections);
         tokio::join!(accepting, drained);
         connections.close();
         // What still hangs on a client that does not read is dropped with the runtime.

@@ -50,6 +50,13 @@ impl Record {
     pub(crate) fn note(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
     }
+
+    /// Says which fields of the body were ignored; by name, never by value.
+    pub(crate) fn note_unknown(&self, fields: &[String]) {
+        if !fields.is_empty() {
+            tracing::debug!(request_id = %self.id, ?fields, "ignored fields");
+        }
+    }
 }
 
 impl Drop for Record {

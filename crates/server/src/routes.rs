@@ -23,6 +23,10 @@ const CHAT: [&str; 4] = [
     "/beta/chat/completions",
     "/beta/v1/chat/completions",
 ];
+const COMPLETIONS: [&str; 4] =
+    ["/v1/completions", "/completions", "/beta/completions", "/beta/v1/completions"];
+const TOKENIZE: [&str; 2] = ["/tokenize", "/v1/tokenize"];
+const DETOKENIZE: [&str; 2] = ["/detokenize", "/v1/detokenize"];
 const MODELS: [&str; 5] =
     ["/v1/models", "/models", "/beta/models", "/beta/v1/models", "/anthropic/v1/models"];
 
@@ -31,6 +35,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for path in CHAT {
         router = router.route(path, post(openai::chat::create));
+    }
+    for path in COMPLETIONS {
+        router = router.route(path, post(openai::completions::create));
+    }
+    for path in TOKENIZE {
+        router = router.route(path, post(openai::tokenize::tokenize));
+    }
+    for path in DETOKENIZE {
+        router = router.route(path, post(openai::tokenize::detokenize));
     }
     for path in MODELS {
         router = router.route(path, get(openai::models::list));
@@ -53,10 +66,8 @@ async fn not_found() -> Refusal {
 }
 
 async fn method_not_allowed(path: MatchedPath) -> Refusal {
-    let allow = match template(&path) {
-        "/v1/chat/completions" => "POST",
-        _ => "GET,HEAD",
-    };
+    let posted = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"];
+    let allow = if posted.contains(&template(&path)) { "POST" } else { "GET,HEAD" };
     let message = format!("This path does not know this method; it knows {allow}.");
     let error = ApiError::new(ErrorCode::MethodNotAllowed, message);
     Refusal { allow: Some(allow), ..error.into() }
@@ -65,10 +76,16 @@ async fn method_not_allowed(path: MatchedPath) -> Refusal {
 /// The canonical path of a matched route: the label of metrics and logs.
 pub(crate) fn template(path: &MatchedPath) -> &'static str {
     let path = path.as_str();
-    if path.ends_with("/chat/completions") {
-        "/v1/chat/completions"
-    } else if path.ends_with("/models") {
-        "/v1/models"
+    if CHAT.contains(&path) {
+        CHAT[0]
+    } else if COMPLETIONS.contains(&path) {
+        COMPLETIONS[0]
+    } else if TOKENIZE.contains(&path) {
+        TOKENIZE[0]
+    } else if DETOKENIZE.contains(&path) {
+        DETOKENIZE[0]
+    } else if MODELS.contains(&path) {
+        MODELS[0]
     } else if path.ends_with("/models/{*id}") {
         "/v1/models/{id}"
     } else {

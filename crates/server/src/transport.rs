@@ -25,8 +25,8 @@ use tower::{ServiceExt, service_fn};
 
 use crate::routes;
 
-/// Longest wait for a whole request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that tell HTTP/1.1 from HTTP/2; the parser's own timeout begins after them.
+const PREFACE_BYTES: usize = 24;
 /// Header fields and bytes beyond which the connection's parser gives up without an envelope. More
 /// than [`crate::observe`] allows, so that requests a little too large get a proper answer.
 const MAX_PARSED_HEADERS: usize = 512;
@@ -38,11 +38,20 @@ const LINGER_TOTAL: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, so that a lack of file descriptors does not burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a client may take over things.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Sending a whole request head.
+    pub(crate) head: Duration,
+    /// Taking nothing of an answer.
+    pub(crate) write: Duration,
+}
+
 /// Accepts connections until `stop`; each then ends after its current request.
 pub(crate) async fn accept(
     listener: &TcpListener,
     router: Router,
-    write_timeout: Duration,
+    patience: Patience,
     stop: &CancellationToken,
     connections: &TaskTracker,
 ) {
@@ -58,7 +67,7 @@ pub(crate) async fn accept(
                     tracing::debug!(%error, "cannot switch off Nagle's algorithm");
                 }
                 let router = router.clone();
-                connections.spawn(serve(stream, router, write_timeout, stop.clone()));
+                connections.spawn(serve(stream, router, patience, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -68,12 +77,7 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(
-    stream: TcpStream,
-    router: Router,
-    write_timeout: Duration,
-    stop: CancellationToken,
-) {
+async fn serve(stream: TcpStream, router: Router, patience: Patience, stop: CancellationToken) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         router.clone().oneshot(routes::without_trailing_slash(request))
     });
@@ -81,11 +85,11 @@ async fn serve(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(patience.head)
         .max_headers(MAX_PARSED_HEADERS)
         .max_buf_size(MAX_READ_BUFFER);
     builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_READ_BUFFER as u32);
-    let io = TokioIo::new(Bounded::new(stream, write_timeout));
+    let io = TokioIo::new(Bounded::new(stream, patience));
     let mut connection =
         std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
     let ended = tokio::select! {
@@ -101,9 +105,12 @@ async fn serve(
     }
 }
 
-/// A stream that fails when its peer takes nothing for too long, and lingers when it is shut down.
+/// A stream that fails when its peer is too slow, and lingers when it is shut down.
 struct Bounded<S> {
     stream: S,
+    /// Runs until the first bytes are there.
+    silence: Option<Pin<Box<Sleep>>>,
+    n_received: usize,
     write_timeout: Duration,
     /// Runs while a write waits.
     blocked: Option<Pin<Box<Sleep>>>,
@@ -116,8 +123,15 @@ struct Linger {
 }
 
 impl<S> Bounded<S> {
-    const fn new(stream: S, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, blocked: None, lingering: None }
+    fn new(stream: S, patience: Patience) -> Self {
+        Self {
+            stream,
+            silence: Some(Box::pin(sleep(patience.head))),
+            n_received: 0,
+            write_timeout: patience.write,
+            blocked: None,
+            lingering: None,
+        }
     }
 
     /// Passes on a write's result, unless writes have waited for too long.
@@ -144,7 +158,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let Some(silence) = &mut this.silence else { return read };
+        this.n_received += buffer.filled().len() - before;
+        if this.n_received >= PREFACE_BYTES {
+            this.silence = None;
+        } else if read.is_pending() && silence.as_mut().poll(cx).is_ready() {
+            let message = "the client said nothing for too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+        }
+        read
     }
 }
 

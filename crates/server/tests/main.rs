@@ -5,6 +5,7 @@
 mod answers;
 mod bad_requests;
 mod client;
+mod completions;
 mod disconnects;
 mod logs;
 mod operations;
@@ -12,4 +13,5 @@ mod rig;
 mod rows;
 mod shutdown;
 mod streams;
+mod tokenize;
 mod transport;

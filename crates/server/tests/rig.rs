@@ -25,6 +25,14 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     Tokenizer::from_json(json).expect("the tokenizer of the tree is whole")
 });
 
+/// What the model knows by heart: a text prompt is continued with it.
+pub(crate) const STORY: &str = "Once upon a time there was a 世界.";
+
+/// The tokenizer of every model here.
+pub(crate) fn tokenizer() -> &'static Tokenizer {
+    &TOKENIZER
+}
+
 /// A running server; dropping it drains and stops it.
 pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
@@ -218,7 +226,7 @@ fn script(tokens: &[TokenId]) -> Reply {
     let special = TOKENIZER.special();
     let id = |which| special.get(which).unwrap();
     let Some(opened) = tokens.iter().rposition(|&t| t == id(Special::Assistant)) else {
-        return Reply::Token(special.eos());
+        return continue_text(tokens);
     };
     let asked = tokens[..opened].iter().rposition(|&t| t == id(Special::User)).unwrap();
     // A message that was answered already ends where that answer begins.
@@ -238,22 +246,41 @@ fn script(tokens: &[TokenId]) -> Reply {
         "NAN" => return Reply::NotANumber,
         _ => {}
     }
-    let whole = TOKENIZER.encode_with_special(&wanted).unwrap();
+    say_on(&wanted, said)
+}
+
+/// What comes in `wanted` after the tokens in `said`.
+fn say_on(wanted: &str, said: &[TokenId]) -> Reply {
+    let eos = TOKENIZER.special().eos();
+    let whole = TOKENIZER.encode_with_special(wanted).unwrap();
     if whole.starts_with(said) {
-        return Reply::Token(whole.get(said.len()).copied().unwrap_or(special.eos()));
+        return Reply::Token(whole.get(said.len()).copied().unwrap_or(eos));
     }
-    // A continued message may be cut where no token ends.
+    // A continued text may be cut where no token ends.
     let said = TOKENIZER.decode(said);
     let rest = wanted.strip_prefix(&said).unwrap_or_default();
     let next = TOKENIZER.encode_with_special(rest).unwrap().first().copied();
-    Reply::Token(next.unwrap_or(special.eos()))
+    Reply::Token(next.unwrap_or(eos))
+}
+
+/// What [`STORY`] says after the prompt; or, in a gap, what stands before and after it.
+fn continue_text(tokens: &[TokenId]) -> Reply {
+    let special = TOKENIZER.special();
+    let place = |which| tokens.iter().position(|&t| Some(t) == special.get(which));
+    if let (Some(hole), Some(end)) = (place(Special::FimHole), place(Special::FimEnd)) {
+        let (before, after) = (&tokens[2..hole], &tokens[hole + 1..end]);
+        let wanted = format!("[{}|{}]", TOKENIZER.decode(before), TOKENIZER.decode(after));
+        return say_on(&wanted, &tokens[end + 1..]);
+    }
+    let bos = usize::from(tokens.first() == Some(&special.bos()));
+    say_on(STORY, &tokens[bos..])
 }
 
 /// `text` with ids and times that differ between runs replaced.
 pub(crate) fn normalised(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((at, marker)) = ["chatcmpl-", "call_", "\"created\":"]
+    while let Some((at, marker)) = ["cmpl-", "call_", "\"created\":"]
         .into_iter()
         .filter_map(|marker| Some((rest.find(marker)?, marker)))
         .min()

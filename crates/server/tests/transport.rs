@@ -30,6 +30,18 @@ fn a_body_that_does_not_come_times_out() {
 }
 
 #[test]
+fn a_client_that_never_finishes_its_head_is_dropped() {
+    let rig = Rig::configured(|config| config.limits.head_s = 1);
+    for head in [&b""[..], b"P", b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nx-slow"] {
+        let mut connection = connect(rig.address);
+        connection.write_all(head).unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
+    }
+}
+
+#[test]
 fn the_answer_to_a_huge_body_arrives_although_it_is_not_read() {
     let rig = Rig::start();
     let body = vec![b' '; 40 * 1024 * 1024];

@@ -1,26 +1,32 @@
 //! The OpenAI surface, with DeepSeek's fields: what clients send and what they get back.
 //!
-//! Requests ([`chat`], [`sampling`], [`thinking`], [`message`], [`tools`]) are read by hand from
-//! JSON, in the order of checks of the HTTP contract; responses ([`response`], [`stream`],
-//! [`models`]) are plain serde types.
+//! Requests ([`chat`], [`completions`], [`tokenize`] and their parts) are read by hand from JSON, in
+//! the order of checks of the HTTP contract; responses ([`response`], [`stream`], [`models`]) are
+//! plain serde types.
 
 pub mod chat;
+pub mod completions;
 pub mod message;
 pub mod models;
 pub mod response;
 pub mod sampling;
 pub mod stream;
 pub mod thinking;
+pub mod tokenize;
 pub mod tools;
 
+use fathom_core::TokenId;
+
 use crate::error::{ApiError, ErrorCode};
-use crate::fields::{Path, invalid_type, missing};
+use crate::fields::{Path, invalid_type, invalid_value, missing};
 use crate::json::Object;
 
 pub use chat::ChatRequest;
+pub use completions::CompletionRequest;
 pub use message::{Arguments, Message, Role, ToolCall};
 pub use sampling::Sampling;
 pub use thinking::{Effort, Thinking};
+pub use tokenize::TokenizeRequest;
 pub use tools::{ResponseFormat, Tool, ToolChoice};
 
 /// What a trailing `assistant` message without `prefix` means.
@@ -116,4 +122,17 @@ fn check_unknown(unknown: &[String], rules: &Rules) -> Result<(), ApiError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Narrows token ids, all of which must be in the vocabulary.
+fn check_token_ids(
+    path: &Path<'_>,
+    ids: &[i128],
+    vocab_size: u32,
+) -> Result<Vec<TokenId>, ApiError> {
+    let narrow = |id: &i128| TokenId::try_from(*id).ok().filter(|&id| id < vocab_size);
+    ids.iter().map(narrow).collect::<Option<Vec<_>>>().ok_or_else(|| {
+        let last = vocab_size.saturating_sub(1);
+        invalid_value(path, format!("`{path}` must hold token ids in the range [0, {last}]."))
+    })
 }

@@ -5,7 +5,7 @@
 
 use fathom_core::TokenId;
 
-use super::Rules;
+use super::{Rules, check_token_ids};
 use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{
     Fields, Path, at_most_bytes, at_most_items, integer, integer_in, invalid_type, invalid_value,
@@ -131,7 +131,11 @@ impl<'a> RawSampling<'a> {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             stop: check_stop(&self.stop, rules)?,
-            stop_token_ids: check_stop_token_ids(&self.stop_token_ids, rules)?,
+            stop_token_ids: check_token_ids(
+                &Path::Root.key("stop_token_ids"),
+                &self.stop_token_ids,
+                rules.vocab_size,
+            )?,
             logit_bias: check_logit_bias(&self.logit_bias, rules)?,
             user_id: check_cache_key("user_id", self.user_id)?,
             cache_salt: check_cache_key("cache_salt", self.cache_salt)?,
@@ -207,20 +211,6 @@ fn read_stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<i128>, ApiError> {
         .iter()
         .map(|item| integer(item).ok_or_else(|| invalid_type(&path, "an array of integers", item)))
         .collect()
-}
-
-fn check_stop_token_ids(ids: &[i128], rules: &Rules) -> Result<Vec<TokenId>, ApiError> {
-    let path = Path::Root.key("stop_token_ids");
-    let in_vocabulary = |id: &i128| {
-        TokenId::try_from(*id).ok().filter(|&id| id < rules.vocab_size).ok_or_else(|| {
-            let last = rules.vocab_size - 1;
-            invalid_value(
-                &path,
-                format!("`stop_token_ids` must hold ids in the range [0, {last}]."),
-            )
-        })
-    };
-    ids.iter().map(in_vocabulary).collect()
 }
 
 fn read_logit_bias<'a>(fields: &mut Fields<'a>) -> Result<Vec<(&'a str, f64)>, ApiError> {

@@ -1,38 +1,31 @@
 //! `POST /v1/chat/completions`: from a body to a response or a stream of chunks.
-//!
-//! Everything that can refuse the request happens before the status line; a stream that has begun
-//! ends with `[DONE]` or with an error event, never silently.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, Uri};
-use axum::response::{IntoResponse, Response};
-use fathom_engine::GenerateError;
+use axum::response::Response;
 use fathom_protocol::openai::response::{
-    AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall, Logprobs,
-    Usage,
+    AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
+    LogprobEntry, Logprobs, Usage,
 };
 use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta};
 use fathom_protocol::openai::{self, ChatRequest};
-use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
+use fathom_protocol::{ApiError, ErrorCode, sse};
 
-use super::lower::{Plan, Prepared};
-use super::raise::{Ending, Piece};
+use super::deliver::{self, Frames};
+use super::lower::Plan;
+use super::raise::{ChatAnswer, Piece};
+use super::{off_the_reactor, resolve};
 use crate::app::{App, unix_seconds};
 use crate::auth::Caller;
 use crate::body::JsonBody;
-use crate::error::{self, Refusal};
-use crate::generate::{Context, Generation, Update};
+use crate::error::Refusal;
+use crate::generate::{Context, Ending, Generation, Update};
 use crate::record::Record;
 use crate::routes;
-use crate::sse::{Gone, Outbox, channel};
-
-/// Text beyond which a prompt is made on a thread for blocking work: a few milliseconds' worth.
-const INLINE_BYTES: usize = 4 * 1024;
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
@@ -41,35 +34,31 @@ pub(crate) async fn create(
     caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Refusal> {
-    let resolved = app.registry.resolve(openai::model_name(&body)?, &app.config.models)?;
+    let resolved = resolve(&app, &record, &caller, openai::model_name(&body)?)?;
     let model = Arc::clone(&resolved.model);
-    record.note(|facts| facts.model = Some(model.canonical_id().to_owned()));
-    caller.may_use(&model.ids)?;
     let request = ChatRequest::read(&body, &app.config.rules(model.vocab_size()))?;
     drop(body);
-    if !request.unknown.is_empty() {
-        tracing::debug!(request_id = %record.id, fields = ?request.unknown, "ignored fields");
-    }
+    record.note_unknown(&request.unknown);
     if app.config.compat.require_beta_path && !routes::is_beta(&uri) {
         refuse_beta_features(&request)?;
     }
+    let streams = request.stream;
     let form = Form {
         id: format!("chatcmpl-{}", app.random.id()),
         created: unix_seconds(),
         model: request.model.clone(),
         fingerprint: model.fingerprint.clone(),
-        stream: request.stream,
         include_usage: request.include_usage,
         logprobs: request.logprobs.is_some(),
         reasoning: false,
         alias: app.config.compat.reasoning_alias,
         usage_on_final: app.config.compat.usage_on_final_chunk,
-        cut_is_an_ending: app.config.compat.insufficient_resource,
         n: request.sampling.n,
     };
     let plan = Plan::new(request, &resolved, &app.config)?;
     let turn = caller.begin(Instant::now())?;
-    let prepared = encode(&app, plan).await?;
+    let n_bytes = plan.n_bytes();
+    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app.config)).await?;
     let form = Form { reasoning: prepared.shows_reasoning(), ..form };
     let ignored = prepared.ignored().join(", ");
     let n_prompt = prepared.n_prompt();
@@ -77,34 +66,17 @@ pub(crate) async fn create(
     let context =
         Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
     let generation = Generation::new(context, choices);
-
-    let mut response = if form.stream {
-        let (outbox, response) = channel(&app.config.sse);
-        let keep_alive = Duration::from_secs(app.config.sse.keepalive_s);
-        app.tasks.spawn(stream(generation, outbox, form, keep_alive));
-        response
+    let mut response = if streams {
+        let begun = vec![false; form.n as usize];
+        deliver::stream(&app, generation, Chunks { form, begun, n_ended: 0 })
     } else {
-        let mut response = collect(generation, &form).await?;
-        let elapsed = u64::try_from(record.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let name = HeaderName::from_static("openai-processing-ms");
-        response.headers_mut().insert(name, HeaderValue::from(elapsed));
-        response
+        collect(&app, &record, generation, &form).await?
     };
     if !ignored.is_empty() {
         let ignored = HeaderValue::from_str(&ignored).expect("field names are ASCII");
         response.headers_mut().insert(HeaderName::from_static("x-ignored-params"), ignored);
     }
     Ok(response)
-}
-
-/// Prompts of any length, without holding up the reactor for long ones.
-async fn encode(app: &Arc<App>, plan: Plan) -> Result<Prepared, ApiError> {
-    if plan.n_bytes() <= INLINE_BYTES {
-        return plan.encode(&app.config);
-    }
-    let app = Arc::clone(app);
-    let encoded = tokio::task::spawn_blocking(move || plan.encode(&app.config)).await;
-    encoded.unwrap_or_else(|error| Err(error::internal(&error)))
 }
 
 /// The hosted API knows these under `/beta` only.
@@ -125,14 +97,12 @@ struct Form {
     created: u64,
     model: String,
     fingerprint: String,
-    stream: bool,
     include_usage: bool,
     logprobs: bool,
     /// Whether the client is shown reasoning.
     reasoning: bool,
     alias: bool,
     usage_on_final: bool,
-    cut_is_an_ending: bool,
     n: u32,
 }
 
@@ -141,9 +111,10 @@ struct Form {
 struct Draft {
     content: String,
     reasoning: String,
+    /// Calls, and whether they are complete.
     calls: Vec<(FunctionCall, bool)>,
-    content_logprobs: Vec<openai::response::LogprobEntry>,
-    reasoning_logprobs: Vec<openai::response::LogprobEntry>,
+    content_logprobs: Vec<LogprobEntry>,
+    reasoning_logprobs: Vec<LogprobEntry>,
     ending: Option<Ending>,
 }
 
@@ -178,7 +149,7 @@ impl Draft {
     fn into_choice(self, index: u32, form: &Form) -> Choice {
         let calls = self.calls.into_iter().filter(|(_, complete)| *complete);
         let tool_calls: Vec<FunctionCall> = calls.map(|(call, _)| call).collect();
-        let ending = self.ending.unwrap_or(Ending {
+        let Ending { finish_reason, stop_reason } = self.ending.unwrap_or(Ending {
             finish_reason: FinishReason::InsufficientSystemResource,
             stop_reason: None,
         });
@@ -197,30 +168,25 @@ impl Draft {
                 reasoning_content: form.reasoning.then_some(self.reasoning),
                 tool_calls,
             },
-            finish_reason: ending.finish_reason,
-            stop_reason: ending.stop_reason,
+            finish_reason,
+            stop_reason,
         }
     }
 }
 
-async fn collect(mut generation: Generation, form: &Form) -> Result<Response, ApiError> {
+async fn collect(
+    app: &App,
+    record: &Record,
+    generation: Generation<ChatAnswer>,
+    form: &Form,
+) -> Result<Response, ApiError> {
     let mut drafts: Vec<Draft> = (0..form.n).map(|_| Draft::default()).collect();
-    let mut add = |update: Update| {
+    let add = |update: Update<Piece>| {
         let draft = &mut drafts[update.index as usize];
         update.pieces.into_iter().for_each(|piece| draft.add(piece));
         draft.ending = update.ending;
     };
-    loop {
-        match generation.next().await {
-            Ok(Some(update)) => add(update),
-            Ok(None) => break,
-            Err(failure) if form.cut_is_an_ending && is_cut(&failure) => {
-                generation.cut().into_iter().for_each(&mut add);
-                break;
-            }
-            Err(failure) => return Err(error::from_generate(&failure)),
-        }
-    }
+    let usage = deliver::gather(app, generation, add).await?;
     let choice = |(index, draft): (u32, Draft)| draft.into_choice(index, form);
     let completion = ChatCompletion {
         id: &form.id,
@@ -228,81 +194,29 @@ async fn collect(mut generation: Generation, form: &Form) -> Result<Response, Ap
         created: form.created,
         model: &form.model,
         choices: (0..form.n).zip(drafts).map(choice).collect(),
-        usage: generation.usage(),
+        usage,
         system_fingerprint: &form.fingerprint,
     };
-    let json = serde_json::to_string(&completion).map_err(|error| error::internal(&error))?;
-    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
-}
-
-/// Whether the server cut the generation, as opposed to never starting it.
-const fn is_cut(failure: &GenerateError) -> bool {
-    matches!(failure, GenerateError::ShuttingDown | GenerateError::StepFailed { .. })
-}
-
-/// Writes a stream until its end, its failure, or its reader's departure.
-async fn stream(mut generation: Generation, outbox: Outbox, form: Form, keep_alive: Duration) {
-    let mut chunks =
-        Chunks { form: &form, outbox: &outbox, begun: vec![false; form.n as usize], n_ended: 0 };
-    loop {
-        let event = tokio::select! {
-            event = generation.next() => event,
-            () = outbox.closed() => return,
-            () = tokio::time::sleep(keep_alive) => {
-                if outbox.send(sse::KEEP_ALIVE).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-        };
-        let sent = match event {
-            Ok(Some(update)) => chunks.send(update, &generation).await,
-            Ok(None) => break,
-            Err(failure) if form.cut_is_an_ending && is_cut(&failure) => {
-                let mut sent = Ok(());
-                for update in generation.cut() {
-                    sent = sent.and(chunks.send(update, &generation).await);
-                }
-                if sent.is_ok() {
-                    break;
-                }
-                sent
-            }
-            Err(failure) => {
-                let json = error::from_generate(&failure).to_json(Surface::OpenAi, "");
-                // The client may be gone as well; either way this is the end.
-                let _ = outbox.send(sse::raw_event(&json)).await;
-                return outbox.end();
-            }
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-    if form.include_usage && chunks.usage(generation.usage()).await.is_err() {
-        return;
-    }
-    // The request is over before the client hears so: whoever asks next finds it gone.
-    drop(generation);
-    if outbox.send(sse::DONE).await.is_ok() {
-        outbox.end();
-    }
+    deliver::whole(record, &completion)
 }
 
 /// Writes chunks in the order the contract gives them.
-struct Chunks<'a> {
-    form: &'a Form,
-    outbox: &'a Outbox,
+struct Chunks {
+    form: Form,
     /// Whether a choice has had its role chunk.
     begun: Vec<bool>,
     n_ended: u32,
 }
 
-impl<'a> Chunks<'a> {
-    async fn send(&mut self, update: Update, generation: &Generation) -> Result<(), Gone> {
+impl Frames for Chunks {
+    type Piece = Piece;
+
+    fn update(&mut self, update: Update<Piece>, usage: Usage) -> Vec<Vec<u8>> {
         let Update { index, pieces, ending } = update;
+        let mut frames = Vec::with_capacity(pieces.len() + 2);
         if !std::mem::replace(&mut self.begun[index as usize], true) {
-            self.chunk(index, Delta::Role { thinking: self.form.reasoning }, None, None).await?;
+            let delta = Delta::Role { thinking: self.form.reasoning };
+            frames.push(self.chunk(ChunkChoice { index, delta, logprobs: None }, None));
         }
         for piece in &pieces {
             let alias = self.form.alias;
@@ -313,34 +227,33 @@ impl<'a> Chunks<'a> {
                 Piece::Arguments { index, text } => Delta::Arguments { index: *index, text },
                 Piece::CallEnd { .. } => continue,
             };
-            self.chunk(index, delta, self.logprobs(piece), None).await?;
+            let logprobs = self.logprobs(piece);
+            frames.push(self.chunk(ChunkChoice { index, delta, logprobs }, None));
         }
-        let Some(Ending { finish_reason, stop_reason }) = ending else { return Ok(()) };
-        self.n_ended += 1;
-        let last = self.n_ended == self.form.n && self.form.usage_on_final;
-        let usage = last.then(|| generation.usage());
-        self.chunk(index, Delta::End { finish_reason, stop_reason }, None, usage).await
+        if let Some(Ending { finish_reason, stop_reason }) = ending {
+            self.n_ended += 1;
+            let last = self.n_ended == self.form.n && self.form.usage_on_final;
+            let delta = Delta::End { finish_reason, stop_reason };
+            let choice = ChunkChoice { index, delta, logprobs: None };
+            frames.push(self.chunk(choice, last.then_some(usage)));
+        }
+        frames
     }
 
-    /// The chunk after the last, for clients that asked for usage.
-    async fn usage(&self, usage: Usage) -> Result<(), Gone> {
+    fn usage(&self, usage: Usage) -> Option<Vec<u8>> {
         let chunk = ChatChunk { usage: Some(Some(usage)), ..self.empty() };
-        self.outbox.send(sse::event(&chunk)).await
+        self.form.include_usage.then(|| sse::event(&chunk))
     }
+}
 
-    async fn chunk(
-        &self,
-        index: u32,
-        delta: Delta<'_>,
-        logprobs: Option<Logprobs>,
-        usage: Option<Usage>,
-    ) -> Result<(), Gone> {
+impl Chunks {
+    fn chunk(&self, choice: ChunkChoice<'_>, usage: Option<Usage>) -> Vec<u8> {
         let mut chunk = self.empty();
-        chunk.choices = vec![ChunkChoice { index, delta, logprobs }];
+        chunk.choices = vec![choice];
         if usage.is_some() {
             chunk.usage = Some(usage);
         }
-        self.outbox.send(sse::event(&chunk)).await
+        sse::event(&chunk)
     }
 
     fn logprobs(&self, piece: &Piece) -> Option<Logprobs> {
@@ -352,8 +265,8 @@ impl<'a> Chunks<'a> {
         self.form.logprobs.then_some(Logprobs { content, reasoning_content, refusal: () })
     }
 
-    fn empty(&self) -> ChatChunk<'a> {
-        let form = self.form;
+    fn empty(&self) -> ChatChunk<'_> {
+        let form = &self.form;
         ChatChunk {
             id: &form.id,
             object: "chat.completion.chunk",

@@ -11,9 +11,21 @@ use fathom_chat::{Detokenizer, Tokenizer};
 use fathom_core::{TokenId, TokenLogprob};
 use fathom_protocol::openai::response::{LogprobEntry, TopLogprob};
 
+/// Which tokens are text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Text {
+    /// All but control tokens: what the answer parser hands out.
+    Parsed,
+    /// All but those that the tokenizer skips.
+    Raw,
+    /// All.
+    Everything,
+}
+
 /// Pairs tokens with the text they became.
 pub(super) struct Aligner {
     detokenizer: Detokenizer,
+    text: Text,
     /// Tokens whose bytes do not yet make a character.
     partial: Vec<LogprobEntry>,
     waiting: VecDeque<Group>,
@@ -27,9 +39,10 @@ struct Group {
 }
 
 impl Aligner {
-    pub(super) fn new(tokenizer: &Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: &Tokenizer, text: Text) -> Self {
         Self {
-            detokenizer: Detokenizer::new(tokenizer, false),
+            detokenizer: Detokenizer::new(tokenizer, text == Text::Everything),
+            text,
             partial: Vec::new(),
             waiting: VecDeque::new(),
         }
@@ -38,7 +51,12 @@ impl Aligner {
     /// Takes the next token.
     pub(super) fn push(&mut self, id: TokenId, logprob: &TokenLogprob) {
         let tokenizer = self.detokenizer.tokenizer();
-        if tokenizer.special().of(id).is_some() {
+        let is_text = match self.text {
+            Text::Parsed => tokenizer.special().of(id).is_none(),
+            Text::Raw => !tokenizer.is_skipped(id),
+            Text::Everything => true,
+        };
+        if !is_text {
             // A control token is no text; it ends whatever character was unfinished.
             let text = self.detokenizer.finish();
             self.settle(text);

@@ -2,8 +2,7 @@
 //!
 //! [`Plan::new`] settles what the request means on this server: thinking mode, effort, sampling,
 //! and refusals of what is legal but cannot be honoured. [`Plan::encode`] makes the prompt, which
-//! may take long and runs off the reactor. [`Prepared::submit`] is the only place that talks to the
-//! engine.
+//! may take long and runs off the reactor. [`Prepared::submit`] hands it to the engine.
 //!
 //! Not here: checks that need no model (`protocol`).
 
@@ -14,16 +13,17 @@ use fathom_chat::{
     Arguments, Content, Conversation, Effort, Message, Opening, ResponseFormat, Role, ThinkingMode,
     ToolCall,
 };
-use fathom_core::{SamplingParams, TokenId};
-use fathom_engine::{GenerateRequest, TokenStream};
+use fathom_core::TokenId;
+use fathom_engine::TokenStream;
 use fathom_protocol::openai as wire;
 use fathom_protocol::openai::{ChatRequest, ToolChoice, TrailingAssistant};
 use fathom_protocol::{ApiError, ErrorCode};
 use serde_json::Value;
 
-use super::raise::{Answer, AnswerOptions};
+use super::raise::{AnswerOptions, ChatAnswer};
+use super::run::Run;
 use crate::app::App;
-use crate::config::{DefaultMaxTokens, ModelEffort, ServerConfig, ThinkingSampling};
+use crate::config::{ModelEffort, ServerConfig, ThinkingSampling};
 use crate::error;
 use crate::guard::Guard;
 use crate::registry::{ModelEntry, Resolved};
@@ -113,15 +113,29 @@ impl Plan {
     ///
     /// # Errors
     /// `context_length_exceeded`, and internal errors of the tokenizer.
-    pub(super) fn encode(self, config: &ServerConfig) -> Result<Prepared, ApiError> {
+    pub(super) fn encode(mut self, config: &ServerConfig) -> Result<Prepared, ApiError> {
+        let (ids, opening) = self.render()?;
+        let model = Arc::clone(&self.model);
+        let default = config.limits.default_max_tokens;
+        let sampling = std::mem::take(&mut self.sampling);
+        let run = Run::new(model, ids, "messages", sampling, self.logprobs, default, config)?;
+        Ok(Prepared { opening, plan: self, run })
+    }
+
+    /// The prompt's tokens, whether or not they fit the context.
+    ///
+    /// # Errors
+    /// Internal errors of the tokenizer.
+    pub(super) fn token_ids(&self) -> Result<Vec<TokenId>, ApiError> {
+        self.render().map(|(ids, _)| ids)
+    }
+
+    fn render(&self) -> Result<(Vec<TokenId>, Opening), ApiError> {
         let prompt =
             fathom_chat::render(&self.conversation).map_err(|error| error::internal(&error))?;
         let ids =
             prompt.token_ids(&self.model.tokenizer).map_err(|error| error::internal(&error))?;
-        let max_model_len = self.model.engine.limits().max_model_len;
-        let max_tokens = max_tokens(ids.len(), max_model_len, &self.sampling, config)?;
-        let opening = prompt.opening();
-        Ok(Prepared { params: self.params(max_tokens), ids, opening, plan: self })
+        Ok((ids, prompt.opening()))
     }
 
     /// Bytes of text that make up the prompt, roughly.
@@ -132,40 +146,18 @@ impl Plan {
         });
         texts.sum()
     }
-
-    fn params(&self, max_tokens: u32) -> SamplingParams {
-        let wire = &self.sampling;
-        #[expect(clippy::cast_possible_truncation, reason = "the engine samples in f32")]
-        let or = |value: Option<f64>, default: f64| value.unwrap_or(default) as f32;
-        SamplingParams {
-            temperature: or(wire.temperature, 1.0),
-            top_p: or(wire.top_p, 1.0),
-            top_k: wire.top_k.unwrap_or(0),
-            min_p: or(wire.min_p, 0.0),
-            frequency_penalty: or(wire.frequency_penalty, 0.0),
-            presence_penalty: or(wire.presence_penalty, 0.0),
-            repetition_penalty: or(wire.repetition_penalty, 1.0),
-            logit_bias: wire.logit_bias.clone(),
-            stop_token_ids: wire.stop_token_ids.clone(),
-            ignore_eos: wire.ignore_eos,
-            min_tokens: wire.min_tokens.unwrap_or(0).min(max_tokens),
-            logprobs: self.logprobs,
-            ..SamplingParams::sampled(max_tokens, wire.seed.map_or(0, i64::cast_unsigned))
-        }
-    }
 }
 
 /// A request ready for the engine.
 pub(super) struct Prepared {
     plan: Plan,
-    ids: Vec<TokenId>,
     opening: Opening,
-    params: SamplingParams,
+    run: Run,
 }
 
 impl Prepared {
     pub(super) fn n_prompt(&self) -> u32 {
-        u32::try_from(self.ids.len()).expect("a prompt that fits the context has a u32 of tokens")
+        self.run.n_prompt()
     }
 
     /// Whether the answer begins with reasoning that the client is to see.
@@ -182,48 +174,34 @@ impl Prepared {
     ///
     /// # Errors
     /// The engine's refusal; choices accepted before it are cancelled.
-    pub(super) fn submit(self, app: &Arc<App>) -> Result<Vec<(TokenStream, Answer)>, ApiError> {
-        let Self { plan, ids, opening, mut params } = self;
-        if plan.sampling.seed.is_none() {
-            params.seed = app.random.draw();
-        }
+    pub(super) fn submit(self, app: &Arc<App>) -> Result<Vec<(TokenStream, ChatAnswer)>, ApiError> {
+        let Self { plan, opening, run } = self;
         let special = plan.model.tokenizer.special();
         let options = AnswerOptions {
             parser: ParserOptions {
                 opening,
                 tools: plan.tools,
-                stop: plan.sampling.stop,
+                stop: run.sampling().stop.clone(),
                 copy_reasoning: false,
             },
-            stop_token_ids: plan.sampling.stop_token_ids,
+            stop_token_ids: run.sampling().stop_token_ids.clone(),
             logprobs: plan.logprobs.is_some(),
             hide_reasoning: plan.hide_reasoning,
             single_call: plan.single_call,
         };
-        let mut choices = Vec::with_capacity(plan.sampling.n as usize);
-        for choice in 0..plan.sampling.n {
+        let budget = plan.reasoning_budget.filter(|_| opening == Opening::Reasoning);
+        let guard = || {
             let mut guard = Guard::new();
             if plan.forbid_calls {
                 guard = guard.ban(special.dsml());
             }
-            if let Some(budget) = plan.reasoning_budget
-                && opening == Opening::Reasoning
-            {
+            if let Some(budget) = budget {
                 guard = guard.limit_reasoning(budget, special.think_end(), special.dsml());
             }
-            let request = GenerateRequest {
-                prompt: ids.clone(),
-                sampling: SamplingParams { choice, ..params.clone() },
-                priority: plan.sampling.priority,
-                user: plan.sampling.user_id.clone(),
-                cache_salt: plan.sampling.cache_salt.clone(),
-                constraint: guard.into_constraint(),
-            };
-            let submitted = plan.model.engine.submit(request);
-            let stream = submitted.map_err(|error| error::from_submit(&error, "messages"))?;
-            choices.push((stream, Answer::new(Arc::clone(app), &plan.model, options.clone())));
-        }
-        Ok(choices)
+            guard
+        };
+        let answer = || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone());
+        run.submit(app, "messages", guard, answer)
     }
 }
 
@@ -341,32 +319,5 @@ fn message(message: wire::Message) -> Message {
         tool_calls: tool_calls.into_iter().map(call).collect(),
         tool_call_id,
         ..Message::new(role, content.map_or(Content::Absent, Content::Text))
-    }
-}
-
-/// How many tokens one choice may have.
-fn max_tokens(
-    n_prompt: usize,
-    max_model_len: u32,
-    sampling: &wire::Sampling,
-    config: &ServerConfig,
-) -> Result<u32, ApiError> {
-    let room = u32::try_from(n_prompt).ok().and_then(|n| max_model_len.checked_sub(n));
-    let Some(room) = room.filter(|&room| room > 0) else {
-        return Err(error::context_length("messages", max_model_len, n_prompt, None));
-    };
-    let limits = &config.limits;
-    match sampling.max_tokens {
-        Some((field, asked)) if asked > room && !limits.clip_max_tokens => {
-            Err(error::context_length(field, max_model_len, n_prompt, Some(asked)))
-        }
-        Some((_, asked)) => Ok(asked.min(room)),
-        None => {
-            let default = match limits.default_max_tokens {
-                DefaultMaxTokens::ModelMax => limits.max_output_tokens,
-                DefaultMaxTokens::Tokens(tokens) => tokens.min(limits.max_output_tokens),
-            };
-            Ok(default.min(room))
-        }
     }
 }

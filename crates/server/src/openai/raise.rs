@@ -1,6 +1,6 @@
-//! Token events to the pieces of one choice.
+//! Tokens to the pieces of one chat answer.
 //!
-//! An [`Answer`] reads one choice's tokens and says what is new. Streams and whole responses are
+//! A [`ChatAnswer`] reads one choice's tokens and says what is new. Streams and whole responses are
 //! made from the same pieces, so they cannot differ.
 //!
 //! Not here: the engine's events ([`crate::generate`]) and JSON ([`super::chat`]).
@@ -11,8 +11,9 @@ use fathom_chat::parse::{AnswerEnd, Delta, End, OutputParser, ParserOptions, Sum
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
 use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
 
-use super::logprobs::Aligner;
+use super::logprobs::{Aligner, Text};
 use crate::app::App;
+use crate::generate::{Answer, Ending};
 use crate::registry::ModelEntry;
 
 /// Something new in an answer.
@@ -30,13 +31,6 @@ pub(crate) enum Piece {
     CallEnd { index: u32 },
 }
 
-/// How a choice ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Ending {
-    pub(crate) finish_reason: FinishReason,
-    pub(crate) stop_reason: Option<StopReason>,
-}
-
 /// What shapes an answer besides its tokens.
 #[derive(Debug, Clone)]
 pub(crate) struct AnswerOptions {
@@ -50,7 +44,7 @@ pub(crate) struct AnswerOptions {
 }
 
 /// One choice, read token by token.
-pub(crate) struct Answer {
+pub(crate) struct ChatAnswer {
     parser: OutputParser,
     writer: Writer,
     n_tokens: u32,
@@ -64,16 +58,19 @@ struct Writer {
     enough: bool,
 }
 
-impl Answer {
+impl ChatAnswer {
     pub(crate) fn new(app: Arc<App>, model: &ModelEntry, options: AnswerOptions) -> Self {
         let parser = OutputParser::new(&model.tokenizer, options.parser.clone());
-        let aligner = options.logprobs.then(|| Aligner::new(&model.tokenizer));
+        let aligner = options.logprobs.then(|| Aligner::new(&model.tokenizer, Text::Parsed));
         let writer = Writer { app, aligner, options, enough: false };
         Self { parser, writer, n_tokens: 0 }
     }
+}
 
-    /// Takes the next token.
-    pub(crate) fn push(&mut self, id: TokenId, logprob: Option<&TokenLogprob>) -> Vec<Piece> {
+impl Answer for ChatAnswer {
+    type Piece = Piece;
+
+    fn push(&mut self, id: TokenId, logprob: Option<&TokenLogprob>) -> Vec<Piece> {
         self.n_tokens += 1;
         // A stop token ends the request; its text is no part of the answer.
         if self.writer.options.stop_token_ids.contains(&id) {
@@ -87,19 +84,15 @@ impl Answer {
         pieces
     }
 
-    /// Whether nothing more is wanted: a stop string was found, or the one call is complete.
-    pub(crate) const fn is_enough(&self) -> bool {
+    fn is_enough(&self) -> bool {
         self.writer.enough
     }
 
-    /// Tokens taken, those of delimiters and markup included.
-    pub(crate) const fn n_tokens(&self) -> u32 {
+    fn n_tokens(&self) -> u32 {
         self.n_tokens
     }
 
-    /// Ends the answer. Returns the last pieces, how it ended, and how many of its tokens were
-    /// reasoning.
-    pub(crate) fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
+    fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
         let Self { parser, mut writer, .. } = self;
         let end = match reason {
             Reason::Length if !writer.enough => End::Length,
