@@ -113,6 +113,47 @@ fn an_unfinished_character_becomes_one_replacement_character() {
     assert_eq!(detokenizer.finish(), "", "finishing twice adds nothing");
 }
 
+#[test]
+fn the_release_tokenizer_takes_our_own_pipeline_and_a_different_one_does_not() {
+    assert!(tokenizer().is_fast());
+    let other = changed(|json| {
+        json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{N}".into();
+    });
+    assert!(!other.as_ref().unwrap().is_fast());
+    let ids = other.unwrap().encode_plain("a 12").unwrap();
+    assert!(!ids.is_empty(), "it still works");
+    assert!(!changed(|json| json["model"]["ignore_merges"] = true.into()).unwrap().is_fast());
+    assert!(
+        !changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).unwrap().is_fast()
+    );
+}
+
+#[test]
+fn a_long_run_of_anything_is_encoded_like_the_reference() {
+    let tokenizer = tokenizer();
+    for unit in ["a", " ", "\n", "1", "-", "中", "é", "the ", "　"] {
+        let text = unit.repeat(5000);
+        assert_eq!(
+            tokenizer.encode_plain(&text).unwrap(),
+            tokenizer.encode_plain_reference(&text).unwrap(),
+            "{unit:?}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn our_own_pipeline_gives_the_ids_of_the_reference(text in any_text()) {
+        let tokenizer = tokenizer();
+        prop_assert_eq!(
+            tokenizer.encode_plain(&text).unwrap(),
+            tokenizer.encode_plain_reference(&text).unwrap()
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn plain_text_never_becomes_a_control_token_and_always_comes_back(text in any_text()) {

@@ -39,8 +39,11 @@ fuzz_target!(|data: &[u8]| {
     let end = if flags & 32 != 0 { End::Length } else { End::Stop };
 
     let (whole, summary) = TextParser::parse(options.clone(), &text, end);
-    for prose in [&whole.reasoning, &whole.content] {
-        assert!(!prose.contains("｜DSML｜"), "a tag is shown");
+    // With half a marker around, dropping what stands between can make a whole one: that is text.
+    if !text.replace("｜DSML｜", "").contains('｜') {
+        for prose in [&whole.reasoning, &whole.content] {
+            assert!(!prose.contains('｜'), "a tag is shown");
+        }
     }
     for call in &whole.tool_calls {
         serde_json::from_str::<Map<String, Value>>(&call.arguments).expect("an object");

@@ -7,15 +7,24 @@
 //! The plain way needs a tokenizer whose added vocabulary is empty: most of V4's markers are added
 //! tokens with `special: false`, and the option that switches special tokens off leaves those on.
 //!
+//! The `tokenizers` crate reads the file and defines every id. Plain text, which is nearly all of a
+//! prompt, goes through a pipeline of our own where the file describes the usual one ([`split`],
+//! [`bpe`]): the same ids at about ten times the speed.
+//!
 //! Not here: splicing control tokens between texts (`encode::prompt`), incomplete UTF-8
 //! (`detokenize`).
+
+mod bpe;
+mod split;
 
 use std::sync::Arc;
 
 use fathom_core::TokenId;
+use serde_json::Value;
 use tokenizers::{AddedVocabulary, DecoderWrapper};
 
 use crate::special::{Special, SpecialTokens};
+use bpe::{Bpe, Scratch};
 
 /// A `tokenizer.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +64,8 @@ struct Inner {
     raw: tokenizers::Tokenizer,
     /// The same without its added vocabulary.
     plain: tokenizers::Tokenizer,
+    /// Our own way to the same ids as `plain`, if the file is of the usual kind.
+    fast: Option<Bpe>,
     special: SpecialTokens,
     tokens: TokenTable,
 }
@@ -82,7 +93,10 @@ impl Tokenizer {
         let mut plain = raw.clone();
         plain.with_added_vocabulary(AddedVocabulary::new());
         let tokens = TokenTable::new(&raw)?;
-        let tokenizer = Self { inner: Arc::new(Inner { raw, plain, special, tokens }) };
+        let json: Value = serde_json::from_slice(bytes)
+            .map_err(|source| TokenizerError::Malformed { reason: source.to_string() })?;
+        let fast = fast_pipeline(&json);
+        let tokenizer = Self { inner: Arc::new(Inner { raw, plain, fast, special, tokens }) };
         for special in Special::ALL {
             let Some(id) = tokenizer.special().get(special) else { continue };
             let ids = tokenizer.encode_with_special(special.text())?;
@@ -98,7 +112,26 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] if the pipeline fails on this text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let Some(bpe) = &self.inner.fast else { return self.encode_plain_reference(text) };
+        // Text averages a little over three bytes per token.
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut scratch = Scratch::default();
+        split::split(text, |piece| bpe.encode(piece.as_bytes(), &mut scratch, &mut ids));
+        Ok(ids)
+    }
+
+    /// What [`Self::encode_plain`] must give, by the `tokenizers` crate alone: for comparisons.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] if the pipeline fails on this text.
+    pub fn encode_plain_reference(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         encode(&self.inner.plain, text)
+    }
+
+    /// Whether plain text goes through our own pipeline. It does not if the file describes
+    /// another pre-tokenizer or model than DeepSeek's; then ids are the same, but slower.
+    pub fn is_fast(&self) -> bool {
+        self.inner.fast.is_some()
     }
 
     /// Token ids of text in which every spelling of a control token is that token: what the
@@ -163,6 +196,39 @@ fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>,
         .encode_fast(text, false)
         .map_err(|source| TokenizerError::Encode { reason: source.to_string() })?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// Our own pipeline for a tokenizer.json that describes DeepSeek's: no normalizer, the three
+/// splits, bytes, plain byte pairs.
+fn fast_pipeline(json: &Value) -> Option<Bpe> {
+    let is_off = |key: &str| json.get(key).is_none_or(Value::is_null);
+    if !["normalizer", "truncation", "padding"].into_iter().all(is_off) {
+        return None;
+    }
+    let pre_tokenizer = json.get("pre_tokenizer")?;
+    let [splits @ .., bytes] = pre_tokenizer.get("pretokenizers")?.as_array()?.as_slice() else {
+        return None;
+    };
+    let is_type = |json: &Value, name: &str| json.get("type").is_some_and(|kind| kind == name);
+    let is_split = |split: &Value, pattern: &str| {
+        let regex = split.get("pattern").and_then(|pattern| pattern.get("Regex")?.as_str());
+        is_type(split, "Split")
+            && split.get("behavior").is_some_and(|behavior| behavior == "Isolated")
+            && split.get("invert") == Some(&Value::Bool(false))
+            // The quote is escaped or not: the same expression.
+            && regex.is_some_and(|regex| regex.replace("\\\"", "\"") == pattern)
+    };
+    let is_usual = is_type(pre_tokenizer, "Sequence")
+        && splits.len() == split::PATTERNS.len()
+        && splits.iter().zip(split::PATTERNS).all(|(split, pattern)| is_split(split, pattern))
+        && is_type(bytes, "ByteLevel")
+        && bytes.get("add_prefix_space") == Some(&Value::Bool(false))
+        && bytes.get("use_regex") == Some(&Value::Bool(false));
+    if !is_usual {
+        return None;
+    }
+    let alphabet = byte_alphabet();
+    Bpe::from_json(json.get("model")?, |text| token_text_in_alphabet(text, &alphabet))
 }
 
 /// The bytes of every token, in one buffer.
@@ -254,8 +320,9 @@ fn byte_alphabet() -> [Option<u8>; 0x144] {
 /// The bytes of a vocabulary entry. A text with characters outside the alphabet is taken
 /// literally, as the reference decoder does with added tokens.
 fn token_text_to_bytes(text: &str, alphabet: &[Option<u8>; 0x144]) -> Vec<u8> {
-    text.chars()
-        .map(|character| alphabet.get(character as usize).copied().flatten())
-        .collect::<Option<Vec<u8>>>()
-        .unwrap_or_else(|| text.as_bytes().to_vec())
+    token_text_in_alphabet(text, alphabet).unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+fn token_text_in_alphabet(text: &str, alphabet: &[Option<u8>; 0x144]) -> Option<Vec<u8>> {
+    text.chars().map(|character| alphabet.get(character as usize).copied().flatten()).collect()
 }
