@@ -3,6 +3,7 @@
 //! Arguments choose what to run (`f32`, `f32qat`, `bf16`, `long`, `batches`, `drafts`); all of it without any. Exits
 //! with 1 if a limit of `tolerances.json` is broken.
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
+#![expect(clippy::unwrap_used, reason = "shares the code of the tests")]
 
 #[path = "../tests/golden/mod.rs"]
 mod golden;

@@ -65,8 +65,11 @@ impl<O: Ops> Transformer<O> {
             layers.push(Block::load(&loader, &format!("layers.{layer}"), kind, router)?);
             progress(LoadProgress { loaded: 1 + layers.len(), total });
         }
-        let mtp = if has_mtp { Some(MtpBlock::load(&loader, 0)?) } else { None };
-        progress(LoadProgress { loaded: total, total });
+        let mut mtp = None;
+        if has_mtp {
+            mtp = Some(MtpBlock::load(&loader, 0)?);
+            progress(LoadProgress { loaded: total, total });
+        }
         Ok(Self { ops, config, rank, embed, layers, norm_head, head, mtp })
     }
 
