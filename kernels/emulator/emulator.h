@@ -60,6 +60,7 @@ void barrier(uint32_t id, uint32_t n_threads);
 void warp_sync();
 uint32_t shuffle(uint32_t value, uint32_t lane);
 uint32_t ballot(bool predicate);
+uint32_t atomic_add(uint32_t* p, uint32_t x);
 
 void cp_async(void* destination, const void* source, uint32_t bytes, bool valid);
 void cp_async_commit();

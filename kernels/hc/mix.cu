@@ -6,7 +6,7 @@
 // Outputs  partial [n_tokens, n_splits, n_mix + 1] f32: sums over a slice of the channels of
 //          `fn x`, last the sum of squares of x
 //          hc_post_mix, hc_post: x_out = bf16(post y + comb^T x); partial is of x_out
-// Launch   grid (n_splits, n_tokens), 256 threads; a block owns `slice` channels of all four
+// Launch   grid (n_splits, n_tokens), 64 threads; a block owns `slice` channels of all four
 //          copies. Width and slice are multiples of 8. The split depends on the width alone, never
 //          on the number of tokens. `hc_pre` adds the slices in order.
 // Limit    one token: fn (n_mix * 16 width bytes); many: x read once, x_out written once.
@@ -16,7 +16,7 @@
 
 #include "../include/rows.cuh"
 
-constexpr u32 THREADS = 256, HC = 4;
+constexpr u32 THREADS = 64, HC = 4;
 
 struct MixShared {
     float sums[THREADS / WARP][25];

@@ -108,12 +108,7 @@ INLINE T shfl_up(T value, u32 delta) {
 }
 INLINE u32 ballot(bool predicate) { return emu::ballot(predicate); }
 
-// Threads of the emulator never run at the same time.
-INLINE u32 atomic_add(u32* p, u32 x) {
-    const u32 old = *p;
-    *p = old + x;
-    return old;
-}
+INLINE u32 atomic_add(u32* p, u32 x) { return emu::atomic_add(p, x); }
 
 INLINE void cp_async16(void* destination, const void* source, bool valid) {
     emu::cp_async(destination, source, 16, valid);

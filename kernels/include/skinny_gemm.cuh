@@ -112,18 +112,18 @@ INLINE void multiply_block(const LaneBlock<F>& w, const bf16 (*x)[X_STRIDE], flo
     }
 }
 
-// Copies block `block` of every segment of x into `to`; `row_of(token)` is the row of x, or n_rows
-// of x and more for none. Values at and beyond k are zeros.
+// Copies block `block` of every segment of x into `to`; `row_of(token)` is the row of x, n_x_rows or
+// more for none. Values at and beyond k are zeros.
 template <u32 Tokens, class RowOf>
-INLINE void copy_x(bf16 (*to)[Tokens][X_STRIDE], const bf16* x, u32 k, u32 per_segment, u32 block,
-                   u32 n_x_rows, const RowOf& row_of) {
+INLINE void copy_x(bf16 (*to)[Tokens][X_STRIDE], const bf16* x, u32 x_stride, u32 k, u32 per_segment,
+                   u32 block, u32 n_x_rows, const RowOf& row_of) {
     constexpr u32 VECTORS = K_BLOCK / 8;
     for (u32 i = threadIdx.x; i < SEGMENTS * Tokens * VECTORS; i += GEMM_THREADS) {
         const u32 vector = i % VECTORS, token = i / VECTORS % Tokens, segment = i / VECTORS / Tokens;
         const u32 column = (segment * per_segment + block) * K_BLOCK + vector * 8;
         const u32 row = row_of(token);
         const bool valid = row < n_x_rows && column < k;
-        const bf16* from = valid ? x + static_cast<u64>(row) * k + column : x;
+        const bf16* from = valid ? x + static_cast<u64>(row) * x_stride + column : x;
         cp_async16(&to[segment][token][vector * 8], from, valid);
     }
     cp_async_commit();
@@ -133,7 +133,7 @@ INLINE void copy_x(bf16 (*to)[Tokens][X_STRIDE], const bf16* x, u32 k, u32 per_s
 // with the segments' sums in shared memory, after a barrier; `gemm_sum` adds them.
 template <Format F, u32 Tokens, u32 Stages, class RowOf>
 INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row, const bf16* x,
-                 u32 n_x_rows, const RowOf& row_of) {
+                 u32 x_stride, u32 n_x_rows, const RowOf& row_of) {
     const u32 segment = warp_id() / ROW_TILES, tile = warp_id() % ROW_TILES;
     const u32 n_blocks = ceil_div(w.k, K_BLOCK), per_segment = ceil_div(n_blocks, SEGMENTS);
     const u32 g = lane_id() / 4, t = lane_id() % 4;
@@ -144,7 +144,7 @@ INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row,
     const u32 first_k = segment * per_segment * K_BLOCK;
     load_block<F>(w, rows, first_k, next);
     for (u32 stage = 0; stage + 1 < Stages; ++stage)
-        copy_x<Tokens>(s.x[stage], x, w.k, per_segment, stage, n_x_rows, row_of);
+        copy_x<Tokens>(s.x[stage], x, x_stride, w.k, per_segment, stage, n_x_rows, row_of);
     for (u32 block = 0; block < per_segment; ++block) {
         const LaneBlock<F> now = next;
         const u32 k0 = first_k + block * K_BLOCK;
@@ -152,8 +152,8 @@ INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row,
         cp_async_wait<Stages - 2>();
         block_sync();
         // The slot that the last iteration read is free now.
-        copy_x<Tokens>(s.x[(block + Stages - 1) % Stages], x, w.k, per_segment, block + Stages - 1,
-                       block + Stages - 1 < per_segment ? n_x_rows : 0, row_of);
+        copy_x<Tokens>(s.x[(block + Stages - 1) % Stages], x, x_stride, w.k, per_segment,
+                       block + Stages - 1, block + Stages - 1 < per_segment ? n_x_rows : 0, row_of);
         if (k0 >= w.k || segment * per_segment + block >= n_blocks) continue;
         float part[Tokens / 8][4] = {};
         multiply_block<F, Tokens>(now, s.x[block % Stages][segment], part);

@@ -15,11 +15,11 @@
 #include "../include/skinny_gemm.cuh"
 
 template <Format F, u32 Tokens, u32 Stages>
-INLINE void linear(const Weights& w, const bf16* x, void* out, u32 n_tokens, u32 out_stride, u32 is_f32) {
+INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32) {
     auto& s = shared<GemmShared<Tokens, Stages>>();
     const u32 first_token = blockIdx.y * Tokens, first_row = blockIdx.x * ROW_TILES * TILE_ROWS;
     const u32 tile = warp_id() % ROW_TILES;
-    gemm<F, Tokens, Stages>(s, w, first_row + tile * TILE_ROWS, x, n_tokens,
+    gemm<F, Tokens, Stages>(s, w, first_row + tile * TILE_ROWS, x, x_stride, n_tokens,
                             [&](u32 token) { return first_token + token; });
     for (u32 i = threadIdx.x; i < Tokens * ROW_TILES * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % (ROW_TILES * TILE_ROWS), token = i / (ROW_TILES * TILE_ROWS);
@@ -34,17 +34,18 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 n_tokens, u32
 #define LINEAR_FP8(name, tokens, stages)                                                          \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
         const u8* __restrict__ data, const float* __restrict__ scales, const bf16* __restrict__ x, \
-        void* __restrict__ out, u32 n_rows, u32 k, u32 n_tokens, u32 out_stride, u32 is_f32) {    \
+        void* __restrict__ out, u32 n_rows, u32 k, u32 x_stride, u32 n_tokens,        \
+        u32 out_stride, u32 is_f32) {                                                             \
         const Weights w = {data, scales, nullptr, n_rows, k};                                     \
-        linear<Format::Fp8, tokens, stages>(w, x, out, n_tokens, out_stride, is_f32);             \
+        linear<Format::Fp8, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32);             \
     }                                                                                             \
     EMU_KERNEL(name)
 #define LINEAR_BF16(name, tokens, stages)                                                         \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
         const u8* __restrict__ data, const bf16* __restrict__ x, void* __restrict__ out,          \
-        u32 n_rows, u32 k, u32 n_tokens, u32 out_stride, u32 is_f32) {                            \
+        u32 n_rows, u32 k, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32) {              \
         const Weights w = {data, nullptr, nullptr, n_rows, k};                                    \
-        linear<Format::Bf16, tokens, stages>(w, x, out, n_tokens, out_stride, is_f32);            \
+        linear<Format::Bf16, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32);            \
     }                                                                                             \
     EMU_KERNEL(name)
 

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS) moe_gate_up_fp4(
     const bool is_up = warp_id() % ROW_TILES;
     const u64 size = expert * channels * width;
     const Weights w = {(is_up ? w3 : w1) + size / 2, nullptr, (is_up ? e3 : e1) + size / 32, channels, width};
-    gemm<Format::Fp4, TOKENS, STAGES>(s, w, first_row, x, ~0u,
+    gemm<Format::Fp4, TOKENS, STAGES>(s, w, first_row, x, width, ~0u,
                                       [&](u32 token) { return token < count ? mine[token] / top_k : ~0u; });
     for (u32 i = threadIdx.x; i < TOKENS * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILE_ROWS, token = i / TILE_ROWS;
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS) moe_down_fp4(
     const u32 *mine = pairs + item[1], count = item[2];
     const u32 first_row = blockIdx.x * ROW_TILES * TILE_ROWS, tile = warp_id() % ROW_TILES;
     const Weights w = {w2 + size / 2, nullptr, e2 + size / 32, width, channels};
-    gemm<Format::Fp4, TOKENS, STAGES>(s, w, first_row + tile * TILE_ROWS, h, ~0u,
+    gemm<Format::Fp4, TOKENS, STAGES>(s, w, first_row + tile * TILE_ROWS, h, channels, ~0u,
                                       [&](u32 token) { return token < count ? mine[token] : ~0u; });
     for (u32 i = threadIdx.x; i < TOKENS * ROW_TILES * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % (ROW_TILES * TILE_ROWS), token = i / (ROW_TILES * TILE_ROWS);

@@ -247,3 +247,19 @@ impl Backend for CpuOps {
         Ok((values, key))
     }
 }
+
+/// Values of a stored KV row and of an indexer key, in `spec`'s formats.
+pub(crate) fn unpack_rows(
+    spec: &CacheSpec,
+    row: &[u8],
+    key: Option<&[u8]>,
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let mut values = vec![0.0; HEAD_DIM];
+    cache::unpack_kv(spec.kv, row, &mut values);
+    let key = key.map(|row| {
+        let mut key = vec![0.0; INDEX_HEAD_DIM];
+        cache::unpack_key(spec.index_keys, row, &mut key);
+        key
+    });
+    (values, key)
+}

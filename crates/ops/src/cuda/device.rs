@@ -58,6 +58,29 @@ impl Arg {
     }
 }
 
+impl Arg {
+    /// No buffer, where a kernel takes one only sometimes.
+    pub const NULL: Self = Self::Address(0);
+}
+
+impl From<&Buffer> for Arg {
+    fn from(buffer: &Buffer) -> Self {
+        Self::Address(buffer.address())
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(value: u32) -> Self {
+        Self::U32(value)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
 /// One launch of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {

@@ -1,10 +1,15 @@
-//! The CUDA kernels, run thread by thread on the CPU, against the CPU operators.
+//! The CUDA kernels and their launchers, run thread by thread on the CPU, against the CPU operators.
 //!
 //! The sources of `kernels/` are compiled with the system's C++ compiler into one program
 //! (`process`). Without a compiler every test here prints a line and passes.
 #![expect(clippy::unwrap_used, reason = "a device that fails ends the test")]
 
+mod attention;
 mod build;
+mod compare;
 mod formats;
+mod hyper_connection;
+mod moe;
 mod planted;
 mod process;
+mod weights;

@@ -1,0 +1,462 @@
+//! Attention: launchers of `attention`, `compress` and `indexer`.
+
+use fathom_core::LayerKind;
+use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
+
+use super::cache::{DeviceCache, LayerStores, StateStore};
+use super::device::{Arg, Buffer};
+use super::linear::Part;
+use super::ops::{Call, CudaOps};
+use super::step::DeviceStep;
+use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
+use crate::error::check_len;
+use crate::layer::{AttentionWeights, CompressorWeights};
+use crate::traits::{AttentionOps, Projected, Queries};
+use crate::{Communicator, OpError};
+
+/// Keys of one split and of one block of `attn_sparse`, heads of its tile.
+const SPLIT_KEYS: usize = 256;
+const KEY_BLOCK: usize = 64;
+const HEAD_TILE: usize = 16;
+/// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
+const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4;
+const COMPRESS_SHARED: u32 = 512 * 4;
+const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
+const SELECT_SHARED: u32 = (256 + 2 + 2 * 16) * 4;
+/// Bytes that the partial results of one attention launch may take.
+const ATTENTION_WORKSPACE: usize = 256 << 20;
+
+/// A weight or tensor that the layer's kind implies is absent.
+fn absent(op: &'static str, arg: &'static str) -> OpError {
+    OpError::Shape { op, arg, got: 0, expected: 1 }
+}
+
+fn check_rope(op: &'static str, rope: &DeviceVector) -> Result<(), OpError> {
+    check_len(op, "frequencies", rope.len, 32)
+}
+
+impl DeviceStep {
+    /// Positions, sequence numbers and sequences, as most kernels take them.
+    fn row_args(&self) -> [Arg; 3] {
+        [Arg::from(&self.positions), Arg::from(&self.sequence_of), Arg::from(&self.sequences)]
+    }
+}
+
+impl AttentionOps for CudaOps {
+    fn attn_project(
+        &self,
+        weights: &AttentionWeights<Self>,
+        x: &DeviceTensor,
+    ) -> Result<Projected<DeviceTensor>, OpError> {
+        let input = self.linear_input(x)?;
+        let pair = |compressor: &CompressorWeights<Self>| {
+            let u = self.linear(&compressor.wkv, x, Element::F32)?;
+            Ok::<_, OpError>([u, self.linear(&compressor.wgate, x, Element::F32)?])
+        };
+        let indexer = weights.indexer.as_ref();
+        Ok(Projected {
+            qr: self.linear(&weights.wq_a, &input, Element::Bf16)?,
+            kv: self.linear(&weights.wkv, &input, Element::Bf16)?,
+            compressor: weights.compressor.as_ref().map(pair).transpose()?,
+            index_compressor: indexer.map(|i| pair(&i.compressor)).transpose()?,
+            index_weights: indexer
+                .map(|i| self.linear(&i.weights_proj, x, Element::Bf16))
+                .transpose()?,
+        })
+    }
+
+    fn attn_queries(
+        &self,
+        weights: &AttentionWeights<Self>,
+        projected: &Projected<DeviceTensor>,
+        step: &DeviceStep,
+    ) -> Result<Queries<DeviceTensor>, OpError> {
+        const OP: &str = "attn_finish_q";
+        check_rope(OP, &weights.rope)?;
+        check_len(OP, "qr", projected.qr.rows, step.batch.n_tokens())?;
+        let normed = self.rms_norm(&projected.qr, &weights.q_norm, true)?;
+        let input = self.linear_input(&normed)?;
+        let q = self.linear(&weights.wq_b, &input, Element::Bf16)?;
+        check_len(OP, "q", q.cols, weights.n_heads * HEAD_DIM)?;
+        let n_heads = q.rows * weights.n_heads;
+        // SAFETY: q is [rows, n_heads, 512] bf16, positions have a value per row, 32 frequencies.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [n_heads.div_ceil(4), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&q.values).into(),
+                    (&weights.rope.values).into(),
+                    (&step.positions).into(),
+                    (q.rows as u32).into(),
+                    (weights.n_heads as u32).into(),
+                    weights.q_norm.eps.into(),
+                ],
+            })?;
+        }
+        let Some(indexer) = &weights.indexer else { return Ok(Queries { q, index: None }) };
+        let index = self.linear(&indexer.wq_b, &input, Element::Bf16)?;
+        check_len(OP, "index q", index.cols, indexer.n_heads * INDEX_HEAD_DIM)?;
+        let n_heads = index.rows * indexer.n_heads;
+        // SAFETY: index q is [rows, n_heads, 128] bf16, the rest as above.
+        unsafe {
+            self.launch(Call {
+                kernel: "attn_finish_index_q",
+                grid: [n_heads.div_ceil(4), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&index.values).into(),
+                    (&weights.rope.values).into(),
+                    (&step.positions).into(),
+                    (index.rows as u32).into(),
+                    (indexer.n_heads as u32).into(),
+                ],
+            })?;
+        }
+        Ok(Queries { q, index: Some(index) })
+    }
+
+    fn attn_store(
+        &self,
+        weights: &AttentionWeights<Self>,
+        projected: &Projected<DeviceTensor>,
+        step: &DeviceStep,
+        cache: &mut DeviceCache,
+        layer: usize,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "attn_store_kv";
+        let n_tokens = step.batch.n_tokens();
+        check_rope(OP, &weights.rope)?;
+        projected.kv.expect(OP, "kv", n_tokens, HEAD_DIM, Element::Bf16)?;
+        check_len(OP, "kv_norm", weights.kv_norm.weight.len, HEAD_DIM)?;
+        let out = self.tensor(n_tokens, HEAD_DIM, Element::Bf16)?;
+        let pending = self.buffer(n_tokens * cache.spec.kv.row_bytes())?;
+        // SAFETY: kv and out are [n_tokens, 512] bf16, `pending` has a row of 584 bytes per token.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [n_tokens.div_ceil(4), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&projected.kv.values).into(),
+                    (&weights.kv_norm.weight.values).into(),
+                    (&weights.rope.values).into(),
+                    (&step.positions).into(),
+                    (&out.values).into(),
+                    (&pending).into(),
+                    (n_tokens as u32).into(),
+                    weights.kv_norm.eps.into(),
+                ],
+            })?;
+        }
+        let stores = &mut cache.layers[layer];
+        stores.pending = Some(pending);
+        if let Some(compressor) = &weights.compressor {
+            let us = projected.compressor.as_ref().ok_or(absent(OP, "compressor"))?;
+            let to = ("compress_emit_kv", &stores.entries, &stores.state);
+            self.compress(compressor, &weights.rope, us, step, stores.kind, to)?;
+        }
+        if let Some(indexer) = &weights.indexer {
+            let us = projected.index_compressor.as_ref().ok_or(absent(OP, "index_compressor"))?;
+            let to = ("compress_emit_keys", &stores.keys, &stores.key_state);
+            self.compress(&indexer.compressor, &weights.rope, us, step, stores.kind, to)?;
+        }
+        Ok(out)
+    }
+
+    fn index_select(
+        &self,
+        weights: &AttentionWeights<Self>,
+        queries: &Queries<DeviceTensor>,
+        projected: &Projected<DeviceTensor>,
+        step: &DeviceStep,
+        cache: &DeviceCache,
+        layer: usize,
+    ) -> Result<DeviceSelection, OpError> {
+        const OP: &str = "index_scores";
+        let indexer = weights.indexer.as_ref().ok_or(absent(OP, "indexer"))?;
+        let q = queries.index.as_ref().ok_or(absent(OP, "queries"))?;
+        let w = projected.index_weights.as_ref().ok_or(absent(OP, "index_weights"))?;
+        let (rows, n_heads, top_k) = (step.batch.n_tokens(), indexer.n_heads, indexer.top_k);
+        q.expect(OP, "queries", rows, n_heads * INDEX_HEAD_DIM, Element::Bf16)?;
+        w.expect(OP, "weights", rows, n_heads, Element::Bf16)?;
+        if !n_heads.is_multiple_of(8) || n_heads > 64 {
+            let what = "index head (a multiple of 8)";
+            return Err(OpError::OutOfRange { op: OP, what, got: n_heads, limit: 64 });
+        }
+        let max_entries = LayerKind::Csa.n_entries(step.max_context());
+        let scores = self.buffer(4 * rows * max_entries)?;
+        let scale = (INDEX_HEAD_DIM as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
+        let [positions, sequence_of, sequences] = step.row_args();
+        // SAFETY: q and w have a row per token; keys of every entry below (position + 1) / 4 lie
+        // in the sequence's blocks, which the batch covers; `scores` has max_entries per token.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [max_entries.div_ceil(64), rows, 1],
+                threads: 128,
+                shared_bytes: SCORE_SHARED,
+                args: &[
+                    (&q.values).into(),
+                    (&w.values).into(),
+                    (&cache.layers[layer].keys).into(),
+                    positions,
+                    sequence_of,
+                    sequences,
+                    (&step.blocks).into(),
+                    (&scores).into(),
+                    (n_heads as u32).into(),
+                    (max_entries as u32).into(),
+                    (top_k as u32).into(),
+                    scale.into(),
+                ],
+            })?;
+        }
+        let (chosen, counts) = (self.buffer(4 * rows * top_k)?, self.buffer(4 * rows)?);
+        // SAFETY: `scores` was written for every row with more than top_k candidates; the outputs
+        // have top_k entries and a count per row.
+        unsafe {
+            self.launch(Call {
+                kernel: "index_top_k",
+                grid: [rows, 1, 1],
+                threads: 512,
+                shared_bytes: SELECT_SHARED,
+                args: &[
+                    (&scores).into(),
+                    positions,
+                    (&chosen).into(),
+                    (&counts).into(),
+                    (max_entries as u32).into(),
+                    (top_k as u32).into(),
+                ],
+            })?;
+        }
+        Ok(DeviceSelection { rows, top_k, chosen, counts })
+    }
+
+    fn attend(
+        &self,
+        weights: &AttentionWeights<Self>,
+        queries: &Queries<DeviceTensor>,
+        kv: &DeviceTensor,
+        selection: Option<&DeviceSelection>,
+        step: &DeviceStep,
+        cache: &mut DeviceCache,
+        layer: usize,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "attn_sparse";
+        let (rows, n_heads) = (step.batch.n_tokens(), weights.n_heads);
+        queries.q.expect(OP, "q", rows, n_heads * HEAD_DIM, Element::Bf16)?;
+        kv.expect(OP, "kv", rows, HEAD_DIM, Element::Bf16)?;
+        check_len(OP, "attn_sink", weights.attn_sink.len, n_heads)?;
+        check_rope(OP, &weights.rope)?;
+        let ring = cache.spec.window_rows();
+        let stores = &mut cache.layers[layer];
+        let pending = stores.pending.take().ok_or(absent(OP, "rows of this step"))?;
+        let out = self.tensor(rows, n_heads * HEAD_DIM, Element::Bf16)?;
+        self.attend_rows(weights, &queries.q, &pending, selection, step, stores, ring, &out)?;
+        let [positions, sequence_of, sequences] = step.row_args();
+        // SAFETY: `pending` has a row per token; slots are inside of the window store.
+        unsafe {
+            self.launch(Call {
+                kernel: "attn_commit_window",
+                grid: [rows, 1, 1],
+                threads: 96,
+                shared_bytes: 0,
+                args: &[
+                    (&pending).into(),
+                    (&stores.window).into(),
+                    positions,
+                    sequence_of,
+                    sequences,
+                    (ring as u32).into(),
+                ],
+            })?;
+        }
+        Ok(out)
+    }
+
+    fn attn_output(
+        &self,
+        weights: &AttentionWeights<Self>,
+        o: &DeviceTensor,
+        comm: &dyn Communicator,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "attn_output";
+        super::single_rank(OP, comm)?;
+        let (n_groups, rank) = (weights.n_groups, weights.wo_a.rows / weights.n_groups);
+        let group_width = weights.wo_a.cols;
+        o.expect(OP, "o", o.rows, n_groups * group_width, Element::Bf16)?;
+        let z = self.tensor(o.rows, n_groups * rank, Element::Bf16)?;
+        for group in 0..n_groups {
+            let part =
+                Part { first_row: group * rank, n_rows: rank, first_col: group * group_width };
+            self.linear_part(&weights.wo_a, part, o, &z, group * rank)?;
+        }
+        self.quantised_linear(&weights.wo_b, &z)
+    }
+}
+
+impl CudaOps {
+    /// Attention of all rows, in runs of rows whose partial results fit the workspace.
+    #[expect(clippy::too_many_arguments, reason = "one fused launch reads all of these")]
+    fn attend_rows(
+        &self,
+        weights: &AttentionWeights<Self>,
+        q: &DeviceTensor,
+        pending: &Buffer,
+        selection: Option<&DeviceSelection>,
+        step: &DeviceStep,
+        stores: &LayerStores,
+        ring: usize,
+        out: &DeviceTensor,
+    ) -> Result<(), OpError> {
+        const OP: &str = "attn_sparse";
+        let (rows, n_heads) = (q.rows, weights.n_heads);
+        let context = step.max_context();
+        let (ratio, max_entries, chosen, counts) = match (stores.kind, selection) {
+            (LayerKind::Window, _) => (0, 0, Arg::NULL, Arg::NULL),
+            (LayerKind::Hca, _) => (128, stores.kind.n_entries(context), Arg::NULL, Arg::NULL),
+            (LayerKind::Csa, Some(selection)) => {
+                check_len(OP, "selection", selection.rows, rows)?;
+                let most = selection.top_k.min(stores.kind.n_entries(context));
+                (4, most, (&selection.chosen).into(), (&selection.counts).into())
+            }
+            (LayerKind::Csa, None) => return Err(absent(OP, "selection")),
+        };
+        let top_k = selection.map_or(0, |selection| selection.top_k);
+        let key_blocks = WINDOW.min(context).div_ceil(KEY_BLOCK) + max_entries.div_ceil(KEY_BLOCK);
+        let n_splits = key_blocks.div_ceil(SPLIT_KEYS / KEY_BLOCK);
+        let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
+        let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
+        let acc = self.buffer(4 * run * n_splits * n_heads * HEAD_DIM)?;
+        let stats = self.buffer(4 * run * n_splits * n_heads * 2)?;
+        let [positions, sequence_of, sequences] = step.row_args();
+        for first in (0..rows).step_by(run) {
+            let n = run.min(rows - first);
+            // SAFETY: q is [rows, n_heads, 512] bf16; window, pending rows and entries hold every
+            // key that positions, blocks and selection of the step name; `acc` and `stats` have
+            // room for `run` rows of all splits and heads.
+            unsafe {
+                self.launch(Call {
+                    kernel: OP,
+                    grid: [n_splits, n_heads.div_ceil(HEAD_TILE), n],
+                    threads: 128,
+                    shared_bytes: SPARSE_SHARED,
+                    args: &[
+                        (&q.values).into(),
+                        (&stores.window).into(),
+                        pending.into(),
+                        (&stores.entries).into(),
+                        chosen,
+                        counts,
+                        positions,
+                        sequence_of,
+                        sequences,
+                        (&step.blocks).into(),
+                        (&acc).into(),
+                        (&stats).into(),
+                        (first as u32).into(),
+                        (n_heads as u32).into(),
+                        (ring as u32).into(),
+                        u32::from(ratio as u16).into(),
+                        (top_k as u32).into(),
+                    ],
+                })?;
+                self.launch(Call {
+                    kernel: "attn_merge",
+                    grid: [(n * n_heads).div_ceil(4), 1, 1],
+                    threads: 128,
+                    shared_bytes: 0,
+                    args: &[
+                        (&acc).into(),
+                        (&stats).into(),
+                        (&weights.attn_sink.values).into(),
+                        (&weights.rope.values).into(),
+                        positions,
+                        (&out.values).into(),
+                        (first as u32).into(),
+                        (n as u32).into(),
+                        (n_heads as u32).into(),
+                        (n_splits as u32).into(),
+                    ],
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits the entries (or keys) that this step completes into `to`, then advances the state.
+    fn compress(
+        &self,
+        weights: &CompressorWeights<Self>,
+        rope: &DeviceVector,
+        us: &[DeviceTensor; 2],
+        step: &DeviceStep,
+        kind: LayerKind,
+        (kernel, store, state): (&'static str, &Buffer, &StateStore),
+    ) -> Result<(), OpError> {
+        let rows = step.batch.n_tokens();
+        let (ratio, coff) = (kind.ratio(), kind.compressor_width());
+        let width = coff * weights.width;
+        let [u, s] = us;
+        u.expect(kernel, "u", rows, width, Element::F32)?;
+        s.expect(kernel, "s", rows, width, Element::F32)?;
+        check_len(kernel, "ape", weights.ape.len, ratio * width)?;
+        check_len(kernel, "norm", weights.norm.weight.len, weights.width)?;
+        check_len(kernel, "state", state.width, width)?;
+        let [positions, sequence_of, sequences] = step.row_args();
+        let (u, s, ape) = (&u.values, &s.values, &weights.ape.values);
+        // SAFETY: u and s are [rows, width] f32, the state [n_slots, ring, width]; entries of all
+        // positions of the step lie in the sequences' blocks.
+        unsafe {
+            self.launch(Call {
+                kernel,
+                grid: [rows, 1, 1],
+                threads: 128,
+                shared_bytes: COMPRESS_SHARED,
+                args: &[
+                    u.into(),
+                    s.into(),
+                    ape.into(),
+                    (&state.u).into(),
+                    (&state.s).into(),
+                    (&weights.norm.weight.values).into(),
+                    (&rope.values).into(),
+                    positions,
+                    sequence_of,
+                    sequences,
+                    (&step.blocks).into(),
+                    store.into(),
+                    (ratio as u32).into(),
+                    (coff as u32).into(),
+                    (state.rows as u32).into(),
+                    weights.norm.eps.into(),
+                ],
+            })?;
+            self.launch(Call {
+                kernel: "compress_state",
+                grid: [rows, 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    u.into(),
+                    s.into(),
+                    ape.into(),
+                    (&state.u).into(),
+                    (&state.s).into(),
+                    positions,
+                    sequence_of,
+                    sequences,
+                    (width as u32).into(),
+                    (ratio as u32).into(),
+                    (state.rows as u32).into(),
+                ],
+            })
+        }
+    }
+}

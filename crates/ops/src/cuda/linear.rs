@@ -1,0 +1,256 @@
+//! Matrices in device memory, in the checkpoint's layout, and products with them.
+//!
+//! FP8 scales become f32 when loaded, so that both kinds of scale are one.
+
+use std::sync::Arc;
+
+use fathom_core::num::Ue8m0;
+use fathom_core::parallel::QUANT_BLOCK;
+
+use super::device::{Arg, Buffer, Device};
+use super::ops::{Activations, Call, CudaOps};
+use super::tensor::{DeviceTensor, Element, f32_bytes};
+use crate::weight::{Scales, WeightData};
+use crate::{OpError, WeightSource};
+
+/// A matrix prepared for products `y = W x`.
+#[derive(Debug, Clone)]
+pub struct DeviceLinear {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: LinearData,
+}
+
+/// Values of a matrix, row-major.
+#[derive(Debug, Clone)]
+pub(crate) enum LinearData {
+    /// E4M3 codes and f32 scales per 128 x 128.
+    Fp8 {
+        codes: Buffer,
+        scales: Buffer,
+    },
+    Bf16(Buffer),
+    F32(Buffer),
+}
+
+/// Threads of a block of the skinny products, and the output rows it computes.
+const GEMM_THREADS: u32 = 256;
+const GEMM_ROWS: usize = 32;
+/// Shared memory of the forms for 8 and for 32 tokens.
+pub(crate) const GEMM_SHARED_8: u32 = 4 * 4 * 8 * 136 * 2;
+const GEMM_SHARED_32: u32 = 2 * 4 * 32 * 136 * 2;
+
+/// The wanted part of row-major bytes with `bytes_of(cols)` bytes per row.
+pub(crate) fn cut(
+    source: &WeightSource,
+    data: &[u8],
+    bytes_of: impl Fn(usize) -> usize,
+) -> Vec<u8> {
+    let stride = bytes_of(source.stored_cols);
+    let range = bytes_of(source.cols.start)..bytes_of(source.cols.end);
+    source.rows.clone().flat_map(|row| &data[row * stride..][range.clone()]).copied().collect()
+}
+
+fn refused(source: &WeightSource, reason: impl Into<String>) -> OpError {
+    OpError::Weight { name: source.name.clone(), reason: reason.into() }
+}
+
+impl DeviceLinear {
+    /// Uploads the wanted part of a matrix.
+    ///
+    /// # Errors
+    /// [`OpError::Weight`] for FP4 (only experts have it), for FP8 scales that are no numbers and
+    /// for widths the kernels cannot load; [`OpError::Device`] if there is no room.
+    pub(crate) fn load(device: &Arc<dyn Device>, source: &WeightSource) -> Result<Self, OpError> {
+        let (rows, cols) = (source.n_rows(), source.n_cols());
+        let multiple = if matches!(source.data, WeightData::Fp8 { .. }) { 16 } else { 8 };
+        if rows == 0 || !cols.is_multiple_of(multiple) {
+            let reason = format!("[{rows}, {cols}]: columns must be a multiple of {multiple}");
+            return Err(refused(source, reason));
+        }
+        let upload = |bytes: &[u8]| Buffer::from_bytes(device, bytes);
+        let data = match &source.data {
+            WeightData::Fp8 { codes, scales } => LinearData::Fp8 {
+                codes: upload(&cut(source, codes, |cols| cols))?,
+                scales: upload(&f32_bytes(&block_scales(source, scales)?))?,
+            },
+            WeightData::Bf16(values) => {
+                LinearData::Bf16(upload(&cut(source, values, |cols| 2 * cols))?)
+            }
+            WeightData::F32(values) => {
+                LinearData::F32(upload(&cut(source, values, |cols| 4 * cols))?)
+            }
+            WeightData::Fp4 { .. } => {
+                return Err(refused(source, "FP4 outside of the routed experts"));
+            }
+        };
+        Ok(Self { rows, cols, data })
+    }
+
+    /// The f32 values, for a matrix that must have them.
+    pub(crate) fn f32(&self, op: &'static str, arg: &'static str) -> Result<&Buffer, OpError> {
+        match &self.data {
+            LinearData::F32(values) => Ok(values),
+            _ => Err(OpError::Shape { op, arg, got: 0, expected: self.rows * self.cols }),
+        }
+    }
+
+    /// The bf16 values, likewise.
+    pub(crate) fn bf16(&self, op: &'static str, arg: &'static str) -> Result<&Buffer, OpError> {
+        match &self.data {
+            LinearData::Bf16(values) => Ok(values),
+            _ => Err(OpError::Shape { op, arg, got: 0, expected: self.rows * self.cols }),
+        }
+    }
+}
+
+/// Scales of the wanted blocks as f32, row-major.
+fn block_scales(source: &WeightSource, scales: &Scales) -> Result<Vec<f32>, OpError> {
+    let stride = source.stored_cols.div_ceil(QUANT_BLOCK);
+    let blocks =
+        |range: &std::ops::Range<usize>| range.start / QUANT_BLOCK..range.end.div_ceil(QUANT_BLOCK);
+    let mut out = Vec::new();
+    for row in blocks(&source.rows) {
+        for column in blocks(&source.cols) {
+            let index = row * stride + column;
+            out.push(match scales {
+                Scales::Ue8m0(bytes) => Ue8m0::from_byte(bytes[index])
+                    .ok_or_else(|| refused(source, "a scale is NaN"))?
+                    .to_f32(),
+                Scales::F32(bytes) => {
+                    let bytes = &bytes[4 * index..4 * index + 4];
+                    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+                }
+            });
+        }
+    }
+    Ok(out)
+}
+
+/// Rows of `W` and columns of `x` and `out` that a product uses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// First row of W, a multiple of 128, and number of rows.
+    pub(crate) first_row: usize,
+    pub(crate) n_rows: usize,
+    /// First column of x.
+    pub(crate) first_col: usize,
+}
+
+impl CudaOps {
+    /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged.
+    pub(crate) fn linear_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "act_quant_grid";
+        x.expect(OP, "x", x.rows, x.cols, Element::Bf16)?;
+        if self.activations == Activations::Bf16 {
+            return Ok(x.clone());
+        }
+        if let Some(quantised) = &x.quantised {
+            return Ok(DeviceTensor { values: quantised.clone(), quantised: None, ..x.clone() });
+        }
+        if !x.cols.is_multiple_of(8) {
+            return Err(OpError::Shape { op: OP, arg: "x", got: x.cols, expected: x.cols / 8 * 8 });
+        }
+        let out = self.tensor(x.rows, x.cols, Element::Bf16)?;
+        // SAFETY: both tensors are [rows, cols] bf16 and cols is a multiple of 8.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [x.cols.div_ceil(2048), x.rows, 1],
+                threads: 256,
+                shared_bytes: 0,
+                args: &[(&x.values).into(), (&out.values).into(), (x.cols as u32).into()],
+            })?;
+        }
+        Ok(out)
+    }
+
+    /// `x W^T` as `element`, of the input as it is.
+    pub(crate) fn linear(
+        &self,
+        w: &DeviceLinear,
+        x: &DeviceTensor,
+        element: Element,
+    ) -> Result<DeviceTensor, OpError> {
+        let out = self.tensor(x.rows, w.rows, element)?;
+        x.expect("linear", "x", x.rows, w.cols, Element::Bf16)?;
+        let part = Part { first_row: 0, n_rows: w.rows, first_col: 0 };
+        self.linear_part(w, part, x, &out, 0)?;
+        Ok(out)
+    }
+
+    /// The same for an FP8 layer: quantised input, bf16 output.
+    pub(crate) fn quantised_linear(
+        &self,
+        w: &DeviceLinear,
+        x: &DeviceTensor,
+    ) -> Result<DeviceTensor, OpError> {
+        self.linear(w, &self.linear_input(x)?, Element::Bf16)
+    }
+
+    /// Some rows of `W` times some columns of `x`, into columns of `out` from `first_out` on.
+    pub(crate) fn linear_part(
+        &self,
+        w: &DeviceLinear,
+        part: Part,
+        x: &DeviceTensor,
+        out: &DeviceTensor,
+        first_out: usize,
+    ) -> Result<(), OpError> {
+        const OP: &str = "linear";
+        let Part { first_row, n_rows, first_col } = part;
+        let fits = |arg, got: usize, limit: usize| {
+            if got <= limit {
+                Ok(())
+            } else {
+                Err(OpError::OutOfRange { op: OP, what: arg, got, limit })
+            }
+        };
+        x.expect(OP, "x", out.rows, x.cols, Element::Bf16)?;
+        fits("row of W", first_row + n_rows, w.rows)?;
+        fits("column of x", first_col + w.cols, x.cols)?;
+        fits("column of out", first_out + n_rows, out.cols)?;
+        // Vector loads begin at multiples of 8 values.
+        fits("misaligned column", first_col % 8 + x.cols % 8, 0)?;
+        fits("misaligned row", first_row % QUANT_BLOCK, 0)?;
+        let is_f32 = u32::from(out.element == Element::F32);
+        let input = Arg::Address(x.values.address() + 2 * first_col as u64);
+        let output = out.values.address() + (first_out * out.element.bytes()) as u64;
+        let many = out.rows > 8;
+        let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
+        let (kernel, mut args) = match &w.data {
+            LinearData::Fp8 { codes, scales } => {
+                let codes = codes.address() + (first_row * w.cols) as u64;
+                let skipped = first_row / QUANT_BLOCK * w.cols.div_ceil(QUANT_BLOCK);
+                let scales = scales.address() + 4 * skipped as u64;
+                let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
+                (
+                    kernel,
+                    vec![Arg::Address(codes), Arg::Address(scales), input, Arg::Address(output)],
+                )
+            }
+            LinearData::Bf16(values) => {
+                let values = values.address() + 2 * (first_row * w.cols) as u64;
+                let kernel = if many { "linear_bf16_32" } else { "linear_bf16_8" };
+                (kernel, vec![Arg::Address(values), input, Arg::Address(output)])
+            }
+            LinearData::F32(_) => {
+                return Err(OpError::Shape { op: OP, arg: "f32 matrix", got: 4, expected: 2 });
+            }
+        };
+        args.extend(sizes);
+        args.push(Arg::U32(is_f32));
+        let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
+        // SAFETY: the rows of W, the columns of x and those of out lie inside of their buffers
+        // (checked above); kernels guard ragged tokens, rows and k themselves.
+        unsafe {
+            self.launch(Call {
+                kernel,
+                grid: [n_rows.div_ceil(GEMM_ROWS), out.rows.div_ceil(tokens), 1],
+                threads: GEMM_THREADS,
+                shared_bytes,
+                args: &args,
+            })
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The mixture of experts: launchers of `moe`.
+//!
+//! One rank only so far: slices of experts and foreign experts are refused.
+
+use fathom_core::TokenId;
+
+use super::device::Arg;
+use super::linear::GEMM_SHARED_8;
+use super::ops::{Call, CudaOps};
+use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_bytes};
+use crate::error::check_len;
+use crate::layer::{MoeWeights, Router};
+use crate::traits::MoeOps;
+use crate::{Communicator, OpError};
+
+/// Tokens of one work item.
+const ITEM_TOKENS: usize = 8;
+/// Experts the grouping kernel has threads for, and its shared memory.
+const GROUP_THREADS: usize = 512;
+const GROUP_SHARED: u32 = 16 * 2 * 4;
+
+impl MoeOps for CudaOps {
+    fn route(
+        &self,
+        weights: &MoeWeights<Self>,
+        x: &DeviceTensor,
+        tokens: &[TokenId],
+    ) -> Result<DeviceRouting, OpError> {
+        const OP: &str = "route";
+        check_len(OP, "tokens", tokens.len(), x.rows)?;
+        let (k, n_experts) = (weights.top_k, weights.gate.rows);
+        for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
+            if got > limit {
+                return Err(OpError::OutOfRange { op: OP, what, got, limit });
+            }
+        }
+        let logits = self.linear(&weights.gate, x, Element::F32)?;
+        let (ids, chosen) = (self.buffer(4 * x.rows * k)?, self.buffer(4 * x.rows * k)?);
+        let mut list = None;
+        let (kernel, mut args) = match &weights.router {
+            Router::Hash(table) => {
+                check_len(OP, "tid2eid", table.k, k)?;
+                let limit = table.n_tokens;
+                if let Some(&token) = tokens.iter().find(|&&token| token as usize >= limit) {
+                    let got = token as usize;
+                    return Err(OpError::OutOfRange { op: OP, what: "token id", got, limit });
+                }
+                let list = list.insert(self.uploaded(&u32_bytes(tokens))?);
+                (
+                    "moe_route_hash",
+                    vec![Arg::from(&logits.values), (&table.ids).into(), (&*list).into()],
+                )
+            }
+            Router::Score(bias) => {
+                check_len(OP, "bias", bias.len, n_experts)?;
+                ("moe_route_score", vec![Arg::from(&logits.values), (&bias.values).into()])
+            }
+        };
+        args.extend([Arg::from(&ids), Arg::from(&chosen)]);
+        args.extend([x.rows, n_experts, k].map(|n| Arg::U32(n as u32)));
+        args.push(weights.routed_scaling_factor.into());
+        // SAFETY: logits are [rows, n_experts] f32, both outputs [rows, k]; tokens are inside of
+        // the table, whose ids were checked against the expert count with the checkpoint.
+        unsafe {
+            let grid = [x.rows.div_ceil(4), 1, 1];
+            self.launch(Call { kernel, grid, threads: 128, shared_bytes: 0, args: &args })?;
+        }
+        Ok(DeviceRouting { rows: x.rows, k, ids, weights: chosen })
+    }
+
+    fn moe(
+        &self,
+        weights: &MoeWeights<Self>,
+        x: &DeviceTensor,
+        routing: &DeviceRouting,
+        comm: &dyn Communicator,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "moe";
+        super::single_rank(OP, comm)?;
+        let experts = &weights.experts;
+        let (width, channels, k) = (experts.width, experts.channels, weights.top_k);
+        x.expect(OP, "x", x.rows, width, Element::Bf16)?;
+        check_len(OP, "routing", routing.rows * routing.k, x.rows * k)?;
+        check_len(OP, "experts on this rank", experts.n_experts, weights.gate.rows)?;
+        if experts.n_experts > GROUP_THREADS {
+            let (got, limit) = (experts.n_experts, GROUP_THREADS);
+            return Err(OpError::OutOfRange { op: OP, what: "expert", got, limit });
+        }
+        let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
+        let input = self.linear_input(x)?;
+        let n_pairs = x.rows * k;
+        // An expert's last item may be partial; there are no more of those than experts or pairs.
+        let max_items = n_pairs / ITEM_TOKENS + experts.n_experts.min(n_pairs);
+        let (items, n_items) = (self.buffer(12 * max_items)?, self.buffer(4)?);
+        let pairs = self.buffer(4 * n_pairs)?;
+        // SAFETY: ids are [n_pairs]; the outputs hold the most items and pairs there can be.
+        unsafe {
+            self.launch(Call {
+                kernel: "moe_group",
+                grid: [1; 3],
+                threads: GROUP_THREADS as u32,
+                shared_bytes: GROUP_SHARED,
+                args: &[
+                    (&routing.ids).into(),
+                    (&items).into(),
+                    (&n_items).into(),
+                    (&pairs).into(),
+                    (n_pairs as u32).into(),
+                    (experts.first_id as u32).into(),
+                    (experts.n_experts as u32).into(),
+                    (ITEM_TOKENS as u32).into(),
+                ],
+            })?;
+        }
+        let [(w1, e1), (w3, e3), (w2, e2)] = &experts.matrices;
+        let h = self.tensor(n_pairs, channels, Element::Bf16)?;
+        // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
+        // `pairs`; x has a row per token, h and the weights one per pair.
+        unsafe {
+            self.launch(Call {
+                kernel: "moe_gate_up_fp4",
+                grid: [channels.div_ceil(16), max_items, 1],
+                threads: 256,
+                shared_bytes: GEMM_SHARED_8,
+                args: &[
+                    w1.into(),
+                    e1.into(),
+                    w3.into(),
+                    e3.into(),
+                    (&items).into(),
+                    (&n_items).into(),
+                    (&pairs).into(),
+                    (&input.values).into(),
+                    (&routing.weights).into(),
+                    (&h.values).into(),
+                    (channels as u32).into(),
+                    (width as u32).into(),
+                    (k as u32).into(),
+                    limit.into(),
+                ],
+            })?;
+        }
+        let h = self.linear_input(&h)?;
+        let parts = self.tensor(n_pairs, width, Element::Bf16)?;
+        // SAFETY: w2 is [n_experts, width, channels]; h and `parts` have a row per pair.
+        unsafe {
+            self.launch(Call {
+                kernel: "moe_down_fp4",
+                grid: [width.div_ceil(32), max_items, 1],
+                threads: 256,
+                shared_bytes: GEMM_SHARED_8,
+                args: &[
+                    w2.into(),
+                    e2.into(),
+                    (&items).into(),
+                    (&n_items).into(),
+                    (&pairs).into(),
+                    (&h.values).into(),
+                    (&parts.values).into(),
+                    (width as u32).into(),
+                    (channels as u32).into(),
+                    0_u32.into(),
+                ],
+            })?;
+        }
+        let shared = self.shared_expert(weights, &input, limit)?;
+        let out = self.tensor(x.rows, width, Element::Bf16)?;
+        // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
+        unsafe {
+            self.launch(Call {
+                kernel: "moe_combine",
+                grid: [width.div_ceil(1024), x.rows, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&parts.values).into(),
+                    (&routing.ids).into(),
+                    (&shared.values).into(),
+                    (&out.values).into(),
+                    (k as u32).into(),
+                    (width as u32).into(),
+                ],
+            })?;
+        }
+        Ok(out)
+    }
+}
+
+impl CudaOps {
+    /// The shared expert of `input`, already on the FP8 grid.
+    fn shared_expert(
+        &self,
+        weights: &MoeWeights<Self>,
+        input: &DeviceTensor,
+        limit: f32,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "swiglu";
+        let gate = self.linear(&weights.shared.w1, input, Element::Bf16)?;
+        let up = self.linear(&weights.shared.w3, input, Element::Bf16)?;
+        up.expect(OP, "up", gate.rows, gate.cols, Element::Bf16)?;
+        check_len(OP, "channels beyond a multiple of 8", gate.cols % 8, 0)?;
+        let h = self.tensor(gate.rows, gate.cols, Element::Bf16)?;
+        let n = gate.rows * gate.cols;
+        // SAFETY: gate, up and h have n bf16 values each, n a multiple of 8.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [n.div_ceil(1024), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&gate.values).into(),
+                    (&up.values).into(),
+                    (&h.values).into(),
+                    (n as u32).into(),
+                    limit.into(),
+                ],
+            })?;
+        }
+        self.quantised_linear(&weights.shared.w2, &h)
+    }
+}

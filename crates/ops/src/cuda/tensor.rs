@@ -1,0 +1,104 @@
+//! What the operators pass to each other, in device memory.
+
+use half::bf16;
+
+use super::device::Buffer;
+
+/// How the values of a tensor lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// Two bytes: what operators exchange.
+    Bf16,
+    /// Four bytes: compressor inputs, mixing weights, logits.
+    F32,
+}
+
+impl Element {
+    /// Bytes of one value.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// `[rows, cols]` activations, row-major.
+#[derive(Debug, Clone)]
+pub struct DeviceTensor {
+    /// Rows.
+    pub rows: usize,
+    /// Values per row.
+    pub cols: usize,
+    /// How a value is stored.
+    pub element: Element,
+    /// The values.
+    pub values: Buffer,
+    /// The same values on the FP8 grid of a linear layer's input (bf16), where the operator that
+    /// made the tensor wrote them too.
+    pub(crate) quantised: Option<Buffer>,
+}
+
+/// A small f32 vector.
+#[derive(Debug, Clone)]
+pub struct DeviceVector {
+    pub(crate) len: usize,
+    pub(crate) values: Buffer,
+}
+
+/// `tid2eid [vocab, k]`, u16.
+#[derive(Debug, Clone)]
+pub struct DeviceExpertTable {
+    pub(crate) n_tokens: usize,
+    pub(crate) k: usize,
+    pub(crate) ids: Buffer,
+}
+
+/// Chosen experts and weights, `[rows, k]` u32 and f32.
+#[derive(Debug)]
+pub struct DeviceRouting {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) ids: Buffer,
+    pub(crate) weights: Buffer,
+}
+
+/// Chosen compressed entries, `[rows, top_k]` u32 with a count per row.
+#[derive(Debug)]
+pub struct DeviceSelection {
+    pub(crate) rows: usize,
+    pub(crate) top_k: usize,
+    pub(crate) chosen: Buffer,
+    pub(crate) counts: Buffer,
+}
+
+/// Little-endian f32 values.
+pub(crate) fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Little-endian u32 values.
+pub(crate) fn u32_bytes(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// The reverse of [`f32_bytes`].
+pub(crate) fn f32_values(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// The reverse of [`u32_bytes`].
+pub(crate) fn u32_values(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
+/// f32 values rounded to little-endian bf16.
+pub(crate) fn bf16_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+}
+
+/// The reverse of [`bf16_bytes`].
+pub(crate) fn bf16_values(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+}

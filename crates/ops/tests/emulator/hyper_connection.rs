@@ -1,0 +1,99 @@
+//! Embedding, hyper-connections, head and MTP input, at widths with ragged blocks.
+
+use std::sync::Arc;
+
+use fathom_core::Numerics;
+use fathom_ops::cpu::CpuOps;
+use fathom_ops::cuda::{Activations, CudaOps, Device};
+use fathom_ops::layer::{HcHead, HcSite, MtpInputWeights};
+use fathom_ops::{Ops, Solo};
+
+use crate::compare::{BF16_STEP, assert_close};
+use crate::process::in_every_mode;
+use crate::weights::Random;
+
+const VOCAB: usize = 37;
+
+fn site<B: fathom_ops::Backend>(ops: &B, random: &mut Random, width: usize) -> HcSite<B> {
+    HcSite {
+        function: ops.load_linear(&random.f32(24, 4 * width)).unwrap(),
+        base: random.vector(ops, 24, 0.0),
+        scale: random.vector(ops, 3, 1.0),
+        sinkhorn_iters: 20,
+        hc_eps: 1e-6,
+        norm_eps: 1e-6,
+    }
+}
+
+/// Everything this file checks, in order, as f32 values.
+fn run<B: Ops>(ops: &B, width: usize, n_tokens: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut random = Random::new(width as u64);
+    let embed = ops.load_linear(&random.bf16(VOCAB, width)).unwrap();
+    let tokens: Vec<u32> = (0..n_tokens).map(|_| random.below(VOCAB as u32)).collect();
+    let x = ops.upload(n_tokens, 4 * width, &random.values(n_tokens * 4 * width, 2.0)).unwrap();
+    let y = ops.upload(n_tokens, width, &random.values(n_tokens * width, 1.0)).unwrap();
+    let (first, second) = (site(ops, &mut random, width), site(ops, &mut random, width));
+    let norm = random.norm(ops, width);
+    let head = HcHead {
+        function: ops.load_linear(&random.f32(4, 4 * width)).unwrap(),
+        base: random.vector(ops, 4, 0.0),
+        scale: random.vector(ops, 1, 1.0),
+        hc_eps: 1e-6,
+        norm_eps: 1e-6,
+    };
+    let mtp = MtpInputWeights {
+        enorm: random.norm(ops, width),
+        hnorm: random.norm(ops, width),
+        e_proj: ops.load_linear(&random.fp8(width, width)).unwrap(),
+        h_proj: ops.load_linear(&random.fp8(width, width)).unwrap(),
+    };
+
+    let mut results = Vec::new();
+    let mut keep = |name, tensor: &B::Tensor| results.push((name, ops.download(tensor).unwrap()));
+    keep("embed", &ops.embed(&embed, &tokens).unwrap());
+    let pre = ops.hc_pre(&x, &first, &norm).unwrap();
+    keep("hc_pre normed", &pre.normed);
+    keep("hc_pre post", &pre.mix.post);
+    keep("hc_pre comb", &pre.mix.comb);
+    keep("hc_post", &ops.hc_post(&x, &y, &pre.mix).unwrap());
+    let mut copies = x.clone();
+    let next = ops.hc_boundary(&mut copies, &y, &pre.mix, &second, &norm).unwrap();
+    keep("boundary x", &copies);
+    keep("boundary normed", &next.normed);
+    keep("boundary comb", &next.mix.comb);
+    let collapsed = ops.hc_head(&x, &head, &norm).unwrap();
+    keep("hc_head", &collapsed);
+    keep("logits", &ops.logits(&embed, &collapsed, &Solo).unwrap());
+    keep("mtp_input", &ops.mtp_input(&mtp, &embed, &tokens, &x).unwrap());
+    let rows: Vec<u32> = (0..n_tokens as u32).rev().step_by(2).collect();
+    keep("select_rows", &ops.select_rows(&y, &rows).unwrap());
+    results
+}
+
+/// What each result may differ by, relative to its largest value.
+fn limit(name: &str) -> f32 {
+    match name {
+        "embed" | "select_rows" => 0.0,
+        // Equal apart from the sums behind `post` and `comb`.
+        "hc_pre post" | "hc_pre comb" | "boundary comb" => 2e-5,
+        _ => BF16_STEP,
+    }
+}
+
+fn compare(device: &Arc<dyn Device>, width: usize, n_tokens: usize) {
+    let expected = run(&CpuOps::new(Numerics::Bf16), width, n_tokens);
+    let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+    for ((name, got), (_, expected)) in run(&ops, width, n_tokens).iter().zip(&expected) {
+        assert_close(&format!("{name}, width {width}"), got, expected, limit(name));
+    }
+}
+
+#[test]
+fn hyper_connections_and_head_agree_with_the_cpu_at_ragged_widths() {
+    in_every_mode(|device| compare(device, 384, 3));
+}
+
+#[test]
+fn more_tokens_than_one_tile_agree_with_the_cpu() {
+    in_every_mode(|device| compare(device, 640, 11));
+}

@@ -1,0 +1,94 @@
+//! Routing and experts.
+
+use std::sync::Arc;
+
+use fathom_core::Numerics;
+use fathom_core::parallel::ExpertShard;
+use fathom_ops::cpu::CpuOps;
+use fathom_ops::cuda::{Activations, CudaOps};
+use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
+use fathom_ops::{Backend, Ops, Solo};
+
+use crate::compare::{BF16_STEP, assert_close};
+use crate::process::in_every_mode;
+use crate::weights::Random;
+
+const WIDTH: usize = 384;
+const CHANNELS: usize = 128;
+const EXPERTS: usize = 9;
+const TOP_K: usize = 3;
+const VOCAB: usize = 20;
+
+fn weights<B: Backend>(ops: &B, hashes: bool) -> MoeWeights<B> {
+    let mut random = Random::new(5);
+    let experts: Vec<_> = (0..EXPERTS)
+        .map(|_| {
+            [random.fp4(CHANNELS, WIDTH), random.fp4(CHANNELS, WIDTH), random.fp4(WIDTH, CHANNELS)]
+        })
+        .collect();
+    let table: Vec<u16> =
+        (0..VOCAB * TOP_K).map(|i| ((i / TOP_K + 2 * (i % TOP_K)) % EXPERTS) as u16).collect();
+    let router = if hashes {
+        Router::Hash(ops.load_expert_table(&table, TOP_K).unwrap())
+    } else {
+        Router::Score(random.vector(ops, EXPERTS, 0.0))
+    };
+    MoeWeights {
+        gate: ops.load_linear(&random.bf16(EXPERTS, WIDTH)).unwrap(),
+        router,
+        experts: ops.load_experts(&experts, 0, EXPERTS).unwrap(),
+        shard: ExpertShard { experts: 0..EXPERTS, channels: 0..CHANNELS },
+        experts_are_slices: false,
+        shared: SharedExpert {
+            w1: ops.load_linear(&random.fp8(CHANNELS, WIDTH)).unwrap(),
+            w3: ops.load_linear(&random.fp8(CHANNELS, WIDTH)).unwrap(),
+            w2: ops.load_linear(&random.fp8(WIDTH, CHANNELS)).unwrap(),
+            is_slice: false,
+        },
+        top_k: TOP_K,
+        routed_scaling_factor: 1.5,
+        swiglu_limit: Some(2.5),
+    }
+}
+
+struct Results {
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+    out: Vec<f32>,
+}
+
+fn run<B: Ops>(ops: &B, n_tokens: usize, hashes: bool) -> Results {
+    let weights = weights(ops, hashes);
+    let mut random = Random::new(n_tokens as u64);
+    let x = ops.upload(n_tokens, WIDTH, &random.values(n_tokens * WIDTH, 1.5)).unwrap();
+    let tokens: Vec<u32> = (0..n_tokens).map(|_| random.below(VOCAB as u32)).collect();
+    let routing = ops.route(&weights, &x, &tokens).unwrap();
+    let (ids, factors) = ops.read_routing(&routing).unwrap();
+    let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+    Results { ids, weights: factors, out: ops.download(&out).unwrap() }
+}
+
+fn compare(n_tokens: usize, hashes: bool) {
+    let expected = run(&CpuOps::new(Numerics::Bf16), n_tokens, hashes);
+    in_every_mode(|device| {
+        let got = run(&CudaOps::new(Arc::clone(device), Activations::Fp8Grid), n_tokens, hashes);
+        assert_eq!(got.ids, expected.ids);
+        assert_close("routing weights", &got.weights, &expected.weights, 1e-5);
+        assert_close("experts", &got.out, &expected.out, BF16_STEP);
+    });
+}
+
+#[test]
+fn experts_of_one_token_agree_with_the_cpu() {
+    compare(1, false);
+}
+
+#[test]
+fn experts_with_more_tokens_than_an_item_holds_agree_with_the_cpu() {
+    compare(31, false);
+}
+
+#[test]
+fn hash_routing_agrees_with_the_cpu() {
+    compare(5, true);
+}
