@@ -7,6 +7,7 @@ use fathom_core::TokenId;
 use fathom_scheduler::{ConfigError, Limits, SchedulerConfig};
 
 use crate::runner::RunnerCapacity;
+use crate::tier::TierConfig;
 
 /// How an engine serves what its runner has room for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +36,11 @@ pub struct EngineConfig {
     pub snapshot_interval: u32,
     /// What else cached prefixes depend on: model, numeric profile, row format.
     pub cache_namespace: String,
-    /// Secret that keeps clients from forging prefix keys. Default: random.
+    /// Secret that keeps clients from forging prefix keys. Default: random. A cache directory has
+    /// its own, which wins.
     pub cache_seed: u64,
+    /// Where cached prefixes may go beside the runner's memory. Default: nowhere.
+    pub tiers: TierConfig,
 }
 
 impl Default for EngineConfig {
@@ -55,13 +59,18 @@ impl Default for EngineConfig {
             cache_namespace: String::new(),
             // The standard library seeds its hash maps from the system's randomness.
             cache_seed: RandomState::new().build_hasher().finish(),
+            tiers: TierConfig::default(),
         }
     }
 }
 
 impl EngineConfig {
     /// The scheduler's limits on a runner of this capacity.
-    pub(crate) fn limits(&self, capacity: RunnerCapacity) -> Result<Limits, ConfigError> {
+    pub(crate) fn limits(
+        &self,
+        capacity: RunnerCapacity,
+        lower_tiers: bool,
+    ) -> Result<Limits, ConfigError> {
         let kv_tokens = capacity.n_blocks.saturating_mul(fathom_scheduler::BLOCK_TOKENS);
         let max_num_seqs = self.max_num_seqs.min(capacity.n_slots);
         Limits::try_from(SchedulerConfig {
@@ -73,7 +82,7 @@ impl EngineConfig {
             snapshot_interval: self.snapshot_interval,
             prefix_cache: self.prefix_cache,
             isolate_users: self.isolate_users,
-            lower_tiers: false,
+            lower_tiers,
             cache_namespace: self.cache_namespace.clone(),
             cache_seed: self.cache_seed,
             queue_len: self.queue_len,

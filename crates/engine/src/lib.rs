@@ -6,7 +6,8 @@
 //! - [`step_loop`]: the thread behind the door; `batch_build`, [`sample`], `events`, `pace`: its
 //!   parts;
 //! - [`runner`]: the boundary to the model; [`rank`]: the model behind it; [`scripted`]: a runner
-//!   without one.
+//!   without one;
+//! - `tier`: lower tiers of the prefix cache; `tier_copies`: copying from and to the runner.
 
 mod batch_build;
 pub mod config;
@@ -20,6 +21,8 @@ pub mod scripted;
 pub mod stats;
 pub mod step_loop;
 pub mod stream;
+mod tier;
+mod tier_copies;
 
 pub use config::EngineConfig;
 pub use handle::{
@@ -27,8 +30,12 @@ pub use handle::{
     TokenEvent,
 };
 pub use rank::RankRunner;
-pub use runner::{RunnerCapacity, SnapshotCopy, StepError, StepInput, StepOutput, StepRunner};
+pub use runner::{
+    RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError, StepInput, StepOutput,
+    StepRunner,
+};
 pub use scripted::ScriptedRunner;
 pub use stats::EngineStats;
 pub use step_loop::StartError;
 pub use stream::{RequestTimes, TokenStream};
+pub use tier::{DirectoryError, TierConfig};

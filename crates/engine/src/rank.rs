@@ -5,6 +5,8 @@
 //!
 //! Invariants:
 //! - a rank that fails or panics leaves its group, so that the others fail instead of waiting;
+//! - all ranks hold the same cache, because none of it has a head dimension to divide: state is read
+//!   from rank 0 and written to every rank;
 //! - after a failure of the group nothing is trusted: [`StepRunner::reset`] makes new caches, new
 //!   communicators and new threads over the same weights.
 //!
@@ -14,11 +16,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
 use fathom_core::ParallelConfig;
 use fathom_model::Transformer;
 use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
-use crate::runner::{RunnerCapacity, StepError, StepInput, StepOutput, StepRunner};
+use crate::runner::{
+    RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
+};
 
 /// One rank: its part of the weights, its cache, its end of the group.
 struct Worker<O: Ops> {
@@ -64,6 +69,55 @@ impl<O: Ops> Worker<O> {
     }
 }
 
+/// What a rank is told to do.
+#[derive(Clone)]
+enum Order {
+    Step(Arc<StepInput>),
+    Read(Arc<[StateRef]>),
+    Write(Arc<Vec<(StateRef, Bytes)>>),
+}
+
+/// What a rank answers: rank 0 with the logits of a step, the others with none.
+enum Done {
+    Logits(Vec<f32>),
+    State(Vec<Bytes>),
+    Written,
+}
+
+impl<O: Ops> Worker<O> {
+    fn obey(&mut self, order: &Order) -> Result<Done, StepError> {
+        match order {
+            Order::Step(input) => {
+                let mut logits = Vec::new();
+                self.run(input, &mut logits).map(|()| Done::Logits(logits))
+            }
+            Order::Read(items) => self.read(items).map(Done::State),
+            Order::Write(items) => self.write(items).map(|()| Done::Written),
+        }
+    }
+
+    fn read(&self, items: &[StateRef]) -> Result<Vec<Bytes>, StepError> {
+        let ops = self.model.ops();
+        let read = |item: &StateRef| match *item {
+            StateRef::Block(block) => ops.read_block(&self.cache, block),
+            StateRef::Snapshot(snapshot) => ops.read_snapshot(&self.cache, snapshot),
+        };
+        items.iter().map(|item| read(item).map(Bytes::from).map_err(|e| device(&e))).collect()
+    }
+
+    fn write(&mut self, items: &[(StateRef, Bytes)]) -> Result<(), StepError> {
+        let ops = self.model.ops();
+        for (item, bytes) in items {
+            match *item {
+                StateRef::Block(block) => ops.write_block(&mut self.cache, block, bytes),
+                StateRef::Snapshot(id) => ops.write_snapshot(&mut self.cache, id, bytes),
+            }
+            .map_err(|error| device(&error))?;
+        }
+        Ok(())
+    }
+}
+
 /// A failure after which the cache may hold anything.
 fn device(error: &dyn std::error::Error) -> StepError {
     let mut message = error.to_string();
@@ -83,29 +137,27 @@ fn panicked(payload: &(dyn std::any::Any + Send)) -> StepError {
     StepError::Device { message }
 }
 
-/// What a rank's thread answers: rank 0 with logits, the others with none.
-type Answer = Result<Vec<f32>, StepError>;
+type Answer = Result<Done, StepError>;
 
 /// A rank on a thread of its own. Dropping it ends the thread.
 struct RankThread {
-    steps: Option<mpsc::Sender<Arc<StepInput>>>,
+    orders: Option<mpsc::Sender<Order>>,
     answers: mpsc::Receiver<Answer>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RankThread {
     fn spawn<O: Ops>(mut worker: Worker<O>) -> Result<Self, StepError> {
-        let (steps, inbox) = mpsc::channel::<Arc<StepInput>>();
+        let (orders, inbox) = mpsc::channel::<Order>();
         let (outbox, answers) = mpsc::channel();
         let name = format!("fathom-rank-{}", worker.comm.rank().index());
         let body = move || {
-            for input in inbox {
-                let mut logits = Vec::new();
-                let run = AssertUnwindSafe(|| worker.run(&input, &mut logits));
-                let outcome = catch_unwind(run).unwrap_or_else(|payload| Err(panicked(&*payload)));
+            for order in inbox {
+                let obey = AssertUnwindSafe(|| worker.obey(&order));
+                let outcome = catch_unwind(obey).unwrap_or_else(|payload| Err(panicked(&*payload)));
                 let failed = outcome.is_err();
                 // The engine may be gone already; then nobody needs the answer.
-                let _ = outbox.send(outcome.map(|()| logits));
+                let _ = outbox.send(outcome);
                 if failed {
                     // Dropping the worker leaves the group: the other ranks stop waiting.
                     return;
@@ -115,13 +167,13 @@ impl RankThread {
         let thread = std::thread::Builder::new().name(name).spawn(body).map_err(|error| {
             StepError::Device { message: format!("cannot start a rank's thread: {error}") }
         })?;
-        Ok(Self { steps: Some(steps), answers, thread: Some(thread) })
+        Ok(Self { orders: Some(orders), answers, thread: Some(thread) })
     }
 }
 
 impl Drop for RankThread {
     fn drop(&mut self) {
-        self.steps = None;
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
             // A panic was reported as an answer; there is nothing more to learn from it here.
             let _ = thread.join();
@@ -202,6 +254,27 @@ fn start<O: Ops>(
     Ok(Group::Threads(ranks.collect::<Result<_, _>>()?))
 }
 
+/// Gives `ranks` an order and waits for all of them; the answer is rank 0's.
+fn command(ranks: &[RankThread], order: &Order) -> Answer {
+    let gone = || StepError::Device { message: "a rank is gone".to_owned() };
+    for rank in ranks {
+        let orders = rank.orders.as_ref().ok_or_else(gone)?;
+        orders.send(order.clone()).map_err(|_| gone())?;
+    }
+    // Every rank answers or has dropped its end; the first failure is the cause.
+    let answers: Vec<Answer> =
+        ranks.iter().map(|rank| rank.answers.recv().unwrap_or_else(|_| Err(gone()))).collect();
+    let mut first = None;
+    for answer in answers {
+        first.get_or_insert(answer?);
+    }
+    first.ok_or_else(gone)
+}
+
+fn reset_failed() -> StepError {
+    StepError::Device { message: "the last reset failed".to_owned() }
+}
+
 impl<O: Ops> StepRunner for RankRunner<O> {
     fn capacity(&self) -> RunnerCapacity {
         self.capacity
@@ -223,25 +296,42 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         match &mut self.group {
             Group::Inline(worker) => worker.run(input, &mut output.logits),
             Group::Threads(ranks) => {
-                let gone = || StepError::Device { message: "a rank is gone".to_owned() };
-                for rank in &*ranks {
-                    let steps = rank.steps.as_ref().ok_or_else(gone)?;
-                    steps.send(Arc::clone(input)).map_err(|_| gone())?;
-                }
-                // Every rank answers or has dropped its end; the first failure is the cause.
-                let answers: Vec<Answer> = ranks
-                    .iter()
-                    .map(|rank| rank.answers.recv().unwrap_or_else(|_| Err(gone())))
-                    .collect();
-                for (index, answer) in answers.into_iter().enumerate() {
-                    let logits = answer?;
-                    if index == 0 {
-                        output.logits = logits;
-                    }
+                if let Done::Logits(logits) = command(ranks, &Order::Step(Arc::clone(input)))? {
+                    output.logits = logits;
                 }
                 Ok(())
             }
-            Group::Gone => Err(StepError::Device { message: "the last reset failed".to_owned() }),
+            Group::Gone => Err(reset_failed()),
+        }
+    }
+
+    fn state_layout(&self) -> Option<StateLayout> {
+        let CacheSpec { layers, kv, index_keys, .. } = &self.spec;
+        Some(StateLayout {
+            block_bytes: self.spec.block_bytes(),
+            snapshot_bytes: self.spec.snapshot_bytes(),
+            format: format!("{layers:?} {kv:?} {index_keys:?}"),
+        })
+    }
+
+    fn read_state(&mut self, items: &[StateRef], into: &mut Vec<Bytes>) -> Result<(), StepError> {
+        let state = match &self.group {
+            Group::Inline(worker) => worker.read(items)?,
+            Group::Threads(ranks) => match command(&ranks[..1], &Order::Read(items.into()))? {
+                Done::State(state) => state,
+                Done::Logits(_) | Done::Written => Vec::new(),
+            },
+            Group::Gone => return Err(reset_failed()),
+        };
+        into.extend(state);
+        Ok(())
+    }
+
+    fn write_state(&mut self, items: &Arc<Vec<(StateRef, Bytes)>>) -> Result<(), StepError> {
+        match &mut self.group {
+            Group::Inline(worker) => worker.write(items),
+            Group::Threads(ranks) => command(ranks, &Order::Write(Arc::clone(items))).map(drop),
+            Group::Gone => Err(reset_failed()),
         }
     }
 

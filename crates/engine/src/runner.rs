@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fathom_ops::Batch;
 
 /// What a runner has room for; constant for its life.
@@ -53,6 +54,27 @@ pub struct StepOutput {
     pub logits: Vec<f32>,
 }
 
+/// A piece of the runner's cache memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StateRef {
+    /// A KV block.
+    Block(u32),
+    /// A snapshot.
+    Snapshot(u32),
+}
+
+/// What [`StepRunner::read_state`] gives: constant for a runner's life, and the same for every runner
+/// that can use what this one has read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateLayout {
+    /// Bytes of a KV block.
+    pub block_bytes: usize,
+    /// Bytes of a snapshot.
+    pub snapshot_bytes: usize,
+    /// How the bytes are to be read: layers and row formats.
+    pub format: String,
+}
+
 /// A step did not produce logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
@@ -85,6 +107,33 @@ pub trait StepRunner: Send {
     /// # Errors
     /// [`StepError`]; a panic counts as [`StepError::Device`].
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError>;
+
+    /// The layout of cache state that can be copied to lower tiers and back; `None` if none can.
+    fn state_layout(&self) -> Option<StateLayout> {
+        None
+    }
+
+    /// Copies cache state to the host, appending one piece per item of `items` to `into`. Before the
+    /// next step begins nothing that is read has changed; a device may queue all copies at once.
+    ///
+    /// # Errors
+    /// [`StepError`], which always counts as [`StepError::Device`].
+    fn read_state(&mut self, items: &[StateRef], into: &mut Vec<Bytes>) -> Result<(), StepError> {
+        let _ = (items, into);
+        Err(StepError::Device { message: "cache state cannot be read from this runner".to_owned() })
+    }
+
+    /// Copies what [`StepRunner::read_state`] gave, here or in another process, back: into memory
+    /// that no running sequence uses, to be there when the next step begins.
+    ///
+    /// # Errors
+    /// As [`StepRunner::read_state`].
+    fn write_state(&mut self, items: &Arc<Vec<(StateRef, Bytes)>>) -> Result<(), StepError> {
+        let _ = items;
+        Err(StepError::Device {
+            message: "cache state cannot be written to this runner".to_owned(),
+        })
+    }
 
     /// Makes the runner usable after [`StepError::Device`] or a panic. Slots, blocks and snapshots
     /// may hold anything afterwards.

@@ -7,10 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fathom_core::TokenId;
 use fathom_ops::BLOCK_TOKENS;
 
-use crate::runner::{RunnerCapacity, StepError, StepInput, StepOutput, StepRunner};
+use crate::runner::{
+    RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
+};
 
 /// Logit of the scripted token; all others are 0. At temperatures up to 2 it always wins.
 const CHOSEN: f32 = 100.0;
@@ -172,6 +175,48 @@ impl StepRunner for ScriptedRunner {
             let slot = self.slots[copy.slot as usize];
             assert_eq!(slot.1, copy.position, "slot {} holds another state", copy.slot);
             self.snapshots[copy.snapshot as usize] = slot;
+        }
+        Ok(())
+    }
+
+    fn state_layout(&self) -> Option<StateLayout> {
+        Some(StateLayout {
+            block_bytes: BLOCK_TOKENS * size_of::<TokenId>(),
+            snapshot_bytes: size_of::<u64>() + size_of::<u32>(),
+            format: "tokens".to_owned(),
+        })
+    }
+
+    fn read_state(&mut self, items: &[StateRef], into: &mut Vec<Bytes>) -> Result<(), StepError> {
+        into.extend(items.iter().map(|item| match *item {
+            StateRef::Block(block) => {
+                let tokens = &self.blocks[block as usize * BLOCK_TOKENS..][..BLOCK_TOKENS];
+                tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Bytes>()
+            }
+            StateRef::Snapshot(snapshot) => {
+                let (hash, len) = self.snapshots[snapshot as usize];
+                [&hash.to_le_bytes()[..], &len.to_le_bytes()].concat().into()
+            }
+        }));
+        Ok(())
+    }
+
+    fn write_state(&mut self, items: &Arc<Vec<(StateRef, Bytes)>>) -> Result<(), StepError> {
+        for (item, bytes) in &**items {
+            match *item {
+                StateRef::Block(block) => {
+                    let tokens = &mut self.blocks[block as usize * BLOCK_TOKENS..][..BLOCK_TOKENS];
+                    for (token, bytes) in tokens.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        *token = TokenId::from_le_bytes(*bytes);
+                    }
+                }
+                StateRef::Snapshot(snapshot) => {
+                    let state = bytes.split_first_chunk::<8>().zip(bytes.last_chunk::<4>());
+                    let ((hash, _), len) = state.expect("a snapshot has 12 bytes");
+                    let state = (u64::from_le_bytes(*hash), u32::from_le_bytes(*len));
+                    self.snapshots[snapshot as usize] = state;
+                }
+            }
         }
         Ok(())
     }

@@ -116,6 +116,39 @@ pub struct CacheCounts {
     pub miss_no_snapshot: u64,
 }
 
+/// Lower tiers of the prefix cache. An item is a KV block or a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TierCounts {
+    /// Prefixes brought back, or tried to.
+    pub loads: u64,
+    /// Gauge: items in host memory.
+    pub host_items: u64,
+    /// Gauge: their bytes.
+    pub host_bytes: u64,
+    /// Items wanted and found in host memory.
+    pub host_hits: u64,
+    /// Items wanted and not found there.
+    pub host_misses: u64,
+    /// Gauge: items on disk, those of other models included.
+    pub disk_items: u64,
+    /// Gauge: bytes of their files.
+    pub disk_bytes: u64,
+    /// Items read from disk.
+    pub disk_hits: u64,
+    /// Items wanted from disk that turned out to be damaged or gone.
+    pub disk_misses: u64,
+    /// Files that were not usable.
+    pub disk_damaged: u64,
+    /// Bytes of state written.
+    pub disk_written_bytes: u64,
+    /// Bytes of state read.
+    pub disk_read_bytes: u64,
+    /// Items not written because the disk did not keep up.
+    pub disk_dropped: u64,
+    /// Writes that failed.
+    pub disk_write_errors: u64,
+}
+
 /// Counters since start, and gauges as of the last step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineStats {
@@ -141,6 +174,8 @@ pub struct EngineStats {
     pub kv: KvUsage,
     /// Prefix-cache look-ups.
     pub cache: CacheCounts,
+    /// Its lower tiers.
+    pub tiers: TierCounts,
     /// Steps that failed or panicked.
     pub failed_steps: u64,
     /// Seconds per step, from plan to events.
@@ -178,6 +213,7 @@ impl Default for EngineStats {
             completion_tokens: 0,
             kv: KvUsage::default(),
             cache: CacheCounts::default(),
+            tiers: TierCounts::default(),
             failed_steps: 0,
             step_seconds: Histogram::new(SECONDS),
             model_seconds: Histogram::new(SECONDS),

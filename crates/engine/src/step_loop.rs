@@ -33,12 +33,17 @@ use crate::pace::Pace;
 use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
 use crate::sample::{RequestSampler, SampleScratch};
 use crate::stats::{CacheCounts, EngineStats, KvUsage, PhaseCounts};
+use crate::tier::DirectoryError;
+use crate::tier_copies::TierCopies;
 
 // The scheduler knows no tensors and the operators no scheduler; here both sizes are in sight.
 const _: () = assert!(fathom_ops::BLOCK_TOKENS == fathom_scheduler::BLOCK_TOKENS as usize);
 
 /// How long to wait for a command when there is work that cannot run: only a bug gets there.
 const STUCK: Duration = Duration::from_millis(20);
+
+/// How long to wait for a load when nothing else can run, before looking for commands again.
+const LOADING: Duration = Duration::from_millis(1);
 
 /// An engine was not started.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,8 @@ const STUCK: Duration = Duration::from_millis(20);
 pub enum StartError {
     #[error("the engine's limits contradict each other")]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    CacheDirectory(#[from] DirectoryError),
     #[error("the engine's thread cannot be started")]
     Thread(#[source] std::io::Error),
 }
@@ -55,10 +62,13 @@ impl EngineHandle {
     /// Starts an engine on a thread of its own. It warms up there; requests are taken at once.
     ///
     /// # Errors
-    /// [`StartError`] if the limits cannot be obeyed or the system gives no thread.
+    /// [`StartError`] if the limits cannot be obeyed, the cache directory cannot be used, or the
+    /// system gives no thread.
     pub fn start(runner: Box<dyn StepRunner>, config: EngineConfig) -> Result<Self, StartError> {
         let capacity = runner.capacity();
-        let limits = config.limits(capacity)?;
+        let mut config = config;
+        let copies = TierCopies::open(&mut config, runner.as_ref())?;
+        let limits = config.limits(capacity, copies.is_enabled())?;
         let engine_limits = EngineLimits {
             max_model_len: limits.max_model_len(),
             vocab_size: capacity.vocab_size,
@@ -69,9 +79,13 @@ impl EngineHandle {
         };
         let (sender, commands) = mpsc::channel();
         let shared = Arc::new(Shared::new(engine_limits, EngineStats::default()));
+        let pace = Pace::new(config.max_step_time, limits.max_num_batched_tokens());
+        let mut scheduler = Scheduler::new(limits);
+        copies.announce(&mut scheduler);
         let step_loop = StepLoop {
-            pace: Pace::new(config.max_step_time, limits.max_num_batched_tokens()),
-            scheduler: Scheduler::new(limits),
+            pace,
+            scheduler,
+            copies,
             runner,
             eos: config.eos_token_ids,
             vocab_size: capacity.vocab_size as usize,
@@ -134,6 +148,7 @@ struct Active {
 struct StepLoop {
     scheduler: Scheduler,
     pace: Pace,
+    copies: TierCopies,
     runner: Box<dyn StepRunner>,
     eos: Vec<TokenId>,
     vocab_size: usize,
@@ -164,13 +179,20 @@ impl StepLoop {
             starting
         });
         loop {
-            if !self.receive() {
+            if !self.receive()? {
                 return Ok(());
             }
+            self.bring_up()?;
             let started = Instant::now();
             self.scheduler.limit_prefill(self.pace.allowed());
             self.scheduler.plan(started - self.epoch, &mut self.plan);
             self.report_ended(started, None);
+            // Before the step, which may overwrite what is copied.
+            if let Err(error) = self.copies.copy_down(&mut self.scheduler, self.runner.as_mut()) {
+                self.fail_step(&error)?;
+                continue;
+            }
+            self.copies.start_loads(&self.scheduler, &mut self.plan);
             self.is_stuck = self.plan.is_empty() && !self.scheduler.is_empty();
             if !self.plan.is_empty() {
                 self.step(started)?;
@@ -180,13 +202,25 @@ impl StepLoop {
     }
 
     /// Takes in all commands, waiting for one if there is nothing to run. False: stop.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self) -> Result<bool, StepError> {
         loop {
             let command = if self.scheduler.is_empty() {
-                if self.deadline.is_some() {
-                    return false;
+                // There may be no further step before which to do this.
+                if let Err(error) = self.copies.copy_down(&mut self.scheduler, self.runner.as_mut())
+                {
+                    self.lose_device(&error)?;
                 }
-                self.commands.recv().map_err(|_| TryRecvError::Disconnected)
+                if self.deadline.is_some() {
+                    return Ok(false);
+                }
+                if self.copies.is_loading() {
+                    self.commands.try_recv()
+                } else {
+                    self.note_stats();
+                    self.commands.recv().map_err(|_| TryRecvError::Disconnected)
+                }
+            } else if self.copies.is_loading() {
+                self.commands.try_recv()
             } else if self.is_stuck {
                 self.commands.recv_timeout(STUCK).map_err(|error| match error {
                     RecvTimeoutError::Timeout => TryRecvError::Empty,
@@ -208,15 +242,26 @@ impl StepLoop {
                 }
                 Err(TryRecvError::Empty) => break,
                 // No handle and no stream is left: nobody can see or ask for anything.
-                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Disconnected) => return Ok(false),
             }
         }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.scheduler.fail_all();
             self.report_ended(Instant::now(), Some(&GenerateError::ShuttingDown));
-            return false;
+            return Ok(false);
         }
-        true
+        Ok(true)
+    }
+
+    /// Brings what has arrived from lower tiers to the device.
+    fn bring_up(&mut self) -> Result<(), StepError> {
+        let idle = self.is_stuck || self.scheduler.is_empty();
+        let timeout = if idle && self.copies.is_loading() { LOADING } else { Duration::ZERO };
+        let (scheduler, runner) = (&mut self.scheduler, self.runner.as_mut());
+        match self.copies.bring_up(timeout, scheduler, runner) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose_device(&error),
+        }
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -326,6 +371,12 @@ impl StepLoop {
             self.report_ended(Instant::now(), Some(&cause));
             return Ok(());
         }
+        self.lose_device(error)
+    }
+
+    /// Ends the requests that hold device state, and makes the device usable again.
+    fn lose_device(&mut self, error: &StepError) -> Result<(), StepError> {
+        let cause = GenerateError::StepFailed { message: error.to_string() };
         self.scheduler.fail_running();
         self.report_ended(Instant::now(), Some(&cause));
         guard(|| self.runner.reset())
@@ -381,7 +432,11 @@ impl StepLoop {
             };
             active.events.send(event, now);
         }
-        count_scheduler(&mut stats, &self.scheduler);
+        count_scheduler(&mut stats, &self.scheduler, &self.copies);
+    }
+
+    fn note_stats(&self) {
+        count_scheduler(&mut self.shared.stats(), &self.scheduler, &self.copies);
     }
 
     fn count_step(&self, n_sampled: u64, step: Duration, model: Duration) {
@@ -398,7 +453,7 @@ impl StepLoop {
             stats.prefill_tokens.observe(self.plan.n_prefill_tokens().into());
             stats.prefill_requests.observe((self.plan.entries.len() - decodes) as f64);
         }
-        count_scheduler(&mut stats, &self.scheduler);
+        count_scheduler(&mut stats, &self.scheduler, &self.copies);
     }
 }
 
@@ -410,7 +465,8 @@ fn phase(counts: &mut PhaseCounts, phase: Phase) -> &mut u64 {
     }
 }
 
-fn count_scheduler(stats: &mut EngineStats, scheduler: &Scheduler) {
+fn count_scheduler(stats: &mut EngineStats, scheduler: &Scheduler, copies: &TierCopies) {
+    stats.tiers = copies.counts();
     let now = scheduler.stats();
     stats.requests_running = now.running.into();
     stats.requests_preempted = now.preempted.into();
@@ -437,7 +493,7 @@ fn count_scheduler(stats: &mut EngineStats, scheduler: &Scheduler) {
 }
 
 /// Runs code that may panic; a panic means that the device's memory cannot be trusted.
-fn guard(run: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
+pub(crate) fn guard(run: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
     catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|panic| Err(StepError::Device { message: message_of(panic) }))
 }
