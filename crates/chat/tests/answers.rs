@@ -468,18 +468,17 @@ fn a_text_value_is_handed_out_as_it_comes_and_a_name_at_its_header() {
 
 #[test]
 fn phases_follow_the_answer() {
-    let mut parser = TextParser::new(options(Opening::Reasoning));
-    let _ = parser.push("a");
-    let text = format!("</think>b{}", block(&weather("")));
-    let (deltas, summary) = {
-        let mut deltas = parser.push(&text);
-        let (rest, summary) = parser.finish(End::Stop);
-        deltas.extend(rest);
-        (deltas, summary)
-    };
-    assert!(matches!(deltas[0], Delta::Content(_)));
-    assert!(matches!(deltas.last(), Some(Delta::ToolCallEnd { index: 0 })));
-    assert_eq!(summary.n_calls, 1);
+    let tokenizer = tokenizer();
+    let mut parser = OutputParser::new(&tokenizer, options(Opening::Reasoning));
+    let text = format!("a</think>b{}", block(&weather("")));
+    let mut phases = vec![parser.phase()];
+    for id in tokenizer.encode_with_special(&text).unwrap() {
+        let _ = parser.push(id);
+        if phases.last() != Some(&parser.phase()) {
+            phases.push(parser.phase());
+        }
+    }
+    assert_eq!(phases, [Phase::Reasoning, Phase::Content, Phase::ToolCalls]);
 }
 
 #[test]

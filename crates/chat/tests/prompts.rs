@@ -1,6 +1,6 @@
 //! What a conversation's prompt looks like: section 9's cases, and the hosted API's rules.
 
-use fathom_chat::encode::release::{ReleaseOptions, encode_messages};
+use fathom_chat::encode::release::{ReleaseOptions, encode_messages, message_from_json};
 use fathom_chat::{
     Arguments, Content, Conversation, Effort, EffortProfile, EncodeError, Message, Opening, Part,
     Prompt, ResponseFormat, Role, Special, Task, ThinkingMode, ToolCall, render,
@@ -98,6 +98,26 @@ fn a_tool_round_of_the_release_is_rendered_to_the_byte() {
         "</｜DSML｜invoke>\n</｜DSML｜tool_calls><｜end▁of▁sentence｜>",
         "<｜User｜><tool_result>ok</tool_result>\n\ngo<｜Assistant｜><think>"
     )));
+}
+
+#[test]
+fn a_format_that_python_takes_for_false_is_not_stated() {
+    for (format, is_stated) in [
+        (json!(null), false),
+        (json!(0), false),
+        (json!(0.0), false),
+        (json!(""), false),
+        (json!([]), false),
+        (json!({}), false),
+        (json!(false), false),
+        (json!([0]), true),
+        (json!({"type": "object"}), true),
+    ] {
+        let json = json!({"role": "system", "content": "S", "response_format": format});
+        let message = message_from_json(&json).unwrap();
+        let text = release(&[message], ThinkingMode::Chat);
+        assert_eq!(text.contains("## Response Format"), is_stated, "{format}");
+    }
 }
 
 #[test]

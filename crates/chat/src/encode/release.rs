@@ -134,12 +134,22 @@ pub fn message_from_json(json: &Value) -> Result<Message, EncodeError> {
         message.tool_calls.push(call_from_json(call).ok_or(wrong("tool_calls[].function"))?);
     }
     message.response_format = match json.get("response_format") {
-        // What Python takes for false is not rendered.
-        None | Some(Value::Null | Value::Bool(false)) => ResponseFormat::Text,
-        Some(Value::Object(object)) if object.is_empty() => ResponseFormat::Text,
-        Some(schema) => ResponseFormat::JsonSchema(schema.clone()),
+        Some(schema) if is_true(schema) => ResponseFormat::JsonSchema(schema.clone()),
+        _ => ResponseFormat::Text,
     };
     Ok(message)
+}
+
+/// Whether Python takes a value for true: what it does not is not rendered.
+fn is_true(json: &Value) -> bool {
+    match json {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(entries) => !entries.is_empty(),
+    }
 }
 
 fn list<'a>(json: &'a Value, field: &'static str) -> Result<&'a [Value], EncodeError> {
