@@ -1,10 +1,10 @@
 //! The four formats of a matrix: how codes become lanes, and where their scales are.
 //!
-//! A block of 128 columns is `RAWS` pieces of 64 bytes, a piece is a dword for each lane, and a
-//! dword holds the lane's values of `8 / RAWS` steps. So lane `i` takes, at step `s` of piece `q`,
-//! column `16 q n + i n + s` where `n = 8 / RAWS`: consecutive columns share a dword.
+//! A block of 128 columns is 1, 2, 4 or 8 pieces of 64 bytes, and a piece feeds 8, 4, 2 or 1 steps.
+//! At step `s`, lane `i` takes column `16 n (s / n) + i n + s % n`, where `n` is the stride of the
+//! format: how many neighbouring values lie in the word that a lane decodes.
 
-use super::isa::{BLOCK, Isa, STEPS};
+use super::isa::{BLOCK, Isa, RAW_BYTES, STEPS};
 use super::linear::{CpuLinear, Stored};
 
 /// A format, as the kernels are compiled for it.
@@ -13,17 +13,21 @@ pub(super) trait Format: 'static {
     const RAWS: usize;
     /// Steps that one piece feeds.
     const RAW_STEPS: usize = STEPS / Self::RAWS;
+    /// Distance between the columns of neighbouring lanes.
+    const STRIDE: usize;
     /// The scales of one row.
     type Scales<'a>: Copy;
 
     fn scales(linear: &CpuLinear, row: usize) -> Self::Scales<'_>;
     fn scale<I: Isa>(isa: I, scales: Self::Scales<'_>, block: usize, part: usize) -> I::Vector;
+    fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw;
     fn decode<I: Isa>(isa: I, raw: I::Raw, step: usize) -> I::Vector;
 }
 
 /// E2M1 codes, an E8M0 scale per 32 columns: groups of four lanes.
 pub(super) struct Fp4;
-/// E4M3 codes, an f32 scale per block.
+/// E4M3 codes, an f32 scale per block. Codes decode to 1/256 of their value, scales are stored
+/// times 256: both are exact, and the former is what a conversion from f16 gives.
 pub(super) struct Fp8;
 /// bf16, no scale.
 pub(super) struct Bf16;
@@ -32,6 +36,7 @@ pub(super) struct F32;
 
 impl Format for Fp4 {
     const RAWS: usize = 1;
+    const STRIDE: usize = 8;
     type Scales<'a> = &'a [[u8; 4]];
 
     #[inline(always)]
@@ -46,6 +51,11 @@ impl Format for Fp4 {
     }
 
     #[inline(always)]
+    fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw {
+        isa.dwords(codes, part)
+    }
+
+    #[inline(always)]
     fn decode<I: Isa>(isa: I, raw: I::Raw, step: usize) -> I::Vector {
         isa.e2m1(raw, step)
     }
@@ -53,6 +63,7 @@ impl Format for Fp4 {
 
 impl Format for Fp8 {
     const RAWS: usize = 2;
+    const STRIDE: usize = 2;
     type Scales<'a> = &'a [f32];
 
     #[inline(always)]
@@ -67,13 +78,19 @@ impl Format for Fp8 {
     }
 
     #[inline(always)]
+    fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw {
+        isa.words(codes, part)
+    }
+
+    #[inline(always)]
     fn decode<I: Isa>(isa: I, raw: I::Raw, step: usize) -> I::Vector {
-        isa.e4m3(raw, step)
+        isa.e4m3_by_256(raw, step)
     }
 }
 
 impl Format for Bf16 {
     const RAWS: usize = 4;
+    const STRIDE: usize = 2;
     type Scales<'a> = ();
 
     #[inline(always)]
@@ -82,6 +99,11 @@ impl Format for Bf16 {
     #[inline(always)]
     fn scale<I: Isa>(isa: I, (): (), _block: usize, _part: usize) -> I::Vector {
         isa.splat(1.0)
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw {
+        isa.dwords(codes, part)
     }
 
     #[inline(always)]
@@ -92,6 +114,7 @@ impl Format for Bf16 {
 
 impl Format for F32 {
     const RAWS: usize = 8;
+    const STRIDE: usize = 1;
     type Scales<'a> = ();
 
     #[inline(always)]
@@ -100,6 +123,11 @@ impl Format for F32 {
     #[inline(always)]
     fn scale<I: Isa>(isa: I, (): (), _block: usize, _part: usize) -> I::Vector {
         isa.splat(1.0)
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw {
+        isa.dwords(codes, part)
     }
 
     #[inline(always)]

@@ -5,6 +5,10 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512;
 use super::portable::Portable;
 
 /// Lanes of an accumulator.
@@ -34,18 +38,8 @@ impl Block {
     pub(super) const ZERO: Self = Self([Lanes::ZERO; STEPS]);
 }
 
-/// Arguments of [`Isa::tile`]: one block of `TILE_ROWS` weight rows against up to `TILE_TOKENS`
-/// rows of `x`.
-pub(super) struct Tile<'a> {
-    /// A decoded block of each weight row.
-    pub(super) weights: &'a [Block],
-    /// The scale of each weight row.
-    pub(super) scales: &'a [Lanes],
-    /// The block of each row of `x`.
-    pub(super) x: &'a [Block],
-    /// `[x rows, TILE_ROWS]`.
-    pub(super) acc: &'a mut [Lanes],
-}
+/// Weight rows that are multiplied, and whose lanes are added up, together.
+pub(super) const GROUP: usize = 4;
 
 /// An instruction set.
 ///
@@ -53,41 +47,48 @@ pub(super) struct Tile<'a> {
 pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// `16 / PARTS` f32 lanes.
     type Vector: Copy;
-    /// `16 / PARTS` dwords of codes.
+    /// `64 / PARTS` bytes of codes.
     type Raw: Copy;
     /// Vectors that make up the 16 lanes.
     const PARTS: usize;
-    /// Weight rows of a tile whose accumulators stay in registers.
-    const TILE_ROWS: usize;
-    /// Rows of `x` of such a tile.
+    /// Rows of `x` of a tile whose sums stay in registers.
     const TILE_TOKENS: usize;
+    /// Up to this many rows of `x`, a code is decoded into a register and used from there.
+    const FEW: usize;
 
     fn zero(self) -> Self::Vector;
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn splat(self, value: f32) -> Self::Vector;
     fn load(self, lanes: &Lanes, part: usize) -> Self::Vector;
     fn store(self, value: Self::Vector, lanes: &mut Lanes, part: usize);
     /// `a * b + c` with one rounding.
     fn fma(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 
-    fn raw(self, codes: &[u8; RAW_BYTES], part: usize) -> Self::Raw;
-    /// The value of nibble `step` of each dword.
+    /// A dword for each lane: lane `i` has bytes `4 i..4 i + 4`.
+    fn dwords(self, codes: &[u8; RAW_BYTES], part: usize) -> Self::Raw;
+    /// Two words for each lane: lane `i` has bytes `2 i..2 i + 2` of either half.
+    fn words(self, codes: &[u8; RAW_BYTES], part: usize) -> Self::Raw;
+    /// Of dwords, the value of nibble `step`.
     fn e2m1(self, raw: Self::Raw, step: usize) -> Self::Vector;
-    /// The value of byte `step` of each dword; the NaN codes read as ±480.
-    fn e4m3(self, raw: Self::Raw, step: usize) -> Self::Vector;
-    /// The value of bf16 half `step` of each dword.
+    /// Of words, 1/256 of the value of byte `step % 2` in half `step / 2`; the NaN codes read as
+    /// ±480.
+    fn e4m3_by_256(self, raw: Self::Raw, step: usize) -> Self::Vector;
+    /// Of dwords, the value of bf16 half `step`.
     fn bf16(self, raw: Self::Raw, step: usize) -> Self::Vector;
-    /// The f32 that each dword is.
+    /// Of dwords, the f32 that each is.
     fn f32(self, raw: Self::Raw) -> Self::Vector;
     /// Lane `i` gets the E8M0 scale `i / 4`.
     fn group_scales(self, bytes: [u8; 4], part: usize) -> Self::Vector;
 
-    /// The tree sum of the lanes of four accumulators.
-    fn sum4(self, acc: [&Lanes; 4]) -> [f32; 4];
+    /// The tree sum of the lanes of each accumulator.
+    fn sum(self, acc: &[Lanes; GROUP]) -> [f32; GROUP];
     /// `lane i` of step `s` becomes value `i * stride + s` of each run of `16 * stride` values.
     fn deinterleave(self, values: &[f32; BLOCK], stride: usize, out: &mut Block);
-    fn tile(self, tile: Tile<'_>);
+    /// Asks for the cache line of `byte`, which will be read soon.
+    fn prefetch(self, byte: *const u8);
 
-    /// Runs a task in a function compiled for these instructions.
+    /// Runs a task in a function of its own, compiled for these instructions. (Inlined into a large
+    /// one, tasks get worse code: the compiler moves their constants into registers they need.)
     fn enter<T: Task>(self, task: T);
 }
 
@@ -104,13 +105,24 @@ pub struct Level(Kind);
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Level {
     /// Every set this machine has, the fastest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        vec![Self(Kind::Portable(Portable))]
+        let mut levels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(Avx512::detect().map(|isa| Self(Kind::Avx512(isa))));
+            levels.extend(Avx2::detect().map(|isa| Self(Kind::Avx2(isa))));
+        }
+        levels.push(Self(Kind::Portable(Portable)));
+        levels
     }
 
     /// The fastest set this machine has.
@@ -125,12 +137,20 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
         }
     }
 
     pub(super) fn run(self, task: impl Task) {
         match self.0 {
             Kind::Portable(isa) => isa.enter(task),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(isa) => isa.enter(task),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(isa) => isa.enter(task),
         }
     }
 }

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fathom_core::num::Ue8m0;
 
+use super::format::{Bf16, F32, Format, Fp4, Fp8};
 use super::isa::{BLOCK, RAW_BYTES};
 use super::run::{Job, run};
 use crate::{OpError, Scales, WeightData, WeightSource};
+
+/// Times 256, it is finite. With it, most codes mean values beyond f32.
+const MAX_FP8_SCALE: f32 = f32::from_bits((119 + 127) << 23);
 
 /// A `[rows, cols]` matrix ready for `out = x W^T` on the CPU.
 ///
@@ -38,7 +42,7 @@ pub(super) enum Stored {
         scales: Bytes,
         stride: usize,
     },
-    /// `[row blocks, column blocks]`.
+    /// `[row blocks, column blocks]`, times 256: see [`Fp8`].
     Fp8 {
         scales: Arc<[f32]>,
     },
@@ -50,10 +54,20 @@ impl Stored {
     /// Pieces of 64 bytes in a block.
     pub(super) fn raws(&self) -> usize {
         match self {
-            Self::Fp4 { .. } => 1,
-            Self::Fp8 { .. } => 2,
-            Self::Bf16 => 4,
-            Self::F32 => 8,
+            Self::Fp4 { .. } => Fp4::RAWS,
+            Self::Fp8 { .. } => Fp8::RAWS,
+            Self::Bf16 => Bf16::RAWS,
+            Self::F32 => F32::RAWS,
+        }
+    }
+
+    /// Distance between the columns of neighbouring lanes, [`Format::STRIDE`].
+    pub(super) fn stride(&self) -> usize {
+        match self {
+            Self::Fp4 { .. } => Fp4::STRIDE,
+            Self::Fp8 { .. } => Fp8::STRIDE,
+            Self::Bf16 => Bf16::STRIDE,
+            Self::F32 => F32::STRIDE,
         }
     }
 
@@ -201,6 +215,12 @@ impl CpuLinear {
         self.cols.div_ceil(BLOCK)
     }
 
+    /// Bytes between the starts of two rows.
+    #[inline(always)]
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The whole blocks of a row in pieces, and the padded one.
     #[inline(always)]
     pub(super) fn row_codes(&self, row: usize) -> RowCodes<'_> {
@@ -223,11 +243,11 @@ pub(super) struct RowCodes<'a> {
 }
 
 impl<'a> RowCodes<'a> {
-    /// The `raws` pieces of block `block`.
+    /// Piece `piece` of block `block`, of `raws`.
     #[inline(always)]
-    pub(super) fn block(self, block: usize, raws: usize) -> &'a [[u8; RAW_BYTES]] {
-        let start = block * raws;
-        if start < self.whole.len() { &self.whole[start..start + raws] } else { &self.tail[..raws] }
+    pub(super) fn raw(self, block: usize, raws: usize, piece: usize) -> &'a [u8; RAW_BYTES] {
+        let index = block * raws + piece;
+        self.whole.get(index).unwrap_or_else(|| &self.tail[index - self.whole.len()])
     }
 }
 
@@ -248,7 +268,7 @@ fn fp8_scales(source: &WeightSource, scales: &Scales) -> Result<Arc<[f32]>, OpEr
     for row_block in row_blocks {
         for col_block in col_blocks.clone() {
             let index = row_block * stored_blocks + col_block;
-            values.push(match scales {
+            let value = match scales {
                 Scales::Ue8m0(bytes) => Ue8m0::from_byte(bytes[index])
                     .ok_or_else(|| nan_scale(source, row_block, col_block))?
                     .to_f32(),
@@ -256,7 +276,15 @@ fn fp8_scales(source: &WeightSource, scales: &Scales) -> Result<Arc<[f32]>, OpEr
                     let bytes = bytes[4 * index..][..4].try_into().expect("four bytes were taken");
                     f32::from_le_bytes(bytes)
                 }
-            });
+            };
+            if value.is_nan() || value.abs() > MAX_FP8_SCALE {
+                let reason = format!(
+                    "scale [{row_block}, {col_block}] is {value}, expected at most \
+                     {MAX_FP8_SCALE:e}; the file is damaged"
+                );
+                return Err(bad(source, reason));
+            }
+            values.push(256.0 * value);
         }
     }
     Ok(values.into())

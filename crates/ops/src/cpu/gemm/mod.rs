@@ -16,6 +16,10 @@
 //!
 //! Not here: activation quantisation, rounding of the output (the operators' business).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod format;
 mod isa;
 mod kernel;

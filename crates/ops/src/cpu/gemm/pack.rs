@@ -10,7 +10,7 @@ use super::isa::{BLOCK, Block, Isa, Task};
 pub(super) struct Pack<'a> {
     pub(super) x: &'a [f32],
     pub(super) cols: usize,
-    /// Steps that one 64-byte piece of codes feeds.
+    /// Distance between the columns of neighbouring lanes.
     pub(super) stride: usize,
     /// Blocks `first_block..`, as many as `out` holds.
     pub(super) first_block: usize,

@@ -2,8 +2,7 @@
 
 use fathom_core::num::{Ue8m0, e2m1_to_f32};
 
-use super::isa::{BLOCK, Block, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task, Tile};
-use super::kernel::tile;
+use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
 /// Any CPU. `f32::mul_add` rounds once, in software where the CPU cannot.
 #[derive(Debug, Clone, Copy)]
@@ -13,8 +12,8 @@ impl Isa for Portable {
     type Vector = [f32; LANES];
     type Raw = [u32; LANES];
     const PARTS: usize = 1;
-    const TILE_ROWS: usize = 2;
-    const TILE_TOKENS: usize = 2;
+    const TILE_TOKENS: usize = 1;
+    const FEW: usize = 1;
 
     #[inline(always)]
     fn zero(self) -> [f32; LANES] {
@@ -37,14 +36,28 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
     fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
 
     #[inline(always)]
-    fn raw(self, codes: &[u8; RAW_BYTES], _part: usize) -> [u32; LANES] {
+    fn dwords(self, codes: &[u8; RAW_BYTES], _part: usize) -> [u32; LANES] {
         let dwords = codes.as_chunks::<4>().0;
         std::array::from_fn(|i| u32::from_le_bytes(dwords[i]))
+    }
+
+    #[inline(always)]
+    fn words(self, codes: &[u8; RAW_BYTES], _part: usize) -> [u32; LANES] {
+        let words = codes.as_chunks::<2>().0;
+        std::array::from_fn(|i| {
+            let [low, high] = [words[i], words[i + LANES]].map(u16::from_le_bytes);
+            u32::from(low) | u32::from(high) << 16
+        })
     }
 
     #[inline(always)]
@@ -53,11 +66,12 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn e4m3(self, raw: [u32; LANES], step: usize) -> [f32; LANES] {
-        // Sign to bit 31, exponent and mantissa 20 bits lower than f32 has them: off by 2^120.
-        let scale = f32::from_bits((120 + 127) << 23);
-        raw.map(|dword| {
-            let spread = ((dword << (24 - 8 * step)) as i32 >> 4) as u32;
+    fn e4m3_by_256(self, raw: [u32; LANES], step: usize) -> [f32; LANES] {
+        // Sign to bit 31, exponent and mantissa 20 bits lower than f32 has them: off by 2^120,
+        // and 2^8 of it are wanted.
+        let scale = f32::from_bits((112 + 127) << 23);
+        raw.map(|word| {
+            let spread = ((word << (24 - 8 * step)) as i32 >> 4) as u32;
             f32::from_bits(spread & 0x87f0_0000) * scale
         })
     }
@@ -79,7 +93,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn sum4(self, acc: [&Lanes; 4]) -> [f32; 4] {
+    fn sum(self, acc: &[Lanes; GROUP]) -> [f32; GROUP] {
         acc.map(|lanes| {
             let mut sum = lanes.0;
             for half in [8, 4, 2, 1] {
@@ -97,12 +111,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn tile(self, args: Tile<'_>) {
-        match args.x.len() {
-            2 => tile::<Self, 2, 2>(self, args),
-            _ => tile::<Self, 2, 1>(self, args),
-        }
-    }
+    fn prefetch(self, _byte: *const u8) {}
 
     fn enter<T: Task>(self, task: T) {
         task.run(self);

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{BLOCK, Block, Level, STEPS};
-use super::kernel::{FEW, PANEL_ROWS, PANEL_TOKENS, Product, Scratch};
+use super::isa::{BLOCK, Block, GROUP, Level};
+use super::kernel::{PANEL_TOKENS, Product, STRIP, Scratch};
 use super::linear::CpuLinear;
 use super::pack::Pack;
 use crate::OpError;
@@ -69,7 +69,7 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         let n_tokens = job.n_tokens();
         let blocks_per_part = (PIECE_MULTIPLY_ADDS / (BLOCK * n_tokens)).max(1);
         for (part, out) in out.chunks_mut(blocks_per_part * n_tokens).enumerate() {
-            let stride = STEPS / job.linear.stored.raws();
+            let stride = job.linear.stored.stride();
             let first_block = part * blocks_per_part;
             parts.push(Pack { x: job.x, cols: job.linear.n_cols(), stride, first_block, out });
         }
@@ -162,7 +162,7 @@ impl Memory {
                 let other = &jobs[pack.job];
                 std::ptr::eq(other.x, job.x)
                     && other.linear.n_cols() == job.linear.n_cols()
-                    && other.linear.stored.raws() == job.linear.stored.raws()
+                    && other.linear.stored.stride() == job.linear.stored.stride()
             });
             let x = match shared {
                 Some(pack) => pack.start..pack.start + pack.len,
@@ -185,10 +185,9 @@ impl Memory {
     /// Divides by rows first: a row's codes are then decoded by one thread only.
     fn divide(&mut self, job_id: usize, job: &Job<'_>, x: &Range<usize>, n_pieces: usize) {
         let (n_rows, n_tokens) = (job.linear.n_rows(), job.n_tokens());
-        let row_unit = if n_tokens > FEW { PANEL_ROWS } else { 8 };
-        let row_pieces = n_pieces.min(n_rows.div_ceil(row_unit));
+        let row_pieces = n_pieces.min(n_rows.div_ceil(STRIP));
         let token_pieces = n_pieces.div_ceil(row_pieces).min(n_tokens.div_ceil(PANEL_TOKENS));
-        let rows_each = n_rows.div_ceil(row_pieces).next_multiple_of(row_unit);
+        let rows_each = n_rows.div_ceil(row_pieces).next_multiple_of(STRIP);
         let tokens_each = n_tokens.div_ceil(token_pieces);
         for row in (0..n_rows).step_by(rows_each) {
             for token in (0..n_tokens).step_by(tokens_each) {
@@ -224,17 +223,23 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes rows `row..` of token `token`.
+    /// Writes the first `n` sums to rows `row..` of token `token`.
     #[inline(always)]
-    pub(super) fn write(&self, token: usize, row: usize, sums: &[f32]) {
+    pub(super) fn write(&self, token: usize, row: usize, n: usize, sums: [f32; GROUP]) {
         let n_rows = self.linear.n_rows();
-        assert!(token < self.n_tokens && row + sums.len() <= n_rows, "outside the output");
+        assert!(token < self.n_tokens && row + n <= n_rows, "outside the output");
         // SAFETY: `out` is `n_tokens * n_rows` long, which `run_at` has checked, so the assertion
-        // keeps the target inside it. The pieces of a job are disjoint rectangles of rows and
+        // keeps the targets inside it. The pieces of a job are disjoint rectangles of rows and
         // tokens, and each is written by one thread, so nobody else touches these values.
         unsafe {
             let target = self.values.add(token * n_rows + row);
-            std::ptr::copy_nonoverlapping(sums.as_ptr(), target, sums.len());
+            if n == GROUP {
+                target.cast::<[f32; GROUP]>().write_unaligned(sums);
+            } else {
+                for (i, sum) in sums.into_iter().enumerate().take(n) {
+                    target.add(i).write(sum);
+                }
+            }
         }
     }
 }

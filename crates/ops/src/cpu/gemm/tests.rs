@@ -116,3 +116,25 @@ fn every_format_equals_the_f64_sum() {
         }
     }
 }
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    let mut noise = Noise(2);
+    for format in FORMATS {
+        for (rows, cols) in [(1, 128), (3, 256), (21, 384), (137, 640)] {
+            let (source, _) = matrix(format, rows, cols, &mut noise);
+            let linear = CpuLinear::new(&source).unwrap();
+            for n in [1, 2, 3, 4, 5, 6, 7, 24, 25, 53] {
+                let x = noise.values(n * cols);
+                let expected = bits(&product(Level::available().pop().unwrap(), &linear, &x));
+                for level in Level::available() {
+                    let got = bits(&product(level, &linear, &x));
+                    assert_eq!(got, expected, "{format} {rows}x{cols}x{n} {}", level.name());
+                }
+            }
+        }
+    }
+}
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
