@@ -6,7 +6,6 @@ use crate::golden::compare::Checker;
 use crate::golden::{check_mode, long};
 
 fn has_no_findings(checker: &Checker) {
-    println!("{checker}");
     assert!(checker.findings.is_empty(), "{}\n{checker}", checker.findings.join("\n"));
 }
 
