@@ -184,6 +184,21 @@ fn a_prefix_is_continued_after_its_reasoning_or_without_any() {
 }
 
 #[test]
+fn reasoning_that_a_client_did_not_send_back_renders_as_empty() {
+    let call = || vec![ToolCall::new("1", "f", r#"{"a": 1}"#)];
+    let with = |answer: Message| Conversation {
+        tools: vec![f_tool()],
+        ..thinking(vec![Message::user("a"), answer, Message::tool("1", "ok")])
+    };
+    let missing = from_user(&with(Message::assistant("").with_tool_calls(call())));
+    assert!(
+        missing.starts_with("<｜User｜>a<｜Assistant｜><think></think>\n\n<｜DSML｜tool_calls>")
+    );
+    let empty = Message::assistant("").with_reasoning("").with_tool_calls(call());
+    assert_eq!(missing, from_user(&with(empty)));
+}
+
+#[test]
 fn tools_and_the_answer_format_follow_the_system_text() {
     let with = |format| Conversation {
         response_format: format,
