@@ -27,7 +27,10 @@ class ServerProcess:
         self._process = None
 
     def __enter__(self):
-        command = [self.program, "serve", "--host", "127.0.0.1", "--port", "0", *self.flags]
+        # One thread: the tiny model gains little from more, and on a busy machine each of its many
+        # short parallel sections would wait for a thread to be scheduled.
+        command = [self.program, "serve", "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
+        command += self.flags
         self._process = subprocess.Popen(
             command, stdout=self._output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )

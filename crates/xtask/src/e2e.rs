@@ -1,4 +1,6 @@
-//! `cargo xtask e2e`: the real openai SDK against a freshly built and started server.
+//! `cargo xtask e2e`: the real openai SDK against a freshly started server.
+
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -6,10 +8,9 @@ use crate::check::TestCounts;
 use crate::python;
 use crate::workspace::{Workspace, watched};
 
-/// Builds the server, runs the script against it and counts its checks.
-pub(crate) fn run(workspace: &Workspace) -> Result<TestCounts> {
+/// Runs the script against the server `fathom` and counts its checks.
+pub(crate) fn run(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
     let python = python::environment(workspace, "e2e", "scripts/e2e/requirements.txt")?;
-    let fathom = workspace.build_fathom(false)?;
     let mut counts = TestCounts::default();
     let mut script = workspace.command(python);
     script.args(["-u", "scripts/e2e/openai_sdk.py", "--fathom"]).arg(fathom);

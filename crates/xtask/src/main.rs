@@ -3,7 +3,8 @@
 //! - `check`: exactly what CI runs;
 //! - `tidy`: the rules of this repository that no compiler knows;
 //! - `golden`: the model against the official numbers;
-//! - `bench NAME`: one benchmark.
+//! - `bench NAME`: one benchmark;
+//! - `kernels`: every CUDA kernel for every architecture.
 //!
 //! Not here: anything a user of the server needs; that is the `fathom` binary.
 #![expect(clippy::print_stdout, reason = "printing is what a developer task does")]
@@ -12,6 +13,7 @@ mod bench;
 mod check;
 mod e2e;
 mod golden;
+mod kernels;
 mod python;
 mod tidy;
 mod workspace;
@@ -27,7 +29,9 @@ usage: cargo xtask TASK
   tidy           file length, headers, names, crate edges, unsafe, unwrap
   e2e            the openai SDK against a freshly built server
   golden [ARGS]  the model against the official numbers, as a table
-  bench NAME     one benchmark; `cargo xtask bench` lists them";
+  bench NAME     one benchmark; `cargo xtask bench` lists them
+  kernels [--check] [--arch ARCH]
+                 compile the CUDA kernels, report and check their machine code";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -36,9 +40,13 @@ fn main() -> ExitCode {
     let result = Workspace::locate().and_then(|workspace| match task.as_deref() {
         Some("check") => check::run(&workspace),
         Some("tidy") => tidy::run(&workspace),
-        Some("e2e") => e2e::run(&workspace).map(|tests| tests.failed == 0),
+        Some("e2e") => {
+            let tests = workspace.tested_fathom().and_then(|path| e2e::run(&workspace, &path));
+            tests.map(|tests| tests.failed == 0)
+        }
         Some("golden") => golden::run(&workspace, &rest),
         Some("bench") => bench::run(&workspace, &rest),
+        Some("kernels") => kernels::run(&workspace, &rest),
         _ => {
             println!("{USAGE}");
             Ok(matches!(task.as_deref(), Some("help" | "--help" | "-h")))

@@ -53,15 +53,23 @@ impl Workspace {
             .is_ok_and(|status| status.success())
     }
 
-    /// Builds the `fathom` binary and returns its path.
-    pub(crate) fn build_fathom(&self, release: bool) -> Result<PathBuf> {
+    /// Builds the `fathom` binary for release and returns its path.
+    pub(crate) fn release_fathom(&self) -> Result<PathBuf> {
         let mut build = self.cargo();
-        build.args(["build", "--locked", "--package", "fathom-cli"]);
-        if release {
-            build.arg("--release");
-        }
+        build.args(["build", "--locked", "--release", "--package", "fathom-cli"]);
         anyhow::ensure!(succeeds(&mut build)?, "the fathom binary does not build");
-        Ok(self.target.join(if release { "release" } else { "debug" }).join("fathom"))
+        Ok(self.target.join("release").join("fathom"))
+    }
+
+    /// Builds the `fathom` binary as the tests of the whole workspace do, and returns its path.
+    ///
+    /// Building its package alone would select fewer features of shared dependencies, and so
+    /// compile most of the workspace a second time.
+    pub(crate) fn tested_fathom(&self) -> Result<PathBuf> {
+        let mut build = self.cargo();
+        build.args(["test", "--locked", "--workspace", "--no-run"]);
+        anyhow::ensure!(succeeds(&mut build)?, "the tests do not build");
+        Ok(self.target.join("debug").join("fathom"))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::workspace::{Workspace, succeeds};
 /// Runs both comparisons and writes `benches/results/cpu.json`; `args` go to the script.
 pub(super) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     let python = python::environment(workspace, "hf", "scripts/bench/requirements.txt")?;
-    let fathom = workspace.build_fathom(true)?;
+    let fathom = workspace.release_fathom()?;
     let scratch = workspace.target.join("bench-cpu");
     fs::create_dir_all(&scratch).context("making the scratch folder")?;
 
