@@ -171,6 +171,7 @@ struct StepLoop {
 impl StepLoop {
     fn run(&mut self) -> Result<(), StepError> {
         guard(|| self.runner.warm_up())?;
+        count_scheduler(&mut self.shared.stats(), &self.scheduler, &self.copies);
         self.shared.state.send_if_modified(|state| {
             let starting = *state == EngineState::Starting;
             if starting {
