@@ -9,3 +9,4 @@ mod nano;
 mod sampling;
 mod serving;
 mod support;
+mod tiers;

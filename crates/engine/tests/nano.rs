@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use fathom_core::{Numerics, ParallelConfig, SamplingParams, TokenId};
+use fathom_core::{Numerics, ParallelConfig, SamplingParams, TokenId, Usage};
 use fathom_engine::sample::{RequestSampler, SampleScratch};
+use fathom_engine::stats::TierCounts;
 use fathom_engine::{
-    EngineConfig, EngineHandle, EngineStats, GenerateRequest, RankRunner, StepRunner,
+    EngineConfig, EngineHandle, EngineStats, GenerateRequest, RankRunner, StepRunner, TierConfig,
 };
 use fathom_model::session::Rows;
 use fathom_model::{LoadOptions, NoProbe, Session, Transformer};
@@ -16,7 +17,6 @@ use fathom_weights::Checkpoint;
 use crate::support::{Ending, read};
 
 const EOS: TokenId = 1;
-const MAX_LEN: u32 = 768;
 
 fn load(numerics: Numerics, parallel: ParallelConfig) -> Vec<Transformer<CpuOps>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
@@ -44,7 +44,8 @@ fn runner(numerics: Numerics, parallel: ParallelConfig, room: &Room) -> Box<dyn 
         kv,
         index_keys,
     };
-    Box::new(RankRunner::new(models, parallel, spec, MAX_LEN).unwrap())
+    let max_len = (room.1 * fathom_ops::BLOCK_TOKENS) as u32;
+    Box::new(RankRunner::new(models, parallel, spec, max_len).unwrap())
 }
 
 fn prompt(family: u32, n: u32) -> Vec<TokenId> {
@@ -74,7 +75,8 @@ fn requests() -> Vec<GenerateRequest> {
 
 /// What the model answers to one request, prompt in one piece, no engine involved.
 fn alone(model: &Transformer<CpuOps>, request: &GenerateRequest) -> Vec<TokenId> {
-    let mut session = Session::new(model, &Solo, MAX_LEN as usize, 0).unwrap();
+    let max_len = request.prompt.len() + request.sampling.max_tokens as usize;
+    let mut session = Session::new(model, &Solo, max_len, 0).unwrap();
     let mut sampler = RequestSampler::new(request.sampling.clone(), &request.prompt, None);
     let mut scratch = SampleScratch::default();
     let mut next = request.prompt.clone();
@@ -155,4 +157,55 @@ fn two_ranks_give_the_same_tokens_crowded_and_roomy() {
     let (tight, stats) = crowded(runner(Numerics::F32, parallel, &Room(3, 4, 2)), 50, 1);
     assert_eq!(roomy, tight);
     assert!(stats.preemptions > 0, "{stats:?}");
+}
+
+/// Asks an engine whose cache directory is `directory`, then stops it.
+fn ask_and_stop(
+    runner: Box<dyn StepRunner>,
+    directory: &Path,
+    request: GenerateRequest,
+) -> (Vec<TokenId>, Usage, TierCounts) {
+    let config = EngineConfig {
+        eos_token_ids: vec![EOS],
+        max_num_batched_tokens: 512,
+        tiers: TierConfig { directory: Some(directory.to_owned()), ..TierConfig::default() },
+        ..EngineConfig::default()
+    };
+    let engine = EngineHandle::start(runner, config).unwrap();
+    let (tokens, ending) = read(engine.submit(request).unwrap());
+    let Ending::Finished(_, usage) = ending else { panic!("{ending:?}") };
+    (tokens, usage, crate::tiers::stop(engine, std::time::Duration::ZERO))
+}
+
+/// Two turns of a conversation whose first prompt has `n_tokens` tokens, with a restart between.
+fn assert_resumes_after_a_restart(numerics: Numerics, parallel: ParallelConfig, n_tokens: u32) {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || runner(numerics, parallel, &Room(2, n_tokens as usize / 256 + 3, 4));
+    let first = GenerateRequest::new(prompt(7, n_tokens), SamplingParams::greedy(20));
+    let (answer, usage, _) = ask_and_stop(start(), directory.path(), first);
+    assert_eq!(usage.cached_tokens, 0);
+
+    let mut turn = prompt(7, n_tokens);
+    turn.extend(answer);
+    turn.extend(prompt(8, 30));
+    let second = || GenerateRequest::new(turn.clone(), SamplingParams::sampled(20, 5));
+    let (tokens, usage, counts) = ask_and_stop(start(), directory.path(), second());
+    let n_blocks = (n_tokens - 1) / 256;
+    assert_eq!(usage.cached_tokens, n_blocks * 256);
+    assert_eq!((counts.loads, counts.disk_hits), (1, u64::from(n_blocks) + 1));
+    let cold = tempfile::tempdir().unwrap();
+    let (expected, usage, _) = ask_and_stop(start(), cold.path(), second());
+    assert_eq!((tokens, usage.cached_tokens), (expected, 0));
+}
+
+#[test]
+fn a_long_conversation_is_resumed_after_a_restart_without_prefill() {
+    assert_resumes_after_a_restart(Numerics::Bf16, ParallelConfig::default(), 3000);
+}
+
+#[test]
+fn every_numeric_mode_and_several_ranks_resume_after_a_restart() {
+    let two = ParallelConfig { tensor: 2, expert: 1 };
+    assert_resumes_after_a_restart(Numerics::F32, two, 600);
+    assert_resumes_after_a_restart(Numerics::F32Qat, ParallelConfig::default(), 600);
 }

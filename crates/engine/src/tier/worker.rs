@@ -194,23 +194,30 @@ impl Worker {
         while let Some(job) = self.next() {
             let mut written = 0;
             let mut counts = self.shared.lock().counts;
+            let mut happened = Vec::new();
             match job {
-                Job::Read(load, items) => self.read(load, items, &mut counts),
+                Job::Read(load, items) => self.read(load, items, &mut counts, &mut happened),
                 Job::Chore(Chore::Write(state, bytes)) => {
                     written = bytes.len() as u64;
-                    self.write(state, &bytes, &mut counts);
+                    self.write(state, &bytes, &mut counts, &mut happened);
                 }
                 Job::Chore(Chore::Remove(state)) => {
                     self.store.remove(state);
-                    self.send(DiskEvent::Removed(state));
+                    happened.push(DiskEvent::Removed(state));
                 }
                 Job::Chore(Chore::Touch(states)) => {
                     states.into_iter().for_each(|state| self.store.touch(state));
                 }
             }
+            // Whoever hears of an event finds it counted.
             let mut queues = self.shared.lock();
             queues.counts = counts_of(&self.store, counts);
             queues.bytes -= written;
+            drop(queues);
+            for event in happened {
+                // The engine's thread may be gone already; then nobody needs to know.
+                let _ = self.events.send(event);
+            }
         }
     }
 
@@ -238,34 +245,46 @@ impl Worker {
         }
     }
 
-    fn read(&mut self, load: LoadId, items: Vec<(usize, StateKey)>, counts: &mut DiskCounts) {
+    fn read(
+        &mut self,
+        load: LoadId,
+        items: Vec<(usize, StateKey)>,
+        counts: &mut DiskCounts,
+        happened: &mut Vec<DiskEvent>,
+    ) {
         let mut found = Vec::with_capacity(items.len());
         for (index, state) in items {
             let bytes = self.store.get(state);
             match &bytes {
                 Some(bytes) => counts.read_bytes += bytes.len() as u64,
-                None => self.send(DiskEvent::Gone(state)),
+                None => happened.push(DiskEvent::Gone(state)),
             }
             found.push((index, bytes));
         }
-        self.send(DiskEvent::Read(load, found));
+        happened.push(DiskEvent::Read(load, found));
     }
 
-    fn write(&mut self, state: StateKey, bytes: &[u8], counts: &mut DiskCounts) {
+    fn write(
+        &mut self,
+        state: StateKey,
+        bytes: &[u8],
+        counts: &mut DiskCounts,
+        happened: &mut Vec<DiskEvent>,
+    ) {
         if self.resume.is_some_and(|resume| Instant::now() < resume) {
-            self.send(DiskEvent::Gone(state));
+            happened.push(DiskEvent::Gone(state));
             return;
         }
         self.resume = None;
         let mut evicted = Vec::new();
         let result = self.store.put(state, bytes, &mut evicted);
-        evicted.into_iter().for_each(|state| self.send(DiskEvent::Gone(state)));
+        happened.extend(evicted.into_iter().map(DiskEvent::Gone));
         match result {
             Ok(true) => {
                 counts.written_bytes += bytes.len() as u64;
-                self.send(DiskEvent::Stored(state));
+                happened.push(DiskEvent::Stored(state));
             }
-            Ok(false) => self.send(DiskEvent::Gone(state)),
+            Ok(false) => happened.push(DiskEvent::Gone(state)),
             Err(error) => {
                 tracing::warn!(
                     %error,
@@ -274,14 +293,9 @@ impl Worker {
                 );
                 counts.write_errors += 1;
                 self.resume = Some(Instant::now() + PAUSE);
-                self.send(DiskEvent::Gone(state));
+                happened.push(DiskEvent::Gone(state));
             }
         }
-    }
-
-    fn send(&self, event: DiskEvent) {
-        // The engine's thread may be gone already; then nobody needs to know.
-        let _ = self.events.send(event);
     }
 }
 
