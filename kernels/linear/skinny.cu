@@ -31,6 +31,7 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
     }
 }
 
+// Two blocks per SM are asked for where the compiler, left to itself, saves registers by spilling.
 #define LINEAR_FP8(name, tokens, stages)                                                          \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
         const u8* __restrict__ data, const float* __restrict__ scales, const bf16* __restrict__ x, \
@@ -41,7 +42,7 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
     }                                                                                             \
     EMU_KERNEL(name)
 #define LINEAR_BF16(name, tokens, stages)                                                         \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) name(                           \
         const u8* __restrict__ data, const bf16* __restrict__ x, void* __restrict__ out,          \
         u32 n_rows, u32 k, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32) {              \
         const Weights w = {data, nullptr, nullptr, n_rows, k};                                    \

@@ -19,7 +19,7 @@
 
 constexpr u32 ITEM = 3, TOKENS = 8, STAGES = 4;
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) moe_gate_up_fp4(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) moe_gate_up_fp4(
     const u8* __restrict__ w1, const u8* __restrict__ e1, const u8* __restrict__ w3,
     const u8* __restrict__ e3, const u32* __restrict__ items, const u32* __restrict__ n_items,
     const u32* __restrict__ pairs, const bf16* __restrict__ x, const float* __restrict__ weights,
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS) moe_gate_up_fp4(
 }
 EMU_KERNEL(moe_gate_up_fp4)
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) moe_down_fp4(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) moe_down_fp4(
     const u8* __restrict__ w2, const u8* __restrict__ e2, const u32* __restrict__ items,
     const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ h,
     void* __restrict__ out, u32 width, u32 channels, u32 is_f32) {

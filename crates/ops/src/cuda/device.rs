@@ -16,6 +16,14 @@ use crate::OpError;
 #[expect(missing_docs, reason = "the messages document the variants")]
 #[non_exhaustive]
 pub enum DeviceError {
+    #[error("there is no CUDA driver (libcuda); install one, or use the CPU")]
+    NoDriver,
+    #[error("GPU {ordinal} cannot be opened: {reason}")]
+    NoGpu { ordinal: usize, reason: String },
+    #[error(
+        "no kernels are made for compute capability {major}.{minor}; 8.0 to 12.x are supported"
+    )]
+    UnknownArch { major: i32, minor: i32 },
     #[error("the device cannot allocate {bytes} bytes; {free} bytes are free")]
     OutOfMemory { bytes: usize, free: usize },
     #[error("kernel `{kernel}` is not available for {arch}: {reason}")]

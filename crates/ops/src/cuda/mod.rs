@@ -1,7 +1,8 @@
 //! The CUDA backend: kernels of `kernels/`, launched through the driver, which is opened at run
 //! time. The same binary runs on a machine without a driver and says so.
 //!
-//! - [`device`]: what the launchers need of a device, and device memory;
+//! - [`device`]: what the launchers need of a device, and device memory; [`driver`]: the GPU;
+//! - [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
 //! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`), over
 //!   tensors, matrices, experts, caches and steps in device memory.
 //!
@@ -10,17 +11,22 @@
 
 mod attention;
 mod cache;
+pub mod compile;
 pub mod device;
+pub mod driver;
 mod experts;
 mod hc;
 mod linear;
 mod moe;
 mod ops;
+pub mod pack;
+pub mod source;
 mod step;
 mod tensor;
 
 pub use cache::DeviceCache;
 pub use device::{Arg, Buffer, Device, DeviceError, Launch};
+pub use driver::{DriverDevice, KernelSources};
 pub use experts::DeviceExperts;
 pub use linear::DeviceLinear;
 pub use ops::{Activations, CudaOps};
