@@ -32,7 +32,7 @@ use crate::registry::{ModelEntry, Resolved};
 const MAX_EFFORT_CONTEXT: u32 = 384 * 1024;
 
 /// A chat request, as this server will run it.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     model: Arc<ModelEntry>,
     conversation: Conversation,
     sampling: wire::Sampling,
@@ -52,7 +52,7 @@ impl Plan {
     ///
     /// # Errors
     /// 422 for what needs constrained decoding, 400 for history that the settings refuse.
-    pub(super) fn new(
+    pub(crate) fn new(
         request: ChatRequest,
         resolved: &Resolved,
         config: &ServerConfig,
@@ -62,11 +62,12 @@ impl Plan {
         let continues = request.is_prefix()
             || (config.compat.trailing_assistant == TrailingAssistant::Continue
                 && request.messages.last().is_some_and(|m| m.role == wire::Role::Assistant));
-        // A continued message without reasoning is continued in non-thinking form.
+        // A continued message without reasoning is continued in non-thinking form; earlier turns
+        // keep theirs.
         let answer_only =
             continues && request.messages.last().is_some_and(|m| m.reasoning.is_none());
-        let (thinks, effort) = thinking(&request.thinking, resolved, config);
-        let thinks = thinks && !answer_only;
+        let (is_thinking, effort) = thinking(&request.thinking, resolved, config);
+        let thinks = is_thinking && !answer_only;
         if thinks && config.compat.require_reasoning_roundtrip {
             check_reasoning_roundtrip(&request)?;
         }
@@ -99,7 +100,7 @@ impl Plan {
                 messages: messages.into_iter().map(message).collect(),
                 tools: functions,
                 response_format: ResponseFormat::Text,
-                thinking: if thinks { ThinkingMode::Thinking } else { ThinkingMode::Chat },
+                thinking: if is_thinking { ThinkingMode::Thinking } else { ThinkingMode::Chat },
                 effort,
                 profile: model.effort_profile,
                 continue_final: continues,
@@ -113,7 +114,7 @@ impl Plan {
     ///
     /// # Errors
     /// `context_length_exceeded`, and internal errors of the tokenizer.
-    pub(super) fn encode(mut self, config: &ServerConfig) -> Result<Prepared, ApiError> {
+    pub(crate) fn encode(mut self, config: &ServerConfig) -> Result<Prepared, ApiError> {
         let (ids, opening) = self.render()?;
         let model = Arc::clone(&self.model);
         let default = config.limits.default_max_tokens;
@@ -126,7 +127,7 @@ impl Plan {
     ///
     /// # Errors
     /// Internal errors of the tokenizer.
-    pub(super) fn token_ids(&self) -> Result<Vec<TokenId>, ApiError> {
+    pub(crate) fn token_ids(&self) -> Result<Vec<TokenId>, ApiError> {
         self.render().map(|(ids, _)| ids)
     }
 
@@ -139,7 +140,7 @@ impl Plan {
     }
 
     /// Bytes of text that make up the prompt, roughly.
-    pub(super) fn n_bytes(&self) -> usize {
+    pub(crate) fn n_bytes(&self) -> usize {
         let texts = self.conversation.messages.iter().map(|message| match &message.content {
             Content::Text(text) => text.len(),
             Content::Absent | Content::Parts(_) => 0,
@@ -149,32 +150,36 @@ impl Plan {
 }
 
 /// A request ready for the engine.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     plan: Plan,
     opening: Opening,
     run: Run,
 }
 
 impl Prepared {
-    pub(super) fn n_prompt(&self) -> u32 {
+    pub(crate) fn n_prompt(&self) -> u32 {
         self.run.n_prompt()
     }
 
     /// Whether the answer begins with reasoning that the client is to see.
-    pub(super) fn shows_reasoning(&self) -> bool {
+    pub(crate) fn shows_reasoning(&self) -> bool {
         self.opening == Opening::Reasoning && !self.plan.hide_reasoning
     }
 
     /// Names of sampling fields that had no effect.
-    pub(super) fn ignored(&self) -> &[&'static str] {
+    pub(crate) fn ignored(&self) -> &[&'static str] {
         &self.plan.ignored
     }
 
-    /// Hands every choice to the engine.
+    /// Hands every choice to the engine. Ids of calls begin with `call_prefix`.
     ///
     /// # Errors
     /// The engine's refusal; choices accepted before it are cancelled.
-    pub(super) fn submit(self, app: &Arc<App>) -> Result<Vec<(TokenStream, ChatAnswer)>, ApiError> {
+    pub(crate) fn submit(
+        self,
+        app: &Arc<App>,
+        call_prefix: &'static str,
+    ) -> Result<Vec<(TokenStream, ChatAnswer)>, ApiError> {
         let Self { plan, opening, run } = self;
         let special = plan.model.tokenizer.special();
         let options = AnswerOptions {
@@ -188,6 +193,7 @@ impl Prepared {
             logprobs: plan.logprobs.is_some(),
             hide_reasoning: plan.hide_reasoning,
             single_call: plan.single_call,
+            call_prefix,
         };
         let budget = plan.reasoning_budget.filter(|_| opening == Opening::Reasoning);
         let guard = || {
