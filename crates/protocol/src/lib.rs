@@ -1,12 +1,13 @@
 //! The JSON that crosses the network: requests, responses, errors and SSE frames.
 //!
 //! - [`json`] turns a body into one bounded JSON object;
-//! - [`openai`] reads requests from it and holds the responses and stream chunks;
+//! - [`openai`] and [`anthropic`] read requests from it and hold responses and stream events;
 //! - [`error`] is the one table of errors and their envelopes; [`sse`] frames events;
 //! - [`schema`] judges the JSON Schemas that requests carry.
 //!
 //! Every failure to read a request names a code and a field. Not here: HTTP, tokens, prompts.
 
+pub mod anthropic;
 pub mod error;
 mod fields;
 pub mod json;

@@ -18,6 +18,14 @@ pub fn event(value: &impl Serialize) -> Vec<u8> {
     frame
 }
 
+/// `value` as one event with a name of its own, as the Messages surface has them.
+#[must_use]
+pub fn named_event(name: &str, value: &impl Serialize) -> Vec<u8> {
+    let mut frame = format!("event: {name}\n").into_bytes();
+    frame.append(&mut event(value));
+    frame
+}
+
 /// JSON that is already written, as one event.
 #[must_use]
 pub fn raw_event(json: &str) -> Vec<u8> {

@@ -145,7 +145,7 @@ impl ChatRequest {
         self.messages.last().is_some_and(|message| message.prefix)
     }
 
-    fn check_prefix(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_prefix(&self) -> Result<(), ApiError> {
         if !self.is_prefix() {
             return Ok(());
         }
@@ -171,7 +171,7 @@ fn conflict(param: &str, message: &str) -> ApiError {
     ApiError::at(ErrorCode::ConflictingParameters, param, message)
 }
 
-fn check_message_count(messages: &[Value], rules: &Rules) -> Result<(), ApiError> {
+pub(crate) fn check_message_count(messages: &[Value], rules: &Rules) -> Result<(), ApiError> {
     let path = Path::Root.key("messages");
     if messages.is_empty() {
         let text = "`messages` must hold at least one message.";

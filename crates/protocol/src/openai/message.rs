@@ -40,6 +40,20 @@ pub struct Message {
     pub prefix: bool,
 }
 
+impl Message {
+    /// A message that is nothing but text.
+    pub(crate) const fn text(role: Role, content: String) -> Self {
+        Self {
+            role,
+            content: Some(content),
+            reasoning: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            prefix: false,
+        }
+    }
+}
+
 /// A call the assistant made earlier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolCall {
@@ -142,7 +156,11 @@ fn read_role(name: &str, path: &Path<'_>, rules: &Rules) -> Result<Role, ApiErro
     }
 }
 
-fn read_content(content: Option<&Value>, path: &Path<'_>) -> Result<Option<String>, ApiError> {
+/// The text of a `content`: a string, or text parts joined by two newlines.
+pub(crate) fn read_content(
+    content: Option<&Value>,
+    path: &Path<'_>,
+) -> Result<Option<String>, ApiError> {
     let parts = match content {
         None => return Ok(None),
         Some(Value::String(text)) => return Ok(Some(text.clone())),
@@ -159,7 +177,8 @@ fn read_content(content: Option<&Value>, path: &Path<'_>) -> Result<Option<Strin
     Ok(Some(texts.join("\n\n")))
 }
 
-fn read_part<'a>(part: &mut Fields<'a>, at: &Path<'_>) -> Result<&'a str, ApiError> {
+/// The text of a part, which must not be anything but text.
+pub(crate) fn read_part<'a>(part: &mut Fields<'a>, at: &Path<'_>) -> Result<&'a str, ApiError> {
     let refuse = |code, what: &str| {
         let message = format!("`{at}` is {what}, but this model reads text only.");
         Err(ApiError::at(code, at, message))

@@ -114,7 +114,7 @@ pub fn model_name(body: &Object) -> Result<&str, ApiError> {
 }
 
 /// Refuses fields nobody knows, if the rules say so.
-fn check_unknown(unknown: &[String], rules: &Rules) -> Result<(), ApiError> {
+pub(crate) fn check_unknown(unknown: &[String], rules: &Rules) -> Result<(), ApiError> {
     match unknown.first() {
         Some(field) if rules.reject_unknown => {
             let message = format!("{} is not a known field.", crate::error::quoted(field));

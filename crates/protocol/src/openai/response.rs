@@ -128,12 +128,12 @@ impl Serialize for StopReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
     prompt_tokens: u64,
-    completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
-    completion_tokens_details: CompletionTokensDetails,
-    prompt_cache_hit_tokens: u64,
-    prompt_cache_miss_tokens: u64,
+    pub(crate) completion_tokens_details: CompletionTokensDetails,
+    pub(crate) prompt_cache_hit_tokens: u64,
+    pub(crate) prompt_cache_miss_tokens: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -142,8 +142,8 @@ struct PromptTokensDetails {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct CompletionTokensDetails {
-    reasoning_tokens: u64,
+pub(crate) struct CompletionTokensDetails {
+    pub(crate) reasoning_tokens: u64,
 }
 
 impl Usage {

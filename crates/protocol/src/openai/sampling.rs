@@ -130,23 +130,21 @@ impl<'a> RawSampling<'a> {
                 .unwrap_or(0),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
-            stop: check_stop(&self.stop, rules)?,
+            stop: check_stop(&Path::Root.key("stop"), &self.stop, rules)?,
             stop_token_ids: check_token_ids(
                 &Path::Root.key("stop_token_ids"),
                 &self.stop_token_ids,
                 rules.vocab_size,
             )?,
             logit_bias: check_logit_bias(&self.logit_bias, rules)?,
-            user_id: check_cache_key("user_id", self.user_id)?,
-            cache_salt: check_cache_key("cache_salt", self.cache_salt)?,
+            user_id: check_cache_key(&Path::Root.key("user_id"), self.user_id)?,
+            cache_salt: check_cache_key(&Path::Root.key("cache_salt"), self.cache_salt)?,
         })
     }
 
     fn check_max_tokens(&self, rules: &Rules) -> Result<Option<(&'static str, u32)>, ApiError> {
         let Some((name, value)) = self.max_tokens else { return Ok(None) };
-        let most = i128::from(rules.max_output_tokens);
-        let value = if rules.clip_max_tokens { value.min(most) } else { value };
-        integer_in(&Path::Root.key(name), value, 1, most).map(|value| Some((name, value)))
+        check_max_tokens(name, value, rules).map(|value| Some((name, value)))
     }
 
     fn check_repetition_penalty(&self) -> Result<Option<f64>, ApiError> {
@@ -161,12 +159,22 @@ impl<'a> RawSampling<'a> {
         }
     }
 
-    /// 0 and -1 both switch the filter off; what exceeds the vocabulary filters nothing either.
     fn check_top_k(&self) -> Result<Option<u32>, ApiError> {
-        let Some(value) = self.top_k else { return Ok(None) };
-        let top_k: i128 = integer_in(&Path::Root.key("top_k"), value, -1, i128::MAX)?;
-        Ok(Some(u32::try_from(top_k.max(0)).unwrap_or(0)))
+        self.top_k.map(check_top_k).transpose()
     }
+}
+
+/// Checks a token limit that came in the field `name`.
+pub(crate) fn check_max_tokens(name: &str, value: i128, rules: &Rules) -> Result<u32, ApiError> {
+    let most = i128::from(rules.max_output_tokens);
+    let value = if rules.clip_max_tokens { value.min(most) } else { value };
+    integer_in(&Path::Root.key(name), value, 1, most)
+}
+
+/// 0 and -1 both switch the filter off; what exceeds the vocabulary filters nothing either.
+pub(crate) fn check_top_k(value: i128) -> Result<u32, ApiError> {
+    let top_k: i128 = integer_in(&Path::Root.key("top_k"), value, -1, i128::MAX)?;
+    Ok(u32::try_from(top_k.max(0)).unwrap_or(0))
 }
 
 fn narrow<T: TryFrom<i128>>(
@@ -192,14 +200,18 @@ fn read_stop<'a>(fields: &mut Fields<'a>) -> Result<Vec<&'a str>, ApiError> {
         .collect()
 }
 
-fn check_stop(stop: &[&str], rules: &Rules) -> Result<Vec<String>, ApiError> {
-    let path = Path::Root.key("stop");
-    at_most_items(&path, stop.len(), rules.max_stop)?;
+/// Checks the number and the lengths of stop strings.
+pub(crate) fn check_stop(
+    path: &Path<'_>,
+    stop: &[&str],
+    rules: &Rules,
+) -> Result<Vec<String>, ApiError> {
+    at_most_items(path, stop.len(), rules.max_stop)?;
     for one in stop {
         if one.is_empty() {
-            return Err(invalid_value(&path, "`stop` must hold non-empty strings."));
+            return Err(invalid_value(path, format!("`{path}` must hold non-empty strings.")));
         }
-        at_most_bytes(&path, one, rules.max_stop_bytes)?;
+        at_most_bytes(path, one, rules.max_stop_bytes)?;
     }
     Ok(stop.iter().map(ToString::to_string).collect())
 }
@@ -247,8 +259,12 @@ fn check_logit_bias(
     biases.iter().map(check).collect()
 }
 
-fn check_cache_key(name: &str, value: Option<&str>) -> Result<Option<String>, ApiError> {
+/// Checks a string that isolates the prefix cache.
+pub(crate) fn check_cache_key(
+    path: &Path<'_>,
+    value: Option<&str>,
+) -> Result<Option<String>, ApiError> {
     let Some(value) = value else { return Ok(None) };
-    at_most_bytes(&Path::Root.key(name), value, 512)?;
+    at_most_bytes(path, value, 512)?;
     Ok(Some(value.to_owned()))
 }

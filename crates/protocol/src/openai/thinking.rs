@@ -34,7 +34,7 @@ impl Effort {
         ("ultra", Self::Ultra),
     ];
 
-    fn parse(path: &Path<'_>, name: &str) -> Result<Self, ApiError> {
+    pub(crate) fn parse(path: &Path<'_>, name: &str) -> Result<Self, ApiError> {
         let found = Self::NAMES.iter().find(|(known, _)| *known == name);
         found.map(|&(_, effort)| effort).ok_or_else(|| {
             let names = Self::NAMES.map(|(known, _)| known).join(", ");

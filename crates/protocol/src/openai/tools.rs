@@ -123,7 +123,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiEr
     Ok(Tool { name: name.to_owned(), function: object.clone(), strict })
 }
 
-fn check_name(name: &str, at: &Path<'_>) -> Result<(), ApiError> {
+pub(crate) fn check_name(name: &str, at: &Path<'_>) -> Result<(), ApiError> {
     if is_identifier(name) {
         return Ok(());
     }
@@ -131,7 +131,7 @@ fn check_name(name: &str, at: &Path<'_>) -> Result<(), ApiError> {
     Err(invalid_value(at, format!("`{at}` is {name}, but must match ^[a-zA-Z0-9_-]{{1,64}}$.")))
 }
 
-fn check_parameters(
+pub(crate) fn check_parameters(
     parameters: &Value,
     strict: bool,
     at: &Path<'_>,
@@ -146,7 +146,7 @@ fn check_parameters(
     check_schema(parameters, strict, at, code, rules)
 }
 
-fn check_schema(
+pub(crate) fn check_schema(
     value: &Value,
     strict: bool,
     at: &Path<'_>,
@@ -232,7 +232,7 @@ fn read_choice_name<'a>(fields: &mut Fields<'a>, path: Path<'_>) -> Result<&'a s
     }
 }
 
-fn check_declared(name: &str, tools: &[Tool], at: &Path<'_>) -> Result<(), ApiError> {
+pub(crate) fn check_declared(name: &str, tools: &[Tool], at: &Path<'_>) -> Result<(), ApiError> {
     if tools.iter().any(|tool| tool.name == name) {
         return Ok(());
     }
