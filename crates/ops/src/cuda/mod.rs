@@ -20,6 +20,7 @@ mod linear;
 mod moe;
 mod ops;
 pub mod pack;
+mod sample;
 pub mod source;
 mod step;
 mod tensor;
@@ -30,6 +31,7 @@ pub use driver::{DriverDevice, KernelSources};
 pub use experts::DeviceExperts;
 pub use linear::DeviceLinear;
 pub use ops::{Activations, CudaOps};
+pub use sample::RowSummary;
 pub use step::DeviceStep;
 pub use tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,

@@ -8,7 +8,7 @@ use fathom_ops::cuda::{Activations, CudaOps, Device};
 use fathom_ops::layer::{HcHead, HcSite, MtpInputWeights};
 use fathom_ops::{Ops, Solo};
 
-use crate::compare::{BF16_STEP, assert_close};
+use crate::compare::{BF16_STEP, assert_close, max_error};
 use crate::process::in_every_mode;
 use crate::weights::Random;
 
@@ -96,4 +96,19 @@ fn hyper_connections_and_head_agree_with_the_cpu_at_ragged_widths() {
 #[test]
 fn more_tokens_than_one_tile_agree_with_the_cpu() {
     in_every_mode(|device| compare(device, 640, 11));
+}
+
+#[test]
+fn unquantised_activations_come_closer_to_f32_than_quantised_ones() {
+    let f32 = run(&CpuOps::new(Numerics::F32), 384, 2);
+    in_every_mode(|device| {
+        let error = |activations| {
+            let results = run(&CudaOps::new(Arc::clone(device), activations), 384, 2);
+            let mtp = results.iter().zip(&f32).find(|((name, _), _)| *name == "mtp_input");
+            let ((_, got), (_, expected)) = mtp.expect("the list above has it");
+            max_error(got, expected)
+        };
+        let (bf16, fp8) = (error(Activations::Bf16), error(Activations::Fp8Grid));
+        assert!(bf16 <= BF16_STEP && 2.0 * bf16 < fp8, "{bf16} against {fp8}");
+    });
 }

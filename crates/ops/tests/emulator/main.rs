@@ -12,4 +12,5 @@ mod hyper_connection;
 mod moe;
 mod planted;
 mod process;
+mod sample;
 mod weights;
