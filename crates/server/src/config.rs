@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub reasoning: ReasoningConfig,
     /// Fill-in-the-middle completions.
     pub fim: FimConfig,
+    /// The Messages surface.
+    pub anthropic: AnthropicConfig,
     /// Event streams.
     pub sse: SseConfig,
     /// Prefix cache.
@@ -258,6 +260,39 @@ impl Default for FimConfig {
     fn default() -> Self {
         Self { max_tokens: 4096 }
     }
+}
+
+/// `[anthropic]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnthropicConfig {
+    /// `"model"` (the default) or `"off"`.
+    pub default_thinking: MessagesThinking,
+    /// Names that no model has: pattern to the id of a model. A pattern may end in `*`; the longest
+    /// that matches counts. If its model is not loaded, another of the map or the only one serves.
+    /// Default: `claude-opus*` is Pro, every other `claude*` Flash.
+    pub model_map: BTreeMap<String, String>,
+}
+
+impl Default for AnthropicConfig {
+    fn default() -> Self {
+        let map = [("claude-opus*", "deepseek-v4-pro"), ("claude*", "deepseek-v4-flash")];
+        Self {
+            default_thinking: MessagesThinking::Model,
+            model_map: map.map(|(from, to)| (from.to_owned(), to.to_owned())).into(),
+        }
+    }
+}
+
+/// Whether Messages requests that say nothing think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessagesThinking {
+    /// As on every other surface.
+    #[default]
+    Model,
+    /// They do not, as at Anthropic.
+    Off,
 }
 
 /// `[sse]`

@@ -6,6 +6,7 @@
 //! Not here: what a model computes (`engine`), what a prompt looks like (`chat`), and the JSON
 //! itself (`protocol`).
 
+mod anthropic;
 mod app;
 mod auth;
 mod body;

@@ -15,7 +15,7 @@ use fathom_protocol::{ApiError, ErrorCode, Surface};
 
 use crate::app::App;
 use crate::error::Refusal;
-use crate::{health, metrics, observe, openai};
+use crate::{anthropic, health, metrics, observe, openai};
 
 const CHAT: [&str; 4] = [
     "/v1/chat/completions",
@@ -27,6 +27,9 @@ const COMPLETIONS: [&str; 4] =
     ["/v1/completions", "/completions", "/beta/completions", "/beta/v1/completions"];
 const TOKENIZE: [&str; 2] = ["/tokenize", "/v1/tokenize"];
 const DETOKENIZE: [&str; 2] = ["/detokenize", "/v1/detokenize"];
+const MESSAGES: [&str; 2] = ["/v1/messages", "/anthropic/v1/messages"];
+const COUNT_TOKENS: [&str; 2] =
+    ["/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens"];
 const MODELS: [&str; 5] =
     ["/v1/models", "/models", "/beta/models", "/beta/v1/models", "/anthropic/v1/models"];
 
@@ -44,6 +47,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     }
     for path in DETOKENIZE {
         router = router.route(path, post(openai::tokenize::detokenize));
+    }
+    for path in MESSAGES {
+        router = router.route(path, post(anthropic::create));
+    }
+    for path in COUNT_TOKENS {
+        router = router.route(path, post(anthropic::count_tokens));
     }
     for path in MODELS {
         router = router.route(path, get(openai::models::list));
@@ -66,7 +75,8 @@ async fn not_found() -> Refusal {
 }
 
 async fn method_not_allowed(path: MatchedPath) -> Refusal {
-    let posted = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"];
+    let posted =
+        [CHAT[0], COMPLETIONS[0], MESSAGES[0], COUNT_TOKENS[0], TOKENIZE[0], DETOKENIZE[0]];
     let allow = if posted.contains(&template(&path)) { "POST" } else { "GET,HEAD" };
     let message = format!("This path does not know this method; it knows {allow}.");
     let error = ApiError::new(ErrorCode::MethodNotAllowed, message);
@@ -84,6 +94,10 @@ pub(crate) fn template(path: &MatchedPath) -> &'static str {
         TOKENIZE[0]
     } else if DETOKENIZE.contains(&path) {
         DETOKENIZE[0]
+    } else if MESSAGES.contains(&path) {
+        MESSAGES[0]
+    } else if COUNT_TOKENS.contains(&path) {
+        COUNT_TOKENS[0]
     } else if MODELS.contains(&path) {
         MODELS[0]
     } else if path.ends_with("/models/{*id}") {

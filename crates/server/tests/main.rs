@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod disconnects;
 mod logs;
+mod messages;
 mod operations;
 mod rig;
 mod rows;

@@ -280,7 +280,7 @@ fn continue_text(tokens: &[TokenId]) -> Reply {
 pub(crate) fn normalised(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((at, marker)) = ["cmpl-", "call_", "\"created\":"]
+    while let Some((at, marker)) = ["cmpl-", "call_", "msg_", "toolu_", "\"created\":"]
         .into_iter()
         .filter_map(|marker| Some((rest.find(marker)?, marker)))
         .min()

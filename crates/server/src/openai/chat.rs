@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, Uri};
+use axum::http::Uri;
 use axum::response::Response;
 use fathom_protocol::openai::response::{
     AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
@@ -60,9 +60,9 @@ pub(crate) async fn create(
     let n_bytes = plan.n_bytes();
     let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app.config)).await?;
     let form = Form { reasoning: prepared.shows_reasoning(), ..form };
-    let ignored = prepared.ignored().join(", ");
+    let ignored = prepared.ignored().to_vec();
     let n_prompt = prepared.n_prompt();
-    let choices = prepared.submit(&app)?;
+    let choices = prepared.submit(&app, "call_")?;
     let context =
         Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
     let generation = Generation::new(context, choices);
@@ -72,10 +72,7 @@ pub(crate) async fn create(
     } else {
         collect(&app, &record, generation, &form).await?
     };
-    if !ignored.is_empty() {
-        let ignored = HeaderValue::from_str(&ignored).expect("field names are ASCII");
-        response.headers_mut().insert(HeaderName::from_static("x-ignored-params"), ignored);
-    }
+    deliver::name_ignored(&mut response, &ignored);
     Ok(response)
 }
 

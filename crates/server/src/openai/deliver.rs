@@ -1,8 +1,8 @@
 //! Answers on their way to the client: a whole response, or a stream of events.
 //!
 //! Everything that can refuse a request has happened before; a stream that has begun ends with
-//! `[DONE]` or with an error event, never silently. Not here: the JSON of either form
-//! (`chat`, `completions`).
+//! the last event of its surface or with an error event, never silently. Not here: the JSON of
+//! either form (`chat`, `completions`, `anthropic`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::record::Record;
 use crate::sse::{Outbox, channel};
 
 /// How the events of one kind of stream are written.
-pub(super) trait Frames: Send + 'static {
+pub(crate) trait Frames: Send + 'static {
     /// What is new in an answer.
     type Piece;
 
@@ -31,10 +31,35 @@ pub(super) trait Frames: Send + 'static {
 
     /// The event after the last, for clients that asked for it.
     fn usage(&self, usage: Usage) -> Option<Vec<u8>>;
+
+    /// The event before the first, sent at once.
+    fn begin(&self, _usage: Usage) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What is sent after too long a silence.
+    fn keep_alive(&self) -> Vec<u8> {
+        sse::KEEP_ALIVE.into()
+    }
+
+    /// The last event of a stream that fails.
+    fn failure(&self, error: &ApiError) -> Vec<u8> {
+        sse::raw_event(&error.to_json(Surface::OpenAi, ""))
+    }
+
+    /// The last event of a stream that does not.
+    fn last(&self) -> Vec<u8> {
+        sse::DONE.into()
+    }
+
+    /// Whether the client understands that the server cut an answer.
+    fn shows_cuts(&self) -> bool {
+        true
+    }
 }
 
 /// Answers with a stream, whose task the server waits for at shutdown.
-pub(super) fn stream<A, F>(app: &Arc<App>, generation: Generation<A>, frames: F) -> Response
+pub(crate) fn stream<A, F>(app: &Arc<App>, generation: Generation<A>, frames: F) -> Response
 where
     A: Answer + Send + 'static,
     F: Frames<Piece = A::Piece>,
@@ -52,12 +77,17 @@ where
     F: Frames<Piece = A::Piece>,
 {
     let keep_alive = Duration::from_secs(app.config.sse.keepalive_s);
+    if let Some(frame) = frames.begin(generation.usage())
+        && outbox.send(frame).await.is_err()
+    {
+        return;
+    }
     loop {
         let event = tokio::select! {
             event = generation.next() => event,
             () = outbox.closed() => return,
             () = tokio::time::sleep(keep_alive) => {
-                if outbox.send(sse::KEEP_ALIVE).await.is_err() {
+                if outbox.send(frames.keep_alive()).await.is_err() {
                     return;
                 }
                 continue;
@@ -66,13 +96,17 @@ where
         let (updates, ended) = match event {
             Ok(Some(update)) => (vec![update], false),
             Ok(None) => (Vec::new(), true),
-            Err(failure) if app.config.compat.insufficient_resource && is_cut(&failure) => {
+            Err(failure)
+                if app.config.compat.insufficient_resource
+                    && frames.shows_cuts()
+                    && is_cut(&failure) =>
+            {
                 (generation.cut(), true)
             }
             Err(failure) => {
-                let json = error::from_generate(&failure).to_json(Surface::OpenAi, "");
+                let frame = frames.failure(&error::from_generate(&failure));
                 // The client may be gone as well; either way this is the end.
-                let _ = outbox.send(sse::raw_event(&json)).await;
+                let _ = outbox.send(frame).await;
                 return outbox.end();
             }
         };
@@ -94,7 +128,7 @@ where
     }
     // The request is over before the client hears so: whoever asks next finds it gone.
     drop(generation);
-    if outbox.send(sse::DONE).await.is_ok() {
+    if outbox.send(frames.last()).await.is_ok() {
         outbox.end();
     }
 }
@@ -103,7 +137,7 @@ where
 ///
 /// # Errors
 /// What the client is told if a choice fails.
-pub(super) async fn gather<A: Answer>(
+pub(crate) async fn gather<A: Answer>(
     app: &App,
     mut generation: Generation<A>,
     mut add: impl FnMut(Update<A::Piece>),
@@ -121,6 +155,14 @@ pub(super) async fn gather<A: Answer>(
     }
 }
 
+/// Names the request's sampling fields that had no effect.
+pub(crate) fn name_ignored(response: &mut Response, ignored: &[&'static str]) {
+    if !ignored.is_empty() {
+        let names = HeaderValue::from_str(&ignored.join(", ")).expect("field names are ASCII");
+        response.headers_mut().insert(HeaderName::from_static("x-ignored-params"), names);
+    }
+}
+
 /// Whether the server cut the generation, as opposed to never starting it.
 const fn is_cut(failure: &GenerateError) -> bool {
     matches!(failure, GenerateError::ShuttingDown | GenerateError::StepFailed { .. })
@@ -130,7 +172,7 @@ const fn is_cut(failure: &GenerateError) -> bool {
 ///
 /// # Errors
 /// An internal error if `body` does not serialise.
-pub(super) fn whole(record: &Record, body: &impl Serialize) -> Result<Response, ApiError> {
+pub(crate) fn whole(record: &Record, body: &impl Serialize) -> Result<Response, ApiError> {
     let json = serde_json::to_string(body).map_err(|error| error::internal(&error))?;
     let mut response = ([(CONTENT_TYPE, "application/json")], json).into_response();
     let elapsed = u64::try_from(record.began.elapsed().as_millis()).unwrap_or(u64::MAX);

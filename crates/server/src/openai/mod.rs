@@ -2,15 +2,16 @@
 //!
 //! Endpoints: [`chat`], [`completions`], [`models`], [`tokenize`]. On the way in, `lower` settles
 //! what a chat request means and `run` hands prompts to the engine; on the way out, `raise` and
-//! `text` read tokens, `logprobs` pairs them with text, and `deliver` sends the answer.
+//! `text` read tokens, `logprobs` pairs them with text, and `deliver` sends the answer. The Messages
+//! surface ([`crate::anthropic`]) goes the same way with its own JSON at both ends.
 
 pub(crate) mod chat;
 pub(crate) mod completions;
-mod deliver;
+pub(crate) mod deliver;
 mod logprobs;
-mod lower;
+pub(crate) mod lower;
 pub(crate) mod models;
-mod raise;
+pub(crate) mod raise;
 mod run;
 mod text;
 pub(crate) mod tokenize;
@@ -37,7 +38,7 @@ fn resolve(app: &App, record: &Record, caller: &Caller, name: &str) -> Result<Re
 }
 
 /// Does work on `n_bytes` of text without holding up the reactor if they are many.
-async fn off_the_reactor<T: Send + 'static>(
+pub(crate) async fn off_the_reactor<T: Send + 'static>(
     app: &Arc<App>,
     n_bytes: usize,
     work: impl FnOnce(Arc<App>) -> Result<T, ApiError> + Send + 'static,

@@ -41,6 +41,8 @@ pub(crate) struct AnswerOptions {
     pub(crate) hide_reasoning: bool,
     /// Stop after the first complete call.
     pub(crate) single_call: bool,
+    /// What the ids of calls begin with.
+    pub(crate) call_prefix: &'static str,
 }
 
 /// One choice, read token by token.
@@ -131,7 +133,7 @@ impl Writer {
                     pieces.push(Piece::Content(text, entries));
                 }
                 Delta::ToolCallStart { index, name } => {
-                    let id = format!("call_{}", self.app.random.id());
+                    let id = format!("{}{}", self.options.call_prefix, self.app.random.id());
                     pieces.push(Piece::Call { index, id, name });
                 }
                 Delta::ToolCallArguments { index, fragment } => {
