@@ -42,7 +42,8 @@ impl Random {
     /// An FP8 matrix with values of magnitude about 2^-5.
     pub(crate) fn fp8(&mut self, rows: usize, cols: usize) -> WeightSource {
         // No NaN codes; exponents up to 2^2 before the scale.
-        let codes = self.bytes(rows * cols, |bits| (bits & 0x80) as u8 | (bits >> 8) as u8 % 0x48);
+        let codes =
+            self.bytes(rows * cols, |bits| (bits & 0x80) as u8 | ((bits >> 8) as u8 % 0x48));
         let blocks = rows.div_ceil(128) * cols.div_ceil(128);
         let scales = self.bytes(blocks, |bits| 119 + (bits % 4) as u8);
         let data = WeightData::Fp8 { codes, scales: Scales::Ue8m0(scales) };
