@@ -11,7 +11,8 @@ pub(super) fn check(path: &str, source: &str, findings: &mut Vec<Finding>) {
     let code = without_literals(source);
     let may_be_unsafe = UNSAFE_CRATES.iter().any(|allowed| path.starts_with(allowed));
     // A test module may have a file of its own, declared under `#[cfg(test)]`.
-    let is_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
+    let is_tests =
+        path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/");
     let in_crate_source = path.contains("/src/") && !is_tests;
     let tests = test_lines(&code);
     for (index, line) in code.lines().enumerate() {
