@@ -4,7 +4,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use crate::fathom;
 
@@ -37,8 +39,34 @@ impl Server {
 
     /// The whole response to a GET.
     fn get(&self, path: &str) -> String {
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    }
+
+    /// The answer to one message: its text, tokens of the prompt, those of them that were cached.
+    fn ask(&self, message: &str) -> (String, u64, u64) {
+        let body = serde_json::json!({
+            "model": "nano", "messages": [{"role": "user", "content": message}],
+            "max_tokens": 8, "temperature": 0, "thinking": {"type": "disabled"},
+        });
+        let body = body.to_string();
+        let response = self.exchange(&format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        let (_, json) = response.split_once("\r\n\r\n").unwrap();
+        let json: serde_json::Value = serde_json::from_str(json).expect(&response);
+        let usage = &json["usage"];
+        let cached = &usage["prompt_tokens_details"]["cached_tokens"];
+        (
+            json["choices"][0]["message"]["content"].to_string(),
+            usage["prompt_tokens"].as_u64().unwrap(),
+            cached.as_u64().unwrap(),
+        )
+    }
+
+    fn exchange(&self, request: &str) -> String {
         let mut socket = TcpStream::connect(&self.address).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).unwrap();
         let mut response = String::new();
         socket.read_to_string(&mut response).unwrap();
@@ -95,4 +123,36 @@ fn a_directory_is_served_as_the_same_files_inside_the_binary_are() {
         line.split(',').next().unwrap().to_owned()
     };
     assert_eq!(weights(&from_disk), weights(&embedded));
+}
+
+/// Files of cached state in a cache directory.
+fn n_files(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let namespaces = entries.filter(|path| path.is_dir());
+    let files = namespaces.flat_map(|path| std::fs::read_dir(path).unwrap());
+    files.filter(|file| !file.as_ref().unwrap().path().to_string_lossy().contains("tmp-")).count()
+}
+
+#[test]
+fn a_killed_server_goes_on_from_its_cache_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let args = ["--port", "0", "--cache-dir", path, "--cache-disk-gb", "1"];
+    let message = "The quick brown fox jumps over the lazy dog. ".repeat(60);
+
+    let server = Server::start(&args);
+    assert!(server.banner.contains("then up to 1.0 GiB in"), "{}", server.banner);
+    let (answer, n_prompt, cached) = server.ask(&message);
+    assert_eq!(cached, 0);
+    let n_blocks = (n_prompt - 1) / 256;
+    assert!(n_blocks >= 2, "the prompt has {n_prompt} tokens");
+    // The blocks and a snapshot; writing them does not hold up the answer.
+    while n_files(directory.path()) < n_blocks as usize + 1 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SIGKILL.
+    drop(server);
+
+    let server = Server::start(&args);
+    assert_eq!(server.ask(&message), (answer, n_prompt, n_blocks * 256));
 }

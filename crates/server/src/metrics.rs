@@ -5,6 +5,8 @@
 //!
 //! Not here: what the engine counts ([`fathom_engine::EngineStats`]); this module only renders it.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -214,6 +216,7 @@ fn render_engines(page: &mut Page, engines: &[(&ModelEntry, EngineStats)]) {
         let labels = [("model", entry.canonical_id()), ("kind", "block")];
         page.sample("fathom_kv_blocks_cached", &labels, stats.kv.blocks_cached);
     }
+    cache::render(page, engines);
     type OfStep = fn(&EngineStats) -> &Histogram;
     let batches: [(&str, &str, OfStep, OfStep); 2] = [
         (

@@ -146,6 +146,16 @@ fn every_metric_of_the_contract_is_there_and_typed() {
 fathom_batch_requests histogram
 fathom_batch_tokens histogram
 fathom_build_info gauge
+fathom_cache_disk_damaged_total counter
+fathom_cache_disk_dropped_total counter
+fathom_cache_disk_read_bytes_total counter
+fathom_cache_disk_write_errors_total counter
+fathom_cache_disk_written_bytes_total counter
+fathom_cache_loads_total counter
+fathom_cache_tier_bytes gauge
+fathom_cache_tier_hits_total counter
+fathom_cache_tier_items gauge
+fathom_cache_tier_misses_total counter
 fathom_cached_prompt_tokens_total counter
 fathom_completion_tokens_total counter
 fathom_inter_token_seconds histogram
@@ -154,6 +164,7 @@ fathom_kv_blocks_total gauge
 fathom_kv_blocks_used gauge
 fathom_preemptions_total counter
 fathom_prefill_seconds histogram
+fathom_prefix_cache_lookups_total counter
 fathom_prompt_tokens_total counter
 fathom_queue_seconds histogram
 fathom_reasoning_tokens_total counter

@@ -14,6 +14,7 @@ pub(super) struct Banner {
     pub(super) compute: String,
     pub(super) steps: String,
     pub(super) cache: String,
+    pub(super) tiers: String,
     pub(super) took_s: f64,
     pub(super) url: String,
     pub(super) needs_key: bool,
@@ -61,11 +62,27 @@ impl Banner {
                 readable(loaded.cache.snapshots_bytes()),
                 spec.n_snapshots,
             ),
+            tiers: tiers(config),
             took_s: loaded.took.as_secs_f64(),
             url: reachable(address),
             needs_key: !config.server.keys.is_empty(),
         }
     }
+}
+
+/// Where cached prefixes are kept, beside the KV cache.
+fn tiers(config: &ServeConfig) -> String {
+    let tiers = &config.tiers;
+    let host = (tiers.host_bytes > 0)
+        .then(|| format!("up to {} of host memory", readable(tiers.host_bytes)));
+    let disk = tiers.directory.as_ref().map(|directory| {
+        format!("up to {} in {}", readable(tiers.disk_bytes), directory.display())
+    });
+    let below: Vec<String> = host.into_iter().chain(disk).collect();
+    if below.is_empty() {
+        return "kept in the KV cache only; --cache-dir keeps them through restarts".to_owned();
+    }
+    format!("kept in the KV cache, then {}", below.join(" and "))
 }
 
 fn counted(n: usize, what: &str) -> String {
@@ -95,6 +112,7 @@ impl fmt::Display for Banner {
             ("compute", &self.compute),
             ("limits", &self.steps),
             ("kv cache", &self.cache),
+            ("prefixes", &self.tiers),
         ] {
             writeln!(f, "  {what:<9} {text}")?;
         }
@@ -133,6 +151,7 @@ mod tests {
             compute: String::new(),
             steps: String::new(),
             cache: String::new(),
+            tiers: String::new(),
             took_s: 0.0,
             url: "http://127.0.0.1:8000".to_owned(),
             needs_key: false,

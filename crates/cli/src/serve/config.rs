@@ -16,6 +16,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use fathom_core::Numerics;
 use fathom_core::numerics::UnknownNumerics;
+use fathom_engine::TierConfig;
 use fathom_server::config::{KeyConfig, ServerConfig};
 use serde::Deserialize;
 
@@ -67,6 +68,15 @@ pub(crate) struct EngineOptions {
     /// max-num-seqs full contexts need]
     #[arg(long, value_name = "BYTES", env = "FATHOM_KV_CACHE_MEMORY_BYTES")]
     pub(crate) kv_cache_memory_bytes: Option<u64>,
+    /// Directory in which cached prefixes survive restarts; one server at a time [default: none]
+    #[arg(long, value_name = "DIR", env = "FATHOM_CACHE_DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// GiB that files in cache-dir may take [default: 32]
+    #[arg(long, value_name = "GIB", env = "FATHOM_CACHE_DISK_GB")]
+    pub(crate) cache_disk_gb: Option<u32>,
+    /// GiB of host memory for prefixes that the KV cache evicts [default: 0]
+    #[arg(long, value_name = "GIB", env = "FATHOM_CACHE_HOST_GB")]
+    pub(crate) cache_host_gb: Option<u32>,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", env = "FATHOM_THREADS")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -104,6 +114,9 @@ impl EngineOptions {
             tensor_parallel_size: self.tensor_parallel_size.or(file.tensor_parallel_size),
             numerics: self.numerics.or(file.numerics),
             kv_cache_memory_bytes: self.kv_cache_memory_bytes.or(file.kv_cache_memory_bytes),
+            cache_dir: self.cache_dir.or(file.cache_dir),
+            cache_disk_gb: self.cache_disk_gb.or(file.cache_disk_gb),
+            cache_host_gb: self.cache_host_gb.or(file.cache_host_gb),
             threads: self.threads.or(file.threads),
         }
     }
@@ -128,6 +141,8 @@ pub(crate) struct ServeConfig {
     pub(crate) numerics: Numerics,
     /// Bytes for the KV cache, if the operator fixed them.
     pub(crate) kv_cache_memory_bytes: Option<u64>,
+    /// Lower tiers of the prefix cache.
+    pub(crate) tiers: TierConfig,
     /// Threads that compute; `None` for all processors.
     pub(crate) threads: Option<NonZeroUsize>,
 }
@@ -168,8 +183,20 @@ impl ServeConfig {
             let before = &served_model_names[..index];
             ensure!(!before.contains(name), "served-model-name gives `{name}` more than once");
         }
+        ensure!(
+            engine.cache_disk_gb.is_none() || engine.cache_dir.is_some(),
+            "cache-disk-gb limits a directory, but cache-dir names none"
+        );
+        let bytes = |gib: u32| u64::from(gib) << 30;
+        let defaults = TierConfig::default();
+        let tiers = TierConfig {
+            host_bytes: engine.cache_host_gb.map_or(defaults.host_bytes, bytes),
+            directory: engine.cache_dir,
+            disk_bytes: engine.cache_disk_gb.map_or(defaults.disk_bytes, bytes),
+        };
         Ok(Self {
             server,
+            tiers,
             model: engine.model,
             served_model_names,
             max_num_seqs: engine.max_num_seqs.unwrap_or(64),
@@ -214,7 +241,8 @@ mod tests {
     fn every_engine_option_survives_the_merge_from_either_side() {
         let text = "model = '/models/x'\nserved_model_name = ['a', 'b']\nmax_num_seqs = 3\n\
                     max_num_batched_tokens = 4\ntensor_parallel_size = 5\nnumerics = 'f32qat'\n\
-                    kv_cache_memory_bytes = 6\nthreads = 7";
+                    kv_cache_memory_bytes = 6\nthreads = 7\ncache_dir = '/cache'\n\
+                    cache_disk_gb = 8\ncache_host_gb = 9";
         let options: EngineOptions = toml::from_str(text).unwrap();
         assert_eq!(options.clone().or(EngineOptions::default()), options);
         assert_eq!(EngineOptions::default().or(options.clone()), options);
@@ -226,6 +254,7 @@ mod tests {
         assert!(refusal("[engine]\nmodle = 'x'").contains("modle"));
         assert!(refusal("[engine]\nnumerics = 'fp64'").contains("fp64"));
         assert!(refusal("[[keys]]\nkey = ''").contains("key number 0"));
+        assert!(refusal("[engine]\ncache_disk_gb = 1").contains("cache-dir names none"));
         assert!(refusal("[engine]\nserved_model_name = ['a', 'a']").contains("`a` more than once"));
     }
 }

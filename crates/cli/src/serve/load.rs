@@ -133,6 +133,7 @@ fn engine_config(
         queue_timeout: Duration::from_secs(config.server.limits.queue_timeout_s),
         isolate_users: config.server.cache.isolate_by_user,
         cache_namespace: fingerprint.to_owned(),
+        tiers: config.tiers.clone(),
         ..EngineConfig::default()
     }
 }
