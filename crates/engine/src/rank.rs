@@ -294,7 +294,11 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             .map_err(|error| StepError::Step { message: error.to_string() })?;
         output.logits.clear();
         match &mut self.group {
-            Group::Inline(worker) => worker.run(input, &mut output.logits),
+            Group::Inline(worker) => {
+                // A single rank waits for nobody.
+                let model = Arc::clone(&worker.model);
+                model.ops().enter(|| worker.run(input, &mut output.logits))
+            }
             Group::Threads(ranks) => {
                 if let Done::Logits(logits) = command(ranks, &Order::Step(Arc::clone(input)))? {
                     output.logits = logits;

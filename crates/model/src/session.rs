@@ -48,6 +48,12 @@ impl<'m, O: Ops> Session<'m, O> {
         Ok(Self { model, comm, cache, blocks: (0..n_blocks as u32).collect(), position: 0 })
     }
 
+    /// The model it runs through.
+    #[must_use]
+    pub const fn model(&self) -> &'m Transformer<O> {
+        self.model
+    }
+
     /// Tokens processed so far.
     #[must_use]
     pub const fn position(&self) -> usize {

@@ -37,6 +37,16 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// The numeric mode this backend computes in.
     fn numerics(&self) -> Numerics;
 
+    /// Runs `work`, which calls this backend's operators, where the backend computes: whoever runs
+    /// a whole step inside gets there once instead of once per operator. `work` must not wait for
+    /// another rank, which may need the same threads.
+    fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R
+    where
+        Self: Sized,
+    {
+        work()
+    }
+
     /// Prepares a matrix.
     ///
     /// # Errors

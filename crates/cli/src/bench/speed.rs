@@ -69,9 +69,10 @@ pub(super) fn decode(
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Runs `ids` and returns the most likely next token, the lowest id on ties.
+/// Runs `ids` as the engine would and returns the most likely next token, the lowest id on ties.
 pub(super) fn step(session: &mut Session<'_, CpuOps>, ids: &[u32]) -> Result<u32> {
-    let output = session.run(ids, Rows::Last, false, &mut NoProbe)?;
+    let ops = *session.model().ops();
+    let output = ops.enter(|| session.run(ids, Rows::Last, false, &mut NoProbe))?;
     let logits = output.logits.context("the last row was asked for")?;
     let mut best = 0;
     for (id, &logit) in logits.data.iter().enumerate() {

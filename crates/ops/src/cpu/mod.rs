@@ -116,6 +116,12 @@ impl Backend for CpuOps {
         self.numerics
     }
 
+    /// On a thread of the pool: from outside, each parallel loop would put the calling thread to
+    /// sleep and wake it up again, some dozens of times per decoded token.
+    fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| work())
+    }
+
     fn load_linear(&self, source: &WeightSource) -> Result<CpuLinear, OpError> {
         CpuLinear::new(source)
     }
