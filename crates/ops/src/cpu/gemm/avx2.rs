@@ -82,13 +82,36 @@ impl Isa for Avx2 {
     fn e2m1(self, raw: __m256i, step: usize) -> __m256 {
         // SAFETY: the CPU has AVX2.
         unsafe {
-            // The permutation looks at the low three bits of each index, the magnitude.
-            let magnitudes = _mm256_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0);
-            let index = _mm256_srlv_epi32(raw, _mm256_set1_epi32(4 * step as i32));
-            let magnitude = _mm256_permutevar8x32_ps(magnitudes, index);
-            let top = _mm256_sllv_epi32(raw, _mm256_set1_epi32(28 - 4 * step as i32));
-            let sign = _mm256_and_ps(_mm256_castsi256_ps(top), _mm256_set1_ps(-0.0));
-            _mm256_or_ps(magnitude, sign)
+            // The upper two bytes of each value as f32, from tables; the lower two are zero.
+            let upper = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41, -0x41, -0x41, -0x40,
+                -0x40, -0x40, -0x40,
+            ));
+            let lower = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80, -0x40, 0, 0x40, -0x80,
+                -0x40,
+            ));
+            // In each half, byte 0 of the four dwords, then byte 1, 2, 3.
+            let by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+            ));
+            let bytes = _mm256_shuffle_epi8(raw, by_byte);
+            let shifted =
+                if step.is_multiple_of(2) { bytes } else { _mm256_srli_epi16::<4>(bytes) };
+            let codes = _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+            let (upper, lower) =
+                (_mm256_shuffle_epi8(upper, codes), _mm256_shuffle_epi8(lower, codes));
+            let words = if step < 4 {
+                _mm256_unpacklo_epi8(lower, upper)
+            } else {
+                _mm256_unpackhi_epi8(lower, upper)
+            };
+            let zero = _mm256_setzero_si256();
+            _mm256_castsi256_ps(if step % 4 < 2 {
+                _mm256_unpacklo_epi16(zero, words)
+            } else {
+                _mm256_unpackhi_epi16(zero, words)
+            })
         }
     }
 
@@ -97,7 +120,7 @@ impl Isa for Avx2 {
         // SAFETY: the CPU has AVX2 and F16C.
         unsafe {
             // As f16: see the AVX-512 version.
-            let top = if step % 2 == 0 { _mm256_slli_epi16::<8>(raw) } else { raw };
+            let top = if step.is_multiple_of(2) { _mm256_slli_epi16::<8>(raw) } else { raw };
             let spread = _mm256_srai_epi16::<1>(top);
             let halves = _mm256_and_si256(spread, _mm256_set1_epi16(0xbf80_u16 as i16));
             _mm256_cvtph_ps(if step / 2 == 0 {
@@ -164,8 +187,8 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn deinterleave(self, values: &[f32; BLOCK], stride: usize, out: &mut Block) {
-        super::portable::deinterleave(values, stride, out);
+    fn deinterleave<const STRIDE: usize>(self, values: &[f32; BLOCK], out: &mut Block) {
+        super::portable::deinterleave::<STRIDE>(values, out);
     }
 
     #[inline(always)]

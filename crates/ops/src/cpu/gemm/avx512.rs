@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{BLOCK, Block, GROUP, Isa, Lanes, RAW_BYTES, Task};
+use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
 /// Proof that the CPU has AVX-512F and BW, AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ impl Isa for Avx512 {
     type Raw = __m512i;
     const PARTS: usize = 1;
     const TILE_TOKENS: usize = 6;
-    const FEW: usize = 4;
+    const FEW: usize = 7;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -92,7 +92,7 @@ impl Isa for Avx512 {
         unsafe {
             // As f16, whose exponent is biased by 8 more: subnormal codes are subnormal there too,
             // and cost nothing to convert (as f32 they would, on many CPUs).
-            let top = if step % 2 == 0 { _mm512_slli_epi16::<8>(raw) } else { raw };
+            let top = if step.is_multiple_of(2) { _mm512_slli_epi16::<8>(raw) } else { raw };
             let spread = _mm512_srai_epi16::<1>(top);
             let halves = _mm512_and_si512(spread, _mm512_set1_epi16(0xbf80_u16 as i16));
             _mm512_cvtph_ps(if step / 2 == 0 {
@@ -166,8 +166,32 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn deinterleave(self, values: &[f32; BLOCK], stride: usize, out: &mut Block) {
-        super::portable::deinterleave(values, stride, out);
+    fn deinterleave<const STRIDE: usize>(self, values: &[f32; BLOCK], out: &mut Block) {
+        // SAFETY: the CPU has AVX-512F, each chunk of 16 values is the 64 bytes of an unaligned
+        // load, and the lanes of `out` are 64 bytes aligned to 64.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+            let mut steps = [_mm512_setzero_ps(); STEPS];
+            for (step, values) in steps.iter_mut().zip(values.as_chunks::<LANES>().0) {
+                *step = _mm512_loadu_ps(values.as_ptr());
+            }
+            // Each round splits neighbours `apart` steps from each other into even and odd places.
+            let mut apart = 1;
+            while apart < STRIDE {
+                for first in (0..STEPS).step_by(2 * apart) {
+                    for i in first..first + apart {
+                        let (a, b) = (steps[i], steps[i + apart]);
+                        steps[i] = _mm512_permutex2var_ps(a, even, b);
+                        steps[i + apart] = _mm512_permutex2var_ps(a, odd, b);
+                    }
+                }
+                apart *= 2;
+            }
+            for (lanes, step) in out.0.iter_mut().zip(steps) {
+                _mm512_store_ps(lanes.0.as_mut_ptr(), step);
+            }
+        }
     }
 
     #[inline(always)]

@@ -4,22 +4,28 @@
 //! At step `s`, lane `i` takes column `16 n (s / n) + i n + s % n`, where `n` is the stride of the
 //! format: how many neighbouring values lie in the word that a lane decodes.
 
+use std::fmt::Debug;
+
 use super::isa::{BLOCK, Isa, RAW_BYTES, STEPS};
 use super::linear::{CpuLinear, Stored};
 
 /// A format, as the kernels are compiled for it.
 pub(super) trait Format: 'static {
-    /// Pieces of 64 bytes in a block.
+    /// The codes of a block, `RAWS` pieces of 64 bytes.
+    type Codes: Debug + Copy + AsRef<[[u8; RAW_BYTES]]>;
     const RAWS: usize;
     /// Steps that one piece feeds.
     const RAW_STEPS: usize = STEPS / Self::RAWS;
     /// Distance between the columns of neighbouring lanes.
     const STRIDE: usize;
-    /// The scales of one row.
-    type Scales<'a>: Copy;
+    /// The scales of a block.
+    type Scale: Debug + Copy;
 
-    fn scales(linear: &CpuLinear, row: usize) -> Self::Scales<'_>;
-    fn scale<I: Isa>(isa: I, scales: Self::Scales<'_>, block: usize, part: usize) -> I::Vector;
+    /// The whole blocks in `pieces`.
+    fn blocks(pieces: &[[u8; RAW_BYTES]]) -> &[Self::Codes];
+    /// The scales of each block of a row.
+    fn scales(linear: &CpuLinear, row: usize) -> &[Self::Scale];
+    fn scale<I: Isa>(isa: I, scale: Self::Scale, part: usize) -> I::Vector;
     fn load<I: Isa>(isa: I, codes: &[u8; RAW_BYTES], part: usize) -> I::Raw;
     fn decode<I: Isa>(isa: I, raw: I::Raw, step: usize) -> I::Vector;
 }
@@ -35,9 +41,15 @@ pub(super) struct Bf16;
 pub(super) struct F32;
 
 impl Format for Fp4 {
+    type Codes = [[u8; RAW_BYTES]; 1];
     const RAWS: usize = 1;
     const STRIDE: usize = 8;
-    type Scales<'a> = &'a [[u8; 4]];
+    type Scale = [u8; 4];
+
+    #[inline(always)]
+    fn blocks(pieces: &[[u8; RAW_BYTES]]) -> &[Self::Codes] {
+        pieces.as_chunks().0
+    }
 
     #[inline(always)]
     fn scales(linear: &CpuLinear, row: usize) -> &[[u8; 4]] {
@@ -46,8 +58,8 @@ impl Format for Fp4 {
     }
 
     #[inline(always)]
-    fn scale<I: Isa>(isa: I, scales: &[[u8; 4]], block: usize, part: usize) -> I::Vector {
-        isa.group_scales(scales[block], part)
+    fn scale<I: Isa>(isa: I, scale: [u8; 4], part: usize) -> I::Vector {
+        isa.group_scales(scale, part)
     }
 
     #[inline(always)]
@@ -62,19 +74,26 @@ impl Format for Fp4 {
 }
 
 impl Format for Fp8 {
+    type Codes = [[u8; RAW_BYTES]; 2];
     const RAWS: usize = 2;
     const STRIDE: usize = 2;
-    type Scales<'a> = &'a [f32];
+    type Scale = f32;
+
+    #[inline(always)]
+    fn blocks(pieces: &[[u8; RAW_BYTES]]) -> &[Self::Codes] {
+        pieces.as_chunks().0
+    }
 
     #[inline(always)]
     fn scales(linear: &CpuLinear, row: usize) -> &[f32] {
         let Stored::Fp8 { scales } = &linear.stored else { return &[] };
-        &scales[(linear.first_row + row) / BLOCK * linear.n_blocks()..][..linear.n_blocks()]
+        let row_block = (linear.first_row + row) / BLOCK;
+        &scales[row_block * linear.n_blocks()..][..linear.n_blocks()]
     }
 
     #[inline(always)]
-    fn scale<I: Isa>(isa: I, scales: &[f32], block: usize, _part: usize) -> I::Vector {
-        isa.splat(scales[block])
+    fn scale<I: Isa>(isa: I, scale: f32, _part: usize) -> I::Vector {
+        isa.splat(scale)
     }
 
     #[inline(always)]
@@ -89,15 +108,23 @@ impl Format for Fp8 {
 }
 
 impl Format for Bf16 {
+    type Codes = [[u8; RAW_BYTES]; 4];
     const RAWS: usize = 4;
     const STRIDE: usize = 2;
-    type Scales<'a> = ();
+    type Scale = ();
 
     #[inline(always)]
-    fn scales(_linear: &CpuLinear, _row: usize) {}
+    fn blocks(pieces: &[[u8; RAW_BYTES]]) -> &[Self::Codes] {
+        pieces.as_chunks().0
+    }
 
     #[inline(always)]
-    fn scale<I: Isa>(isa: I, (): (), _block: usize, _part: usize) -> I::Vector {
+    fn scales(linear: &CpuLinear, _row: usize) -> &[()] {
+        &[(); usize::MAX][..linear.n_blocks()]
+    }
+
+    #[inline(always)]
+    fn scale<I: Isa>(isa: I, (): (), _part: usize) -> I::Vector {
         isa.splat(1.0)
     }
 
@@ -113,15 +140,23 @@ impl Format for Bf16 {
 }
 
 impl Format for F32 {
+    type Codes = [[u8; RAW_BYTES]; 8];
     const RAWS: usize = 8;
     const STRIDE: usize = 1;
-    type Scales<'a> = ();
+    type Scale = ();
 
     #[inline(always)]
-    fn scales(_linear: &CpuLinear, _row: usize) {}
+    fn blocks(pieces: &[[u8; RAW_BYTES]]) -> &[Self::Codes] {
+        pieces.as_chunks().0
+    }
 
     #[inline(always)]
-    fn scale<I: Isa>(isa: I, (): (), _block: usize, _part: usize) -> I::Vector {
+    fn scales(linear: &CpuLinear, _row: usize) -> &[()] {
+        &[(); usize::MAX][..linear.n_blocks()]
+    }
+
+    #[inline(always)]
+    fn scale<I: Isa>(isa: I, (): (), _part: usize) -> I::Vector {
         isa.splat(1.0)
     }
 

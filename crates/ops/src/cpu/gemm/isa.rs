@@ -82,8 +82,8 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
 
     /// The tree sum of the lanes of each accumulator.
     fn sum(self, acc: &[Lanes; GROUP]) -> [f32; GROUP];
-    /// `lane i` of step `s` becomes value `i * stride + s` of each run of `16 * stride` values.
-    fn deinterleave(self, values: &[f32; BLOCK], stride: usize, out: &mut Block);
+    /// Lane `i` of step `s` becomes value `STRIDE * i + s` of each run of `16 * STRIDE` values.
+    fn deinterleave<const STRIDE: usize>(self, values: &[f32; BLOCK], out: &mut Block);
     /// Asks for the cache line of `byte`, which will be read soon.
     fn prefetch(self, byte: *const u8);
 

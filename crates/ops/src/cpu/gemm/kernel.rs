@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::slice;
 
 use super::format::{Bf16, F32, Format, Fp4, Fp8};
 use super::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
@@ -13,32 +14,17 @@ use super::linear::{CpuLinear, RowCodes, Stored};
 use super::portable::Portable;
 use super::run::Output;
 
-const fn opt(o: Option<&'static str>, d: usize) -> usize {
-    match o {
-        Some(x) => {
-            let b = x.as_bytes();
-            let mut i = 0;
-            let mut n = 0;
-            while i < b.len() {
-                n = n * 10 + (b[i] - 48) as usize;
-                i += 1
-            }
-            n
-        }
-        None => d,
-    }
-}
 /// Weight rows of a strip. They are decoded together for many rows of `x`.
-pub(super) const STRIP: usize = opt(option_env!("PR"), 8);
+pub(super) const STRIP: usize = 16;
 /// Rows of `x` that share a decoded strip.
-pub(super) const PANEL_TOKENS: usize = opt(option_env!("PT"), 24);
+pub(super) const PANEL_TOKENS: usize = 24;
 /// Blocks of `x` that go through a strip before the next ones do: 16 KiB of the L1 cache.
-const CHUNK_BLOCKS: usize = opt(option_env!("CB"), 32);
+const CHUNK_BLOCKS: usize = 32;
 /// How far ahead of a row's decoding its codes are asked for: memory answers late, and streams of
 /// a few kilobytes end before the CPU's own prefetcher has seen them.
-const AHEAD_BYTES: usize = opt(option_env!("PF"), 8192);
+const AHEAD_BYTES: usize = 8192;
 /// The same for panels, in blocks.
-const AHEAD_BLOCKS: usize = opt(option_env!("PA"), 4);
+const AHEAD_BLOCKS: usize = 4;
 
 /// Memory of one thread for [`Product`].
 #[derive(Debug)]
@@ -60,10 +46,11 @@ impl Default for Scratch {
 /// A rectangle of one product.
 pub(super) struct Product<'a> {
     pub(super) linear: &'a CpuLinear,
-    /// `[blocks, n_tokens]`.
+    /// All of `x` in panels of `panel_tokens` rows (the last may have fewer), each packed.
     pub(super) x: &'a [Block],
-    pub(super) n_tokens: usize,
+    pub(super) panel_tokens: usize,
     pub(super) rows: Range<usize>,
+    /// Begins with a panel.
     pub(super) tokens: Range<usize>,
     pub(super) out: &'a Output<'a>,
     pub(super) scratch: &'a mut Scratch,
@@ -82,32 +69,47 @@ impl Task for Product<'_> {
 }
 
 #[inline(always)]
-fn product<I: Isa, F: Format>(isa: I, args: Product<'_>) {
-    match args.tokens.len() {
-        // One row after the other: the codes are one stream.
-        1 => few::<I, F, 1, 1>(isa, args),
-        2 if I::FEW >= 2 => few::<I, F, 4, 2>(isa, args),
-        3 if I::FEW >= 3 => few::<I, F, 4, 3>(isa, args),
-        4 if I::FEW >= 4 => few::<I, F, 2, 4>(isa, args),
-        5 if I::FEW >= 5 => few::<I, F, 2, 5>(isa, args),
-        6 if I::FEW >= 6 => few::<I, F, 2, 6>(isa, args),
-        _ => many::<I, F>(isa, args),
+fn product<I: Isa, F: Format>(isa: I, mut args: Product<'_>) {
+    let n_blocks = args.linear.n_blocks();
+    for first in args.tokens.clone().step_by(args.panel_tokens) {
+        let tokens = first..args.tokens.end.min(first + args.panel_tokens);
+        let x = &args.x[first * n_blocks..tokens.end * n_blocks];
+        match tokens.len() {
+            // One weight row after the other: the codes are one stream.
+            1 => few::<I, F, 1, 1>(isa, &mut args, x, first),
+            // More at once, so that loads of x are shared: as many as registers hold.
+            2 if I::FEW >= 7 => few::<I, F, 4, 2>(isa, &mut args, x, first),
+            2 if I::FEW >= 2 => few::<I, F, 2, 2>(isa, &mut args, x, first),
+            3 if I::FEW >= 3 => few::<I, F, 4, 3>(isa, &mut args, x, first),
+            4 if I::FEW >= 4 => few::<I, F, 2, 4>(isa, &mut args, x, first),
+            5 if I::FEW >= 5 => few::<I, F, 2, 5>(isa, &mut args, x, first),
+            6 if I::FEW >= 6 => few::<I, F, 2, 6>(isa, &mut args, x, first),
+            7 if I::FEW >= 7 => few::<I, F, 2, 7>(isa, &mut args, x, first),
+            _ => many::<I, F>(isa, &mut args, x, tokens),
+        }
     }
 }
 
 /// The `M` rows of `x` against strips of weight rows, `R` of them at a time, a chunk of columns
 /// after the other, so that `x` comes from the L1 cache.
 #[inline(always)]
-fn few<I: Isa, F: Format, const R: usize, const M: usize>(isa: I, args: Product<'_>) {
-    let Product { linear, n_tokens, rows, tokens, out, scratch, .. } = args;
+fn few<I: Isa, F: Format, const R: usize, const M: usize>(
+    isa: I,
+    args: &mut Product<'_>,
+    x: &[Block],
+    first_token: usize,
+) {
+    let Product { linear, rows, out, scratch, .. } = args;
+    let (x, _) = x.as_chunks::<M>();
     let (n_blocks, stride) = (linear.n_blocks(), linear.stride());
     let block_bytes = F::RAWS * RAW_BYTES;
     let chunk = (CHUNK_BLOCKS / M.next_power_of_two()).min(n_blocks);
     scratch.acc.resize(PANEL_TOKENS * STRIP / GROUP, [Lanes::ZERO; GROUP]);
     for strip in rows.clone().step_by(STRIP) {
         let end = rows.end.min(strip + STRIP);
-        let acc = &mut scratch.acc[..(end - strip).div_ceil(GROUP) * M];
-        acc.fill([Lanes::ZERO; GROUP]);
+        let (acc, _) = scratch.acc.as_chunks_mut::<M>();
+        let acc = &mut acc[..(end - strip).div_ceil(GROUP)];
+        acc.fill([[Lanes::ZERO; GROUP]; M]);
         for first in (0..n_blocks).step_by(chunk) {
             let blocks = first..n_blocks.min(first + chunk);
             // The same place in the next chunk, or in the first chunk of the next strip.
@@ -118,105 +120,131 @@ fn few<I: Isa, F: Format, const R: usize, const M: usize>(isa: I, args: Product<
             } else {
                 (STRIP * stride).wrapping_sub(first * block_bytes)
             };
-            let x = &args.x[first * n_tokens + tokens.start..blocks.end * n_tokens];
-            for (group, acc) in (strip..end).step_by(GROUP).zip(acc.chunks_exact_mut(M)) {
-                let acc: &mut [_; M] = acc.try_into().expect("chunks of M were taken");
-                let n_rows = GROUP.min(end - group);
-                let mut r = 0;
-                while r + R <= n_rows {
-                    let (blocks, row) = (blocks.clone(), group + r);
-                    let format = PhantomData::<F>;
-                    let chunk: Chunk<'_, F, R, M> =
-                        Chunk { linear, row, blocks, x, n_tokens, ahead, acc, first: r, format };
-                    isa.enter(chunk);
-                    r += R;
-                }
-                while r < n_rows {
-                    let (blocks, row) = (blocks.clone(), group + r);
-                    let format = PhantomData::<F>;
-                    let chunk: Chunk<'_, F, 1, M> =
-                        Chunk { linear, row, blocks, x, n_tokens, ahead, acc, first: r, format };
-                    isa.enter(chunk);
-                    r += 1;
-                }
-            }
+            let (x, format) = (&x[blocks.clone()], PhantomData);
+            let rows = strip..end;
+            let chunk: Chunk<'_, F, R, M> = Chunk { linear, rows, blocks, x, ahead, acc, format };
+            isa.enter(chunk);
         }
-        for (group, acc) in (strip..end).step_by(GROUP).zip(acc.chunks_exact(M)) {
-            for (token, acc) in tokens.clone().zip(acc) {
+        for (group, acc) in (strip..end).step_by(GROUP).zip(acc) {
+            for (token, acc) in (first_token..).zip(acc) {
                 out.write(token, group, GROUP.min(end - group), isa.sum(acc));
             }
         }
     }
 }
 
-/// Some blocks of weight rows, `x`, and what both add up to.
+/// Some blocks of the weight rows of a strip against `M` rows of `x`, `R` weight rows at a time.
 struct Chunk<'a, F, const R: usize, const M: usize> {
     linear: &'a CpuLinear,
-    row: usize,
+    rows: Range<usize>,
     blocks: Range<usize>,
-    /// `[blocks, n_tokens]`, beginning with the token wanted.
-    x: &'a [Block],
-    n_tokens: usize,
+    x: &'a [[Block; M]],
     /// Codes this many bytes further will be needed next.
     ahead: usize,
-    acc: &'a mut [[Lanes; GROUP]; M],
-    /// Where the rows begin in the groups of `acc`.
-    first: usize,
+    /// The lanes of each group of rows, for each row of `x`.
+    acc: &'a mut [[[Lanes; GROUP]; M]],
     format: PhantomData<F>,
 }
 
 impl<F: Format, const R: usize, const M: usize> Task for Chunk<'_, F, R, M> {
-    /// All sums stay in registers.
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { linear, row, first, acc, .. } = self;
-        let mut codes = [linear.row_codes(row); R];
-        let mut scales = [F::scales(linear, row); R];
-        for r in 1..R {
-            codes[r] = linear.row_codes(row + r);
-            scales[r] = F::scales(linear, row + r);
+    fn run<I: Isa>(mut self, isa: I) {
+        let mut row = self.rows.start;
+        while row + R <= self.rows.end {
+            self.add_rows::<I, R>(isa, row);
+            row += R;
         }
+        while row < self.rows.end {
+            self.add_rows::<I, 1>(isa, row);
+            row += 1;
+        }
+    }
+}
+
+impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
+    /// Weight rows `row..row + N`: all sums stay in registers.
+    #[inline(always)]
+    fn add_rows<I: Isa, const N: usize>(&mut self, isa: I, row: usize) {
+        let mut codes = [self.linear.row_codes::<F>(row); N];
+        let mut scales = [F::scales(self.linear, row); N];
+        for r in 1..N {
+            codes[r] = self.linear.row_codes(row + r);
+            scales[r] = F::scales(self.linear, row + r);
+        }
+        let (group, first) = ((row - self.rows.start) / GROUP, (row - self.rows.start) % GROUP);
         for part in 0..I::PARTS {
-            let mut sums = [[isa.zero(); M]; R];
-            for r in 0..R {
+            let mut sums = [[isa.zero(); M]; N];
+            for r in 0..N {
                 for m in 0..M {
-                    sums[r][m] = isa.load(&acc[m][first + r], part);
+                    sums[r][m] = isa.load(&self.acc[group][m][first + r], part);
                 }
             }
-            for (block, x) in self.blocks.clone().zip(self.x.chunks(self.n_tokens)) {
-                let x: &[Block; M] = x.first_chunk().expect("M tokens are left");
-                let mut partial = [[isa.zero(); M]; R];
-                for q in 0..F::RAWS {
-                    let mut raw = [F::load(isa, codes[0].raw(block, F::RAWS, q), part); R];
-                    for r in 0..R {
-                        let codes = codes[r].raw(block, F::RAWS, q);
-                        raw[r] = F::load(isa, codes, part);
-                        isa.prefetch(codes.as_ptr().wrapping_add(self.ahead));
-                    }
-                    for j in 0..F::RAW_STEPS {
-                        let step = q * F::RAW_STEPS + j;
-                        let mut w = [isa.zero(); R];
-                        for r in 0..R {
-                            w[r] = F::decode(isa, raw[r], j);
-                        }
-                        for m in 0..M {
-                            let x = isa.load(&x[m].0[step], part);
-                            for r in 0..R {
-                                partial[r][m] = multiply_add(isa, step, w[r], x, partial[r][m]);
-                            }
-                        }
-                    }
+            let whole = self.blocks.start..self.blocks.end.min(codes[0].whole.len());
+            let (mut run, mut run_scales) = ([&codes[0].whole[..0]; N], [&scales[0][..0]; N]);
+            for r in 0..N {
+                run[r] = &codes[r].whole[whole.clone()];
+                run_scales[r] = &scales[r][whole.clone()];
+            }
+            self.add_blocks(isa, part, run, run_scales, &self.x[..whole.len()], &mut sums);
+            if whole.end < self.blocks.end {
+                for r in 0..N {
+                    run[r] = codes[r].padded.map_or(&[][..], slice::from_ref);
+                    run_scales[r] = &scales[r][whole.end..];
                 }
-                for r in 0..R {
-                    let scale = F::scale(isa, scales[r], block, part);
+                self.add_blocks(isa, part, run, run_scales, &self.x[whole.len()..], &mut sums);
+            }
+            for r in 0..N {
+                for m in 0..M {
+                    isa.store(sums[r][m], &mut self.acc[group][m][first + r], part);
+                }
+            }
+        }
+    }
+
+    /// Adds a run of blocks of `N` weight rows times `x` to `sums`.
+    #[inline(always)]
+    fn add_blocks<I: Isa, const N: usize>(
+        &self,
+        isa: I,
+        part: usize,
+        codes: [&[F::Codes]; N],
+        scales: [&[F::Scale]; N],
+        x: &[[Block; M]],
+        sums: &mut [[I::Vector; M]; N],
+    ) {
+        for r in 0..N {
+            assert!(
+                codes[r].len() == x.len() && scales[r].len() == x.len(),
+                "runs are equally long"
+            );
+        }
+        for (block, x) in x.iter().enumerate() {
+            let mut partial = [[isa.zero(); M]; N];
+            for q in 0..F::RAWS {
+                let mut raw = [F::load(isa, &codes[0][block].as_ref()[q], part); N];
+                for r in 0..N {
+                    let codes = &codes[r][block].as_ref()[q];
+                    raw[r] = F::load(isa, codes, part);
+                    isa.prefetch(codes.as_ptr().wrapping_add(self.ahead));
+                }
+                for j in 0..F::RAW_STEPS {
+                    let step = q * F::RAW_STEPS + j;
+                    let mut w = [isa.zero(); N];
+                    for r in 0..N {
+                        w[r] = F::decode(isa, raw[r], j);
+                    }
                     for m in 0..M {
-                        sums[r][m] = isa.fma(partial[r][m], scale, sums[r][m]);
+                        let x = isa.load(&x[m].0[step], part);
+                        for r in 0..N {
+                            partial[r][m] = multiply_add(isa, step, w[r], x, partial[r][m]);
+                        }
                     }
                 }
             }
-            for r in 0..R {
+            for r in 0..N {
+                let scale = F::scale(isa, scales[r][block], part);
                 for m in 0..M {
-                    isa.store(sums[r][m], &mut acc[m][first + r], part);
+                    sums[r][m] = isa.fma(partial[r][m], scale, sums[r][m]);
                 }
             }
         }
@@ -238,54 +266,49 @@ fn multiply_add<I: Isa>(
 /// Panels of `STRIP` decoded weight rows, one block at a time, against `PANEL_TOKENS` rows of `x`:
 /// decoding is paid once per panel, and all that a tile touches is in the L1 cache.
 #[inline(always)]
-fn many<I: Isa, F: Format>(isa: I, args: Product<'_>) {
+fn many<I: Isa, F: Format>(isa: I, args: &mut Product<'_>, x: &[Block], tokens: Range<usize>) {
     let Product { linear, rows, out, scratch, .. } = args;
     let (n_blocks, stride) = (linear.n_blocks(), linear.stride());
     let block_bytes = F::RAWS * RAW_BYTES;
     scratch.acc.resize(PANEL_TOKENS * STRIP / GROUP, [Lanes::ZERO; GROUP]);
     scratch.panel.resize(STRIP, Block::ZERO);
     let mut panel_scales = [Lanes::ZERO; STRIP];
-    for first_token in args.tokens.clone().step_by(PANEL_TOKENS) {
-        let tokens = first_token..args.tokens.end.min(first_token + PANEL_TOKENS);
-        for strip in rows.clone().step_by(STRIP) {
-            let n_rows = STRIP.min(rows.end - strip);
-            let mut codes = [linear.row_codes(strip); STRIP];
-            let mut scales = [F::scales(linear, strip); STRIP];
-            for r in 1..n_rows {
-                codes[r] = linear.row_codes(strip + r);
-                scales[r] = F::scales(linear, strip + r);
-            }
-            // A last group is whole: what it computes with the rows of the strip before is dropped.
-            let acc = &mut scratch.acc[..n_rows.div_ceil(GROUP) * tokens.len()];
-            acc.fill([Lanes::ZERO; GROUP]);
-            for (block, x) in args.x.chunks_exact(args.n_tokens).enumerate() {
-                // The codes of a later block, or of one of the next strip.
-                let ahead = if block + AHEAD_BLOCKS < n_blocks {
-                    AHEAD_BLOCKS * block_bytes
-                } else {
-                    let back = n_blocks - AHEAD_BLOCKS.min(n_blocks);
-                    (STRIP * stride).wrapping_sub(back * block_bytes)
-                };
-                let (codes, scales) = (&codes[..n_rows], &scales[..n_rows]);
-                let (values, row_scales) =
-                    (&mut scratch.panel[..n_rows], &mut panel_scales[..n_rows]);
-                isa.enter(Decode::<F> { codes, scales, block, ahead, values, row_scales });
-                let x = &x[tokens.clone()];
-                let (weights, _) = scratch.panel.as_chunks::<GROUP>();
-                let (row_scales, _) = panel_scales.as_chunks::<GROUP>();
-                let groups = weights.iter().zip(row_scales).zip(acc.chunks_exact_mut(tokens.len()));
-                for (group, acc) in groups {
-                    let tiles = x.chunks(I::TILE_TOKENS).zip(acc.chunks_mut(I::TILE_TOKENS));
-                    for (x, acc) in tiles {
-                        tile(isa, group, x, acc);
-                    }
+    for strip in rows.clone().step_by(STRIP) {
+        let n_rows = STRIP.min(rows.end - strip);
+        let mut codes = [linear.row_codes::<F>(strip); STRIP];
+        let mut scales = [F::scales(linear, strip); STRIP];
+        for r in 1..n_rows {
+            codes[r] = linear.row_codes(strip + r);
+            scales[r] = F::scales(linear, strip + r);
+        }
+        // A last group is whole: what it computes with the rows of the strip before is dropped.
+        let acc = &mut scratch.acc[..n_rows.div_ceil(GROUP) * tokens.len()];
+        acc.fill([Lanes::ZERO; GROUP]);
+        for (block, x) in x.chunks_exact(tokens.len()).enumerate() {
+            // The codes of a later block, or of one of the next strip.
+            let ahead = if block + AHEAD_BLOCKS < n_blocks {
+                AHEAD_BLOCKS * block_bytes
+            } else {
+                let back = n_blocks - AHEAD_BLOCKS.min(n_blocks);
+                (STRIP * stride).wrapping_sub(back * block_bytes)
+            };
+            let (codes, scales) = (&codes[..n_rows], &scales[..n_rows]);
+            let (values, row_scales) = (&mut scratch.panel[..n_rows], &mut panel_scales[..n_rows]);
+            isa.enter(Decode::<F> { codes, scales, block, ahead, values, row_scales });
+            let (weights, _) = scratch.panel.as_chunks::<GROUP>();
+            let (row_scales, _) = panel_scales.as_chunks::<GROUP>();
+            let groups = weights.iter().zip(row_scales).zip(acc.chunks_exact_mut(tokens.len()));
+            for (group, acc) in groups {
+                let tiles = x.chunks(I::TILE_TOKENS).zip(acc.chunks_mut(I::TILE_TOKENS));
+                for (x, acc) in tiles {
+                    tile(isa, group, x, acc);
                 }
             }
-            for (group, acc) in acc.chunks_exact(tokens.len()).enumerate() {
-                let first = group * GROUP;
-                for (token, acc) in tokens.clone().zip(acc) {
-                    out.write(token, strip + first, GROUP.min(n_rows - first), isa.sum(acc));
-                }
+        }
+        for (group, acc) in acc.chunks_exact(tokens.len()).enumerate() {
+            let first = group * GROUP;
+            for (token, acc) in tokens.clone().zip(acc) {
+                out.write(token, strip + first, GROUP.min(n_rows - first), isa.sum(acc));
             }
         }
     }
@@ -293,8 +316,8 @@ fn many<I: Isa, F: Format>(isa: I, args: Product<'_>) {
 
 /// One block of some weight rows to be decoded.
 struct Decode<'w, 'a, F: Format> {
-    codes: &'a [RowCodes<'w>],
-    scales: &'a [F::Scales<'w>],
+    codes: &'a [RowCodes<'w, F>],
+    scales: &'a [&'w [F::Scale]],
     block: usize,
     /// Codes this many bytes further will be needed soon.
     ahead: usize,
@@ -311,9 +334,10 @@ impl<F: Format> Task for Decode<'_, '_, F> {
         for ((&codes, &scales), (values, scale)) in
             rows.zip(self.values.iter_mut().zip(self.row_scales))
         {
+            let Some(pieces) = codes.whole.get(self.block).or(codes.padded) else { continue };
             for part in 0..I::PARTS {
                 for q in 0..F::RAWS {
-                    let codes = codes.raw(self.block, F::RAWS, q);
+                    let codes = &pieces.as_ref()[q];
                     isa.prefetch(codes.as_ptr().wrapping_add(self.ahead));
                     let raw = F::load(isa, codes, part);
                     for j in 0..F::RAW_STEPS {
@@ -321,7 +345,7 @@ impl<F: Format> Task for Decode<'_, '_, F> {
                         isa.store(F::decode(isa, raw, j), lanes, part);
                     }
                 }
-                isa.store(F::scale(isa, scales, self.block, part), scale, part);
+                isa.store(F::scale(isa, scales[self.block], part), scale, part);
             }
         }
     }
@@ -405,7 +429,7 @@ pub(super) fn dequantise_row(linear: &CpuLinear, row: usize, out: &mut [f32]) {
 fn dequantise<F: Format>(linear: &CpuLinear, row: usize, out: &mut [f32]) {
     assert!(row < linear.n_rows(), "row {row} of a matrix of {} rows", linear.n_rows());
     assert_eq!(out.len(), linear.n_cols(), "a row has one value for each column");
-    let (codes, scales) = (linear.row_codes(row), F::scales(linear, row));
+    let (codes, scales) = (linear.row_codes::<F>(row), F::scales(linear, row));
     for (block, out) in out.chunks_mut(STEPS * LANES).enumerate() {
         let (mut values, mut row_scales) = ([Block::ZERO], [Lanes::ZERO]);
         Decode::<F> {

@@ -221,35 +221,32 @@ impl CpuLinear {
         self.stride
     }
 
-    /// The whole blocks of a row in pieces, and the padded one.
+    /// The codes of row `row` of a matrix of format `F`.
     #[inline(always)]
-    pub(super) fn row_codes(&self, row: usize) -> RowCodes<'_> {
-        let raws = self.stored.raws();
-        let whole = self.cols / BLOCK * raws;
-        let bytes = &self.codes[row * self.stride..][..whole * RAW_BYTES];
-        let tail = self
-            .tail
-            .as_deref()
-            .map_or(&[][..], |tail| &tail[(self.first_row + row) * raws..][..raws]);
-        RowCodes { whole: bytes.as_chunks().0, tail }
+    pub(super) fn row_codes<F: Format>(&self, row: usize) -> RowCodes<'_, F> {
+        let bytes = &self.codes[row * self.stride..][..self.cols / BLOCK * F::RAWS * RAW_BYTES];
+        let tail = self.tail.as_deref().unwrap_or_default();
+        let padded = F::blocks(tail).get(self.first_row + row);
+        RowCodes { whole: F::blocks(bytes.as_chunks().0), padded }
     }
 }
 
 /// The codes of one row.
-#[derive(Clone, Copy)]
-pub(super) struct RowCodes<'a> {
-    whole: &'a [[u8; RAW_BYTES]],
-    tail: &'a [[u8; RAW_BYTES]],
+#[derive(Debug)]
+pub(super) struct RowCodes<'a, F: Format> {
+    /// Its whole blocks.
+    pub(super) whole: &'a [F::Codes],
+    /// The columns after them, as a block padded with zeros.
+    pub(super) padded: Option<&'a F::Codes>,
 }
 
-impl<'a> RowCodes<'a> {
-    /// Piece `piece` of block `block`, of `raws`.
-    #[inline(always)]
-    pub(super) fn raw(self, block: usize, raws: usize, piece: usize) -> &'a [u8; RAW_BYTES] {
-        let index = block * raws + piece;
-        self.whole.get(index).unwrap_or_else(|| &self.tail[index - self.whole.len()])
+impl<F: Format> Clone for RowCodes<'_, F> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
+
+impl<F: Format> Copy for RowCodes<'_, F> {}
 
 /// The bytes of `rows` rows from row `first`, `row_bytes` of each at distances of `stride`.
 fn span(first: usize, rows: usize, stride: usize, row_bytes: usize) -> Range<usize> {

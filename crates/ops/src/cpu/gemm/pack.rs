@@ -2,39 +2,44 @@
 
 use super::isa::{BLOCK, Block, Isa, Task};
 
-/// Packs rows `first..first + n` of `x [n_rows, cols]`.
+/// Packs the rows of a panel, `x [n_rows, cols]`, for a format of stride `stride`.
 ///
-/// The packed form is block-major, `[blocks, n_rows]`: a block of all rows lies together, which
-/// is what a product of many rows goes through (row-major, the rows of a block would lie at
-/// distances of a power of two and evict each other from the cache).
+/// The packed form is block-major, `[blocks, n_rows]`, and ends with a block padded with zeros if
+/// the columns are no whole blocks. A product of many rows goes through it from start to end.
+/// (Row-major, the rows of a block would lie at distances of a power of two and evict each other
+/// from the cache.)
 pub(super) struct Pack<'a> {
     pub(super) x: &'a [f32],
     pub(super) cols: usize,
     /// Distance between the columns of neighbouring lanes.
     pub(super) stride: usize,
-    /// Blocks `first_block..`, as many as `out` holds.
-    pub(super) first_block: usize,
     pub(super) out: &'a mut [Block],
 }
 
 impl Task for Pack<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let n_rows = self.x.len() / self.cols;
-        for (block, packed) in (self.first_block..).zip(self.out.chunks_exact_mut(n_rows)) {
-            let start = block * BLOCK;
-            let len = BLOCK.min(self.cols - start);
-            for (row, packed) in self.x.chunks_exact(self.cols).zip(packed) {
-                let values = &row[start..start + len];
-                match values.as_array::<BLOCK>() {
-                    Some(values) => isa.deinterleave(values, self.stride, packed),
-                    None => {
-                        let mut padded = [0.0; BLOCK];
-                        padded[..len].copy_from_slice(values);
-                        isa.deinterleave(&padded, self.stride, packed);
-                    }
-                }
-            }
+        match self.stride {
+            1 => pack::<I, 1>(isa, self),
+            2 => pack::<I, 2>(isa, self),
+            _ => pack::<I, 8>(isa, self),
+        }
+    }
+}
+
+#[inline(always)]
+fn pack<I: Isa, const STRIDE: usize>(isa: I, args: Pack<'_>) {
+    let n_rows = args.x.len() / args.cols;
+    for (row_id, row) in args.x.chunks_exact(args.cols).enumerate() {
+        let (blocks, rest) = row.as_chunks::<BLOCK>();
+        let mut packed = args.out.iter_mut().skip(row_id).step_by(n_rows);
+        for (block, packed) in blocks.iter().zip(&mut packed) {
+            isa.deinterleave::<STRIDE>(block, packed);
+        }
+        if let Some(packed) = packed.next() {
+            let mut padded = [0.0; BLOCK];
+            padded[..rest.len()].copy_from_slice(rest);
+            isa.deinterleave::<STRIDE>(&padded, packed);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use fathom_core::num::{Ue8m0, e2m1_to_f32};
 
-use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
+use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, Task};
 
 /// Any CPU. `f32::mul_add` rounds once, in software where the CPU cannot.
 #[derive(Debug, Clone, Copy)]
@@ -106,8 +106,8 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn deinterleave(self, values: &[f32; BLOCK], stride: usize, out: &mut Block) {
-        deinterleave(values, stride, out);
+    fn deinterleave<const STRIDE: usize>(self, values: &[f32; BLOCK], out: &mut Block) {
+        deinterleave::<STRIDE>(values, out);
     }
 
     #[inline(always)]
@@ -120,13 +120,12 @@ impl Isa for Portable {
 
 /// [`Isa::deinterleave`], one value at a time.
 #[inline(always)]
-pub(super) fn deinterleave(values: &[f32; BLOCK], stride: usize, out: &mut Block) {
-    let runs = values.chunks_exact(LANES * stride).zip(out.0.chunks_exact_mut(stride));
-    debug_assert!(STEPS.is_multiple_of(stride));
+pub(super) fn deinterleave<const STRIDE: usize>(values: &[f32; BLOCK], out: &mut Block) {
+    let runs = values.chunks_exact(LANES * STRIDE).zip(out.0.chunks_exact_mut(STRIDE));
     for (values, steps) in runs {
         for (step, lanes) in steps.iter_mut().enumerate() {
             for (lane, out) in lanes.0.iter_mut().enumerate() {
-                *out = values[lane * stride + step];
+                *out = values[lane * STRIDE + step];
             }
         }
     }

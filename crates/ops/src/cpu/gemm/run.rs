@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{BLOCK, Block, GROUP, Level};
+use super::isa::{Block, GROUP, Level};
 use super::kernel::{PANEL_TOKENS, Product, STRIP, Scratch};
 use super::linear::CpuLinear;
 use super::pack::Pack;
@@ -66,13 +66,10 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         let job = &jobs[pack.job];
         let out;
         (out, rest) = rest.split_at_mut(pack.len);
-        let n_tokens = job.n_tokens();
-        let blocks_per_part = (PIECE_MULTIPLY_ADDS / (BLOCK * n_tokens)).max(1);
-        for (part, out) in out.chunks_mut(blocks_per_part * n_tokens).enumerate() {
-            let stride = job.linear.stored.stride();
-            let first_block = part * blocks_per_part;
-            parts.push(Pack { x: job.x, cols: job.linear.n_cols(), stride, first_block, out });
-        }
+        let (cols, stride) = (job.linear.n_cols(), job.linear.stored.stride());
+        let panel = panel_tokens(job.n_tokens());
+        let panels = job.x.chunks(panel * cols).zip(out.chunks_mut(panel * job.linear.n_blocks()));
+        parts.extend(panels.map(|(x, out)| Pack { x, cols, stride, out }));
     }
     if n_threads == 1 || parts.len() == 1 {
         parts.into_iter().for_each(|part| level.run(part));
@@ -87,7 +84,7 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         level.run(Product {
             linear: output.linear,
             x: &packed[piece.x.clone()],
-            n_tokens: output.n_tokens,
+            panel_tokens: panel_tokens(output.n_tokens),
             rows: piece.rows.clone(),
             tokens: piece.tokens.clone(),
             out: output,
@@ -145,6 +142,11 @@ struct Piece {
     tokens: Range<usize>,
 }
 
+/// Rows of `x` in a panel: about equal panels, of whole tiles.
+fn panel_tokens(n_tokens: usize) -> usize {
+    n_tokens.div_ceil(n_tokens.div_ceil(PANEL_TOKENS)).next_multiple_of(6).min(n_tokens)
+}
+
 impl Memory {
     const NEW: Self = Self { packed: Vec::new(), packs: Vec::new(), pieces: Vec::new() };
 
@@ -185,10 +187,11 @@ impl Memory {
     /// Divides by rows first: a row's codes are then decoded by one thread only.
     fn divide(&mut self, job_id: usize, job: &Job<'_>, x: &Range<usize>, n_pieces: usize) {
         let (n_rows, n_tokens) = (job.linear.n_rows(), job.n_tokens());
+        let n_panels = n_tokens.div_ceil(panel_tokens(n_tokens));
         let row_pieces = n_pieces.min(n_rows.div_ceil(STRIP));
-        let token_pieces = n_pieces.div_ceil(row_pieces).min(n_tokens.div_ceil(PANEL_TOKENS));
+        let token_pieces = n_pieces.div_ceil(row_pieces).min(n_panels);
         let rows_each = n_rows.div_ceil(row_pieces).next_multiple_of(STRIP);
-        let tokens_each = n_tokens.div_ceil(token_pieces);
+        let tokens_each = n_panels.div_ceil(token_pieces) * panel_tokens(n_tokens);
         for row in (0..n_rows).step_by(rows_each) {
             for token in (0..n_tokens).step_by(tokens_each) {
                 let rows = row..n_rows.min(row + rows_each);
