@@ -8,8 +8,7 @@
 //! - `mixed`: answers of 1 to 400 tokens, prompts of 1 to 3,000 tokens, a third of them shared, a
 //!   budget of 8,192 tokens; whoever ends is replaced.
 //!
-//! A third one, `look-up`, plans the first step of a prompt that is in the prefix cache, beside
-//! 10,000 other prefixes. Target: 40 us at 32K tokens, 1 ms at 1M, or half the speed of hashing.
+//! Not here: finding cached prefixes (`prefix_cache`).
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on standard output")]
 
@@ -20,7 +19,6 @@ use fathom_scheduler::{
     Limits, Outcome, Scheduler, SchedulerConfig, SequenceSpec, StepPlan, blocks_for,
 };
 use rustix::time::{ClockId, clock_gettime};
-use xxhash_rust::xxh3::xxh3_128;
 
 const N_WAITING: u32 = 64;
 const N_STEPS: usize = 3000;
@@ -170,52 +168,7 @@ fn mixed(n_running: u32) {
     report("mixed", n_running, &times, &extra);
 }
 
-fn look_up(n_tokens: u32, target_us: f64) {
-    let mut load = Load::new(1, 1 << 20, 1 << 20);
-    let prompt: Vec<TokenId> = (0..n_tokens).collect();
-    for number in 0..N_PREFIXES {
-        // One block and one snapshot each.
-        load.submit((0..300).map(|i| i ^ ((number + 1) << 12)).collect(), 1);
-    }
-    while !load.scheduler.is_empty() {
-        load.step();
-    }
-    let mut times = Vec::new();
-    for round in 0..50 {
-        load.submit(prompt.clone(), 1);
-        let start = cpu_time();
-        load.scheduler.plan(Duration::ZERO, &mut load.plan);
-        let time = cpu_time().saturating_sub(start);
-        if round > 0 {
-            assert_eq!(load.plan.restores.len(), 1, "the prompt is cached after its first run");
-            times.push(time);
-        }
-        let wants = load.plan.entries.iter().filter(|entry| entry.wants_logits).count();
-        load.scheduler.commit(&load.plan, &[Outcome::token(0)][..wants]);
-        while !load.scheduler.is_empty() {
-            load.step();
-        }
-    }
-    times.sort_unstable();
-    let bytes: Vec<u8> = prompt.iter().flat_map(|token| token.to_le_bytes()).collect();
-    let start = cpu_time();
-    for _ in 0..20 {
-        std::hint::black_box(xxh3_128(std::hint::black_box(&bytes)));
-    }
-    let hashing = (cpu_time().saturating_sub(start) / 20).as_secs_f64() * 1e6;
-    let p50 = times[times.len() / 2].as_secs_f64() * 1e6;
-    println!(
-        "look-up {n_tokens:8} tokens  p50 {p50:8.2} us, {:.2} of the target of {target_us} us, \
-         {:.2} of the speed of hashing",
-        p50 / target_us,
-        hashing / p50
-    );
-}
-
 fn main() {
-    for (n_tokens, target_us) in [(32 << 10, 40.0), ((1 << 20) - 300, 1000.0)] {
-        look_up(n_tokens, target_us);
-    }
     for (n_running, target_us) in [(32, 10.0), (256, 40.0), (1024, 160.0)] {
         decode(n_running, target_us);
     }
