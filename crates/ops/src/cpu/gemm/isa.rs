@@ -121,8 +121,14 @@ impl Level {
             levels.extend(Avx512::detect().map(|isa| Self(Kind::Avx512(isa))));
             levels.extend(Avx2::detect().map(|isa| Self(Kind::Avx2(isa))));
         }
-        levels.push(Self(Kind::Portable(Portable)));
+        levels.push(Self::portable());
         levels
+    }
+
+    /// Plain Rust, which every machine has.
+    #[must_use]
+    pub fn portable() -> Self {
+        Self(Kind::Portable(Portable))
     }
 
     /// The fastest set this machine has.

@@ -4,6 +4,8 @@
 //! Loops over arrays of registers are written with indices: a closure may be compiled outside the
 //! function that has the instructions enabled, and then costs a call per instruction.
 
+#![expect(clippy::needless_range_loop, reason = "see above: indices, not closures")]
+
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
@@ -11,8 +13,8 @@ use std::slice;
 use super::format::{Bf16, F32, Format, Fp4, Fp8};
 use super::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 use super::linear::{CpuLinear, RowCodes, Stored};
+use super::output::Rectangle;
 use super::portable::Portable;
-use super::run::Output;
 
 /// Weight rows of a strip. They are decoded together for many rows of `x`.
 pub(super) const STRIP: usize = 16;
@@ -52,7 +54,7 @@ pub(super) struct Product<'a> {
     pub(super) rows: Range<usize>,
     /// Begins with a panel.
     pub(super) tokens: Range<usize>,
-    pub(super) out: &'a Output<'a>,
+    pub(super) out: Rectangle<'a>,
     pub(super) scratch: &'a mut Scratch,
 }
 

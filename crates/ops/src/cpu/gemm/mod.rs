@@ -24,6 +24,7 @@ mod format;
 mod isa;
 mod kernel;
 mod linear;
+mod output;
 mod pack;
 mod portable;
 mod run;

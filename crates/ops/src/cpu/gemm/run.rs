@@ -1,24 +1,28 @@
 //! Several products at once: `x` packed, the work divided among threads.
 
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{Block, GROUP, Level};
+use super::isa::{Block, Level};
 use super::kernel::{PANEL_TOKENS, Product, STRIP, Scratch};
 use super::linear::CpuLinear;
+use super::output::Output;
 use super::pack::Pack;
 use crate::OpError;
 use crate::error::check_len;
 
-/// Fewer multiply-adds than this in all run on the calling thread: waking another costs more.
-const INLINE_MULTIPLY_ADDS: usize = 100_000;
+/// Jobs that cost less than this together run on the calling thread: about 30 us of one core, and
+/// waking another thread takes up to 10.
+const INLINE_COST: usize = 1_000_000;
 /// A piece of work for one thread is not made smaller than this.
-const PIECE_MULTIPLY_ADDS: usize = 1 << 18;
+const PIECE_COST: usize = 300_000;
 /// Pieces per thread, so that a thread that is held up does not hold up the others.
 const PIECES_PER_THREAD: usize = 4;
+
+/// Packing fewer blocks than this is not worth the second entry into the thread pool: 50 us.
+const PARALLEL_PACK_BLOCKS: usize = 2048;
 
 /// One product: `out [n, rows] = x [n, cols] W^T`, row-major.
 #[derive(Debug)]
@@ -52,14 +56,15 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         check_len("matmul", "x", job.x.len(), n_tokens * job.linear.n_cols())?;
         check_len("matmul", "out", job.out.len(), n_tokens * job.linear.n_rows())?;
     }
-    let total: usize = jobs.iter().map(Job::multiply_adds).sum();
-    let n_threads = if total < INLINE_MULTIPLY_ADDS { 1 } else { rayon::current_num_threads() };
+    let total: usize = jobs.iter().map(Job::cost).sum();
+    let n_threads = if total < INLINE_COST { 1 } else { rayon::current_num_threads() };
 
     // Taken, not borrowed: while this thread waits for others, rayon may run a step of another
     // caller on it.
     let mut memory = CALLER.take();
     memory.plan(jobs, n_threads, total);
     let Memory { packed, packs, pieces } = &mut memory;
+    let packed_len = packs.iter().map(|pack| pack.len).sum::<usize>();
     let mut rest = &mut packed[..];
     let mut parts = Vec::new();
     for pack in packs.iter() {
@@ -71,25 +76,25 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         let panels = job.x.chunks(panel * cols).zip(out.chunks_mut(panel * job.linear.n_blocks()));
         parts.extend(panels.map(|(x, out)| Pack { x, cols, stride, out }));
     }
-    if n_threads == 1 || parts.len() == 1 {
+    if n_threads == 1 || packed_len < PARALLEL_PACK_BLOCKS {
         parts.into_iter().for_each(|part| level.run(part));
     } else {
         parts.into_par_iter().with_max_len(1).for_each(|part| level.run(part));
     }
 
-    let outputs: Vec<Output<'_>> = jobs.iter_mut().map(Output::new).collect();
+    let outputs: Vec<_> = jobs
+        .iter_mut()
+        .map(|job| (job.linear, job.n_tokens(), Output::new(job.out, job.linear.n_rows())))
+        .collect();
     let compute = |piece: &Piece| {
-        let output = &outputs[piece.job];
+        let (linear, n_tokens, out) = &outputs[piece.job];
+        let (rows, tokens) = (piece.rows.clone(), piece.tokens.clone());
+        // SAFETY: `divide` cuts a job into pieces that do not overlap, and each is computed once.
+        let out = unsafe { out.rectangle(rows.clone(), tokens.clone()) };
+        let (x, panel_tokens) = (&packed[piece.x.clone()], panel_tokens(*n_tokens));
         let mut scratch = SCRATCH.take();
-        level.run(Product {
-            linear: output.linear,
-            x: &packed[piece.x.clone()],
-            panel_tokens: panel_tokens(output.n_tokens),
-            rows: piece.rows.clone(),
-            tokens: piece.tokens.clone(),
-            out: output,
-            scratch: &mut scratch,
-        });
+        let own = &mut scratch;
+        level.run(Product { linear, x, panel_tokens, rows, tokens, out, scratch: own });
         SCRATCH.set(scratch);
     };
     if n_threads == 1 || pieces.len() == 1 {
@@ -111,8 +116,10 @@ impl Job<'_> {
         self.x.len() / self.linear.n_cols().max(1)
     }
 
-    fn multiply_adds(&self) -> usize {
-        self.n_tokens() * self.linear.n_rows() * self.linear.n_cols()
+    /// Time on one core, in units of 33 ps: a byte of codes takes one, a multiply-add half of one.
+    fn cost(&self) -> usize {
+        let multiply_adds = self.n_tokens() * self.linear.n_rows() * self.linear.n_cols();
+        if multiply_adds == 0 { 0 } else { self.linear.bytes() + multiply_adds / 2 }
     }
 }
 
@@ -154,7 +161,7 @@ impl Memory {
         self.packs.clear();
         self.pieces.clear();
         let mut len = 0;
-        let piece_size = (total / (n_threads * PIECES_PER_THREAD)).max(PIECE_MULTIPLY_ADDS);
+        let piece_size = (total / (n_threads * PIECES_PER_THREAD)).max(PIECE_COST);
         for (job_id, job) in jobs.iter().enumerate() {
             let n_tokens = job.n_tokens();
             if n_tokens == 0 || job.linear.n_rows() == 0 {
@@ -175,8 +182,7 @@ impl Memory {
                     len - pack_len..len
                 }
             };
-            let n_pieces =
-                if n_threads == 1 { 1 } else { job.multiply_adds().div_ceil(piece_size) };
+            let n_pieces = if n_threads == 1 { 1 } else { job.cost().div_ceil(piece_size) };
             self.divide(job_id, job, &x, n_pieces);
         }
         if self.packed.len() < len {
@@ -197,51 +203,6 @@ impl Memory {
                 let rows = row..n_rows.min(row + rows_each);
                 let tokens = token..n_tokens.min(token + tokens_each);
                 self.pieces.push(Piece { job: job_id, x: x.clone(), rows, tokens });
-            }
-        }
-    }
-}
-
-/// The output of a job, written by several threads at once, each its own rows and tokens.
-#[derive(Debug)]
-pub(super) struct Output<'a> {
-    linear: &'a CpuLinear,
-    n_tokens: usize,
-    values: *mut f32,
-    exclusive: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: all access goes through `write`, whose callers own disjoint rectangles.
-unsafe impl Send for Output<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Output<'_> {}
-
-impl<'a> Output<'a> {
-    fn new(job: &'a mut Job<'_>) -> Self {
-        Self {
-            linear: job.linear,
-            n_tokens: job.n_tokens(),
-            values: job.out.as_mut_ptr(),
-            exclusive: PhantomData,
-        }
-    }
-
-    /// Writes the first `n` sums to rows `row..` of token `token`.
-    #[inline(always)]
-    pub(super) fn write(&self, token: usize, row: usize, n: usize, sums: [f32; GROUP]) {
-        let n_rows = self.linear.n_rows();
-        assert!(token < self.n_tokens && row + n <= n_rows, "outside the output");
-        // SAFETY: `out` is `n_tokens * n_rows` long, which `run_at` has checked, so the assertion
-        // keeps the targets inside it. The pieces of a job are disjoint rectangles of rows and
-        // tokens, and each is written by one thread, so nobody else touches these values.
-        unsafe {
-            let target = self.values.add(token * n_rows + row);
-            if n == GROUP {
-                target.cast::<[f32; GROUP]>().write_unaligned(sums);
-            } else {
-                for (i, sum) in sums.into_iter().enumerate().take(n) {
-                    target.add(i).write(sum);
-                }
             }
         }
     }
