@@ -20,12 +20,10 @@ const TIES: [(&str, usize); 2] = [("p600", 505), ("p1300", 566)];
 const TIE_ROW_LIMIT: f64 = 3e-2;
 const TIE_STEP_LIMIT: f64 = 1e-3;
 const TIE_END_LIMIT: f64 = 2e-4;
-/// f32qat runs, and the step from which on one activation is rounded to the other neighbour than in
-/// the golden. In p5 it lies 2 ulp from the middle between two E4M3 codes (step 7, input of layer
-/// 2, channel 214: -0.78125012), nearer than two orders of f32 sums agree; noise of 2e-7 on the
-/// linear inputs turns it back, and then all rows are within 2e-7 of the golden. From there on the
-/// run is judged by the statistics, as longer ones are.
-const FLIPS: [(&str, usize); 2] = [("p5", 7), ("c_sys", 13)];
+/// f32qat runs, and the step from which on some activation is taken to be rounded to the other
+/// neighbour than in the golden: noise of 1e-7 on the linear inputs turns the token back in a part
+/// of the runs. From there on the run is judged by the statistics.
+const FLIPS: [(&str, usize); 1] = [("c_sys", 13)];
 /// Index sets of the long file must be equal where the best entry left out is further behind.
 const CLEAR_GAP: f32 = 1e-4;
 
