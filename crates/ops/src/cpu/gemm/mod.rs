@@ -12,7 +12,8 @@
 //! - [`linear`]: a matrix of the checkpoint, its bytes where they are; [`format`]: its four formats;
 //! - [`kernel`]: products of few rows of `x` (memory bound) and of many (compute bound), written
 //!   once over [`isa`], which has three sets of instructions: `avx512`, `avx2`, `portable`;
-//! - [`run`]: several products at once, divided among threads.
+//! - [`run`]: several products at once, divided among threads;
+//! - [`probe`]: the machine's limits, for benches.
 //!
 //! Not here: activation quantisation, rounding of the output (the operators' business).
 
@@ -27,6 +28,7 @@ mod linear;
 mod output;
 mod pack;
 mod portable;
+pub mod probe;
 mod run;
 #[cfg(test)]
 mod tests;
