@@ -8,12 +8,11 @@
 
 use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
-use fathom_core::num::round_bf16;
 use rayon::prelude::*;
 
 use crate::cpu::cache::{CpuCache, unpack_kv};
+use crate::cpu::heads::{HEADS, Heads, KEY_BLOCK, KvRow};
 use crate::cpu::rope::Rotation;
-use crate::cpu::simd::{LANES, exp, simd_fn, sum_lanes};
 use crate::cpu::tensor::HostTensor;
 use crate::cpu::{CpuOps, in_parallel};
 use crate::layer::AttentionWeights;
@@ -21,104 +20,25 @@ use crate::{Batch, OpError, SequenceSlice};
 
 use super::indexer::Selection;
 
-/// One key that is also its value.
-type KvRow = [f32; HEAD_DIM];
+/// Multiply-adds from which one row's heads are shared among threads: about 40 us of one.
+const SHARED_WORK: usize = 512 * 1024;
 
-/// Keys per step of the online softmax.
-const KEY_BLOCK: usize = 64;
-
-/// Scale of the scores: `512^-0.5`.
-const SOFTMAX_SCALE: f32 = 0.044_194_173;
-
-/// Running state of one head's online softmax.
-struct Head<'a> {
-    q: &'a [f32; HEAD_DIM],
-    acc: &'a mut [f32; HEAD_DIM],
-    max: f32,
-    sum: f32,
-}
-
-simd_fn! {
-    /// Folds one block of keys into a head.
-    fn fold_block(head: &mut Head<'_>, keys: &[&KvRow], is_bf16: bool) {
-        let mut scores = [0.0_f32; KEY_BLOCK];
-        let (fours, rest) = keys.as_chunks::<4>();
-        for (keys, scores) in fours.iter().zip(scores.chunks_exact_mut(4)) {
-            let mut lanes = [[0.0_f32; LANES]; 4];
-            for step in 0..HEAD_DIM / LANES {
-                let range = step * LANES..(step + 1) * LANES;
-                let q = &head.q[range.clone()];
-                for (lanes, key) in lanes.iter_mut().zip(keys) {
-                    let key = &key[range.clone()];
-                    for lane in 0..LANES {
-                        lanes[lane] = q[lane].mul_add(key[lane], lanes[lane]);
-                    }
-                }
-            }
-            for (score, lanes) in scores.iter_mut().zip(lanes) {
-                *score = sum_lanes(lanes) * SOFTMAX_SCALE;
-            }
-        }
-        let done = keys.len() - rest.len();
-        for (key, score) in rest.iter().zip(&mut scores[done..]) {
-            *score = crate::cpu::simd::dot(head.q, *key) * SOFTMAX_SCALE;
-        }
-        let scores = &mut scores[..keys.len()];
-
-        let max = scores.iter().copied().fold(head.max, f32::max);
-        let rescale = exp(head.max - max);
-        head.max = max;
-        let mut sum = 0.0_f32;
-        for score in scores.iter_mut() {
-            *score = exp(*score - max);
-            sum += *score;
-            if is_bf16 {
-                *score = round_bf16(*score);
-            }
-        }
-        head.sum = head.sum.mul_add(rescale, sum);
-        for acc in head.acc.iter_mut() {
-            *acc *= rescale;
-        }
-        let (weights, weights_rest) = scores.as_chunks::<4>();
-        for (keys, w) in fours.iter().zip(weights) {
-            for (channel, acc) in head.acc.iter_mut().enumerate() {
-                let sum = w[0].mul_add(keys[0][channel], *acc);
-                let sum = w[1].mul_add(keys[1][channel], sum);
-                let sum = w[2].mul_add(keys[2][channel], sum);
-                *acc = w[3].mul_add(keys[3][channel], sum);
-            }
-        }
-        for (key, w) in rest.iter().zip(weights_rest) {
-            for (acc, v) in head.acc.iter_mut().zip(*key) {
-                *acc = w.mul_add(*v, *acc);
-            }
-        }
-    }
-}
-
-/// Attention of one head over `window`, then `compressed`; writes the normalised output.
-///
-/// The sink takes part in the final maximum, so a sink far above every score cannot overflow.
-pub(crate) fn attend_head(
-    q: &KvRow,
-    sink: f32,
+/// Attention of some heads over `window`, then `compressed`; writes the normalised outputs.
+pub(crate) fn attend_heads(
+    q: &[KvRow],
+    sinks: &[f32],
     window: &[&KvRow],
     compressed: &[&KvRow],
     is_bf16: bool,
-    out: &mut KvRow,
+    out: &mut [KvRow],
 ) {
-    out.fill(0.0);
-    let mut head = Head { q, acc: out, max: f32::NEG_INFINITY, sum: 0.0 };
-    for block in window.chunks(KEY_BLOCK).chain(compressed.chunks(KEY_BLOCK)) {
-        fold_block(&mut head, block, is_bf16);
-    }
-    let max = head.max.max(sink);
-    let rescale = exp(head.max - max);
-    let denominator = head.sum.mul_add(rescale, exp(sink - max));
-    for value in head.acc.iter_mut() {
-        let y = *value * rescale / denominator;
-        *value = if is_bf16 { round_bf16(y) } else { y };
+    let groups = q.chunks(HEADS).zip(sinks.chunks(HEADS)).zip(out.chunks_mut(HEADS));
+    for ((q, sinks), out) in groups {
+        let mut heads = Heads::new(q, out);
+        for block in window.chunks(KEY_BLOCK).chain(compressed.chunks(KEY_BLOCK)) {
+            heads.fold(block, is_bf16);
+        }
+        heads.finish(sinks, is_bf16);
     }
 }
 
@@ -218,16 +138,20 @@ impl CpuOps {
         let (heads, _) = q.row(row).as_chunks::<HEAD_DIM>();
         let (outs, _) = out.as_chunks_mut::<HEAD_DIM>();
         let sinks: &[f32] = &weights.attn_sink;
-        let head = |((q, sink), out): ((&KvRow, &f32), &mut KvRow)| {
-            attend_head(q, *sink, &window, &compressed, is_bf16, out);
-            rotation.apply_inverse(out, is_bf16);
+        let attend = |((q, sinks), out): ((&[KvRow], &[f32]), &mut [KvRow])| {
+            attend_heads(q, sinks, &window, &compressed, is_bf16, out);
+            for out in out {
+                rotation.apply_inverse(out, is_bf16);
+            }
         };
         let work = heads.len() * (window.len() + compressed.len()) * HEAD_DIM;
         // A single row of a long context: share its heads among the threads.
-        if sequence.n_tokens == 1 && work > 2 * super::INLINE_WORK {
-            heads.par_iter().zip(sinks).zip(outs.par_iter_mut()).for_each(head);
+        if sequence.n_tokens == 1 && work > SHARED_WORK {
+            let each = heads.len().div_ceil(rayon::current_num_threads()).min(HEADS);
+            let parts = heads.par_chunks(each).zip(sinks.par_chunks(each));
+            parts.zip(outs.par_chunks_mut(each)).for_each(attend);
         } else {
-            heads.iter().zip(sinks).zip(outs).for_each(head);
+            attend(((heads, sinks), outs));
         }
     }
 
@@ -301,14 +225,14 @@ fn sequence_keys(
 /// goldens have it. `window` are the first keys, `compressed` the rest.
 #[must_use]
 pub fn attend_single(q: &KvRow, sink: f32, window: &[KvRow], compressed: &[KvRow]) -> KvRow {
-    let mut out = [0.0; HEAD_DIM];
-    attend_head(
-        q,
-        sink,
+    let mut out = [[0.0; HEAD_DIM]];
+    attend_heads(
+        std::slice::from_ref(q),
+        &[sink],
         &window.iter().collect::<Vec<_>>(),
         &compressed.iter().collect::<Vec<_>>(),
         false,
         &mut out,
     );
-    out
+    out[0]
 }

@@ -6,8 +6,8 @@
 
 use std::fmt::Debug;
 
-use super::isa::{BLOCK, Isa, RAW_BYTES, STEPS};
 use super::linear::{CpuLinear, Stored};
+use crate::cpu::isa::{BLOCK, Isa, RAW_BYTES, STEPS};
 
 /// A format, as the kernels are compiled for it.
 pub(super) trait Format: 'static {

@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::slice;
 
 use super::format::{Bf16, F32, Format, Fp4, Fp8};
-use super::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 use super::linear::{CpuLinear, RowCodes, Stored};
 use super::output::Rectangle;
-use super::portable::Portable;
+use crate::cpu::isa::Portable;
+use crate::cpu::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
 /// Weight rows of a strip. They are decoded together for many rows of `x`.
 pub(super) const STRIP: usize = 16;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use fathom_core::num::Ue8m0;
 
 use super::format::{Bf16, F32, Format, Fp4, Fp8};
-use super::isa::{BLOCK, RAW_BYTES};
 use super::run::{Job, run};
+use crate::cpu::isa::{BLOCK, RAW_BYTES};
 use crate::{OpError, Scales, WeightData, WeightSource};
 
 /// Times 256, it is finite. With it, most codes mean values beyond f32.

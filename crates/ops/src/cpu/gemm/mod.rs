@@ -11,29 +11,23 @@
 //!
 //! - [`linear`]: a matrix of the checkpoint, its bytes where they are; [`format`]: its four formats;
 //! - [`kernel`]: products of few rows of `x` (memory bound) and of many (compute bound), written
-//!   once over [`isa`], which has three sets of instructions: `avx512`, `avx2`, `portable`;
+//!   once over [`super::isa`], which has three sets of instructions: `avx512`, `avx2`, `portable`;
 //! - [`run`]: several products at once, divided among threads;
 //! - [`probe`]: the machine's limits, for benches.
 //!
 //! Not here: activation quantisation, rounding of the output (the operators' business).
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod format;
-mod isa;
 mod kernel;
 mod linear;
 mod output;
 mod pack;
-mod portable;
 pub mod probe;
 mod run;
 #[cfg(test)]
 mod tests;
 
-pub use isa::Level;
+pub use super::isa::Level;
 pub use linear::CpuLinear;
 pub use run::{Job, run, run_at};
 

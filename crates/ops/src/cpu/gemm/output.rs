@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::isa::GROUP;
+use crate::cpu::isa::GROUP;
 
 /// `[n_tokens, n_rows]`, row-major, to be handed out in rectangles.
 #[derive(Debug)]

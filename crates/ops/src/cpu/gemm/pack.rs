@@ -1,6 +1,6 @@
 //! Rows of `x` in the order in which the lanes take them.
 
-use super::isa::{BLOCK, Block, Isa, Task};
+use crate::cpu::isa::{BLOCK, Block, Isa, Task};
 
 /// Packs the rows of a panel, `x [n_rows, cols]`, for a format of stride `stride`.
 ///

@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use super::isa::{Isa, LANES, Lanes, Level, Task};
+use crate::cpu::isa::{Isa, LANES, Lanes, Level, Task};
 
 /// Independent chains of multiply-adds: more than the latency of one times the units there are.
 const CHAINS: usize = 12;

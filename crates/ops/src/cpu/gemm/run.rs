@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{Block, Level};
 use super::kernel::{PANEL_TOKENS, Product, STRIP, Scratch};
 use super::linear::CpuLinear;
 use super::output::Output;
 use super::pack::Pack;
 use crate::OpError;
+use crate::cpu::isa::{Block, Level};
 use crate::error::check_len;
 
 /// Jobs that cost less than this together run on the calling thread: about 30 us of one core, and

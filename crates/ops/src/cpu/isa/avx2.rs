@@ -3,14 +3,14 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{BLOCK, Block, GROUP, Isa, Lanes, RAW_BYTES, Task};
+use super::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, Task};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Avx2(());
+pub(crate) struct Avx2(());
 
 impl Avx2 {
-    pub(super) fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
@@ -49,6 +49,20 @@ impl Isa for Avx2 {
         let half: &mut [f32; 8] = &mut lanes.0.as_chunks_mut().0[part];
         // SAFETY: the CPU has AVX2, and `half` is 32 bytes; `Lanes` are aligned to 64.
         unsafe { _mm256_store_ps(half.as_mut_ptr(), value) }
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32; LANES], part: usize) -> __m256 {
+        let half: &[f32; 8] = &values.as_chunks().0[part];
+        // SAFETY: the CPU has AVX2, and `half` has the 32 bytes of an unaligned load.
+        unsafe { _mm256_loadu_ps(half.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn write(self, value: __m256, values: &mut [f32; LANES], part: usize) {
+        let half: &mut [f32; 8] = &mut values.as_chunks_mut().0[part];
+        // SAFETY: the CPU has AVX2, and `half` has the 32 bytes of an unaligned store.
+        unsafe { _mm256_storeu_ps(half.as_mut_ptr(), value) }
     }
 
     #[inline(always)]

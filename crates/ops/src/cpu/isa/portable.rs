@@ -2,11 +2,11 @@
 
 use fathom_core::num::{Ue8m0, e2m1_to_f32};
 
-use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, Task};
+use super::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, Task};
 
 /// Any CPU. `f32::mul_add` rounds once, in software where the CPU cannot.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 impl Isa for Portable {
     type Vector = [f32; LANES];
@@ -33,6 +33,16 @@ impl Isa for Portable {
     #[inline(always)]
     fn store(self, value: [f32; LANES], lanes: &mut Lanes, _part: usize) {
         lanes.0 = value;
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32; LANES], _part: usize) -> [f32; LANES] {
+        *values
+    }
+
+    #[inline(always)]
+    fn write(self, value: [f32; LANES], values: &mut [f32; LANES], _part: usize) {
+        *values = value;
     }
 
     #[inline(always)]
@@ -120,7 +130,7 @@ impl Isa for Portable {
 
 /// [`Isa::deinterleave`], one value at a time.
 #[inline(always)]
-pub(super) fn deinterleave<const STRIDE: usize>(values: &[f32; BLOCK], out: &mut Block) {
+pub(crate) fn deinterleave<const STRIDE: usize>(values: &[f32; BLOCK], out: &mut Block) {
     let runs = values.chunks_exact(LANES * STRIDE).zip(out.0.chunks_exact_mut(STRIDE));
     for (values, steps) in runs {
         for (step, lanes) in steps.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! What the kernels ask of an instruction set, and which one this machine has.
+//! Vector instructions as the kernels use them, and which set of them this machine has.
 //!
 //! A value of a type that implements [`Isa`] is proof that the CPU has its instructions: such a
 //! value comes from detection only. That is what makes the methods safe to call.
@@ -6,45 +6,51 @@
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2::Avx2;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
-use super::avx512::Avx512;
-use super::portable::Portable;
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
+pub(crate) use portable::Portable;
 
 /// Lanes of an accumulator.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Fused multiply-adds each lane takes per block.
-pub(super) const STEPS: usize = 8;
+pub(crate) const STEPS: usize = 8;
 /// Columns of a block.
-pub(super) const BLOCK: usize = LANES * STEPS;
+pub(crate) const BLOCK: usize = LANES * STEPS;
 /// Bytes of codes that are loaded at once: a dword for each lane.
-pub(super) const RAW_BYTES: usize = 64;
+pub(crate) const RAW_BYTES: usize = 64;
 
 /// One f32 for each lane.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Lanes(pub(super) [f32; LANES]);
+pub(crate) struct Lanes(pub(crate) [f32; LANES]);
 
 impl Lanes {
-    pub(super) const ZERO: Self = Self([0.0; LANES]);
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
 }
 
 /// 128 columns of a row, in the order in which the lanes take them.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Block(pub(super) [Lanes; STEPS]);
+pub(crate) struct Block(pub(crate) [Lanes; STEPS]);
 
 impl Block {
-    pub(super) const ZERO: Self = Self([Lanes::ZERO; STEPS]);
+    pub(crate) const ZERO: Self = Self([Lanes::ZERO; STEPS]);
 }
 
 /// Weight rows that are multiplied, and whose lanes are added up, together.
-pub(super) const GROUP: usize = 4;
+pub(crate) const GROUP: usize = 4;
 
 /// An instruction set.
 ///
 /// The 16 lanes are `PARTS` vectors. No operation crosses lanes, except the sum at the end.
-pub(super) trait Isa: Copy + Send + Sync + 'static {
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `16 / PARTS` f32 lanes.
     type Vector: Copy;
     /// `64 / PARTS` bytes of codes.
@@ -61,6 +67,10 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     fn splat(self, value: f32) -> Self::Vector;
     fn load(self, lanes: &Lanes, part: usize) -> Self::Vector;
     fn store(self, value: Self::Vector, lanes: &mut Lanes, part: usize);
+    /// As `load`, from values that are aligned to nothing.
+    fn read(self, values: &[f32; LANES], part: usize) -> Self::Vector;
+    /// As `store`, to values that are aligned to nothing.
+    fn write(self, value: Self::Vector, values: &mut [f32; LANES], part: usize);
     /// `a * b + c` with one rounding.
     fn fma(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 
@@ -94,7 +104,7 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
 
 /// Work written once for all instruction sets. Implementations are `#[inline(always)]`, so that
 /// they are compiled inside [`Isa::enter`].
-pub(super) trait Task {
+pub(crate) trait Task {
     fn run<I: Isa>(self, isa: I);
 }
 
@@ -150,7 +160,7 @@ impl Level {
         }
     }
 
-    pub(super) fn run(self, task: impl Task) {
+    pub(crate) fn run(self, task: impl Task) {
         match self.0 {
             Kind::Portable(isa) => isa.enter(task),
             #[cfg(target_arch = "x86_64")]

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
+use super::{BLOCK, Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
 /// Proof that the CPU has AVX-512F and BW, AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Avx512(());
+pub(crate) struct Avx512(());
 
 impl Avx512 {
-    pub(super) fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx2")
@@ -47,6 +47,18 @@ impl Isa for Avx512 {
     fn store(self, value: __m512, lanes: &mut Lanes, _part: usize) {
         // SAFETY: the CPU has AVX-512F, and `Lanes` are 64 bytes aligned to 64.
         unsafe { _mm512_store_ps(lanes.0.as_mut_ptr(), value) }
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32; LANES], _part: usize) -> __m512 {
+        // SAFETY: the CPU has AVX-512F, and `values` has the 64 bytes of an unaligned load.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn write(self, value: __m512, values: &mut [f32; LANES], _part: usize) {
+        // SAFETY: the CPU has AVX-512F, and `values` has the 64 bytes of an unaligned store.
+        unsafe { _mm512_storeu_ps(values.as_mut_ptr(), value) }
     }
 
     #[inline(always)]
