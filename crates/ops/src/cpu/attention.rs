@@ -6,6 +6,8 @@
 //!
 //! Source: `Attention.forward` and `sparse_attn` of the official release.
 
+use std::cell::Cell;
+
 use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use rayon::prelude::*;
@@ -14,9 +16,9 @@ use crate::cpu::cache::{CpuCache, unpack_kv};
 use crate::cpu::heads::{HEADS, Heads, KEY_BLOCK, KvRow};
 use crate::cpu::rope::Rotation;
 use crate::cpu::tensor::HostTensor;
-use crate::cpu::{CpuOps, in_parallel};
+use crate::cpu::{CpuOps, INLINE_WORK};
 use crate::layer::AttentionWeights;
-use crate::{Batch, OpError, SequenceSlice};
+use crate::{Batch, KvFormat, OpError, SequenceSlice};
 
 use super::indexer::Selection;
 
@@ -42,7 +44,16 @@ pub(crate) fn attend_heads(
     }
 }
 
+thread_local! {
+    /// Memory for unpacked rows, kept from call to call: fresh memory costs more than unpacking.
+    static KEYS: Cell<SequenceKeys> = const {
+        Cell::new(SequenceKeys { first: 0, window: Vec::new(), entries: Vec::new() })
+    };
+    static GATHERED: Cell<Vec<KvRow>> = const { Cell::new(Vec::new()) };
+}
+
 /// All KV rows a sequence's rows may need, unpacked.
+#[derive(Default)]
 struct SequenceKeys {
     /// Position of `window[0]`.
     first: usize,
@@ -74,7 +85,8 @@ impl CpuOps {
         }
         let mut out = HostTensor::zeros(n_tokens, q.cols);
         for sequence in &batch.sequences {
-            let keys = sequence_keys(kv, sequence, batch.blocks_of(sequence), cache, layer);
+            let mut keys = KEYS.take();
+            keys.fill(kv, sequence, batch.blocks_of(sequence), cache, layer);
             let rows = sequence.rows();
             let out = &mut out.data[rows.start * q.cols..rows.end * q.cols];
             let row = |(row, out): (usize, &mut [f32])| {
@@ -87,6 +99,7 @@ impl CpuOps {
             } else {
                 out.chunks_exact_mut(q.cols).enumerate().for_each(row);
             }
+            KEYS.set(keys);
         }
         for sequence in &batch.sequences {
             let keep = sequence.positions().len().min(cache.spec.window_rows());
@@ -117,18 +130,14 @@ impl CpuOps {
         let window_first = (position + 1).saturating_sub(WINDOW);
         let window: Vec<&KvRow> =
             keys.window[window_first - keys.first..=position - keys.first].iter().collect();
-        let gathered: Vec<KvRow> = match (kind, selection) {
-            (LayerKind::Csa, Some(selection)) => selection.rows[row]
-                .iter()
-                .map(|&entry| {
-                    let mut values = [0.0; HEAD_DIM];
-                    let stored = cache.entry(layer, batch.blocks_of(sequence), entry as usize);
-                    unpack_kv(cache.spec.kv, stored, &mut values);
-                    values
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
+        let mut gathered = GATHERED.take();
+        gathered.clear();
+        if let (LayerKind::Csa, Some(selection)) = (kind, selection) {
+            for &entry in &selection.rows[row] {
+                let stored = cache.entry(layer, batch.blocks_of(sequence), entry as usize);
+                push_row(&mut gathered, cache.spec.kv, stored);
+            }
+        }
         let compressed: Vec<&KvRow> = match kind {
             LayerKind::Hca => keys.entries[..kind.n_entries(position + 1)].iter().collect(),
             _ => gathered.iter().collect(),
@@ -153,6 +162,7 @@ impl CpuOps {
         } else {
             attend(((heads, sinks), outs));
         }
+        GATHERED.set(gathered);
     }
 
     /// `q` per head: norm, rope. In place.
@@ -185,40 +195,49 @@ impl CpuOps {
     }
 }
 
-/// Unpacks the window rows before this step and, on ratio-128 layers, every visible entry.
-fn sequence_keys(
-    kv: &HostTensor,
-    sequence: &SequenceSlice,
-    blocks: &[u32],
-    cache: &CpuCache,
-    layer: usize,
-) -> SequenceKeys {
-    let positions = sequence.positions();
-    let first = (positions.start + 1).saturating_sub(WINDOW);
-    let format = cache.spec.kv;
-    let unpack = |stored: &[u8]| {
-        let mut values = [0.0; HEAD_DIM];
-        unpack_kv(format, stored, &mut values);
-        values
-    };
-    let mut window: Vec<KvRow> = (first..positions.start)
-        .map(|position| unpack(cache.window_row(layer, sequence.slot as usize, position)))
-        .collect();
-    window.extend(sequence.rows().map(|row| {
-        let mut values = [0.0; HEAD_DIM];
-        values.copy_from_slice(kv.row(row));
-        values
-    }));
-    let entries = match cache.layers[layer].kind {
-        kind @ LayerKind::Hca => {
-            let n_entries = kind.n_entries(positions.end);
-            in_parallel(n_entries * HEAD_DIM, 0..n_entries, |entry| {
-                unpack(cache.entry(layer, blocks, entry))
-            })
+impl SequenceKeys {
+    /// Unpacks the window rows before this step and, on ratio-128 layers, every visible entry.
+    fn fill(
+        &mut self,
+        kv: &HostTensor,
+        sequence: &SequenceSlice,
+        blocks: &[u32],
+        cache: &CpuCache,
+        layer: usize,
+    ) {
+        let positions = sequence.positions();
+        let format = cache.spec.kv;
+        self.first = (positions.start + 1).saturating_sub(WINDOW);
+        self.window.clear();
+        for position in self.first..positions.start {
+            let stored = cache.window_row(layer, sequence.slot as usize, position);
+            push_row(&mut self.window, format, stored);
         }
-        _ => Vec::new(),
-    };
-    SequenceKeys { first, window, entries }
+        for row in sequence.rows() {
+            self.window.extend_from_slice(kv.row(row).as_chunks().0);
+        }
+        let n_entries = match cache.layers[layer].kind {
+            kind @ LayerKind::Hca => kind.n_entries(positions.end),
+            LayerKind::Window | LayerKind::Csa => 0,
+        };
+        self.entries.resize(n_entries, [0.0; HEAD_DIM]);
+        let unpack = |(entry, row): (usize, &mut KvRow)| {
+            unpack_kv(format, cache.entry(layer, blocks, entry), row);
+        };
+        if n_entries * HEAD_DIM < INLINE_WORK {
+            self.entries.iter_mut().enumerate().for_each(unpack);
+        } else {
+            self.entries.par_iter_mut().enumerate().for_each(unpack);
+        }
+    }
+}
+
+/// Unpacks one more row.
+fn push_row(rows: &mut Vec<KvRow>, format: KvFormat, stored: &[u8]) {
+    rows.push([0.0; HEAD_DIM]);
+    if let Some(row) = rows.last_mut() {
+        unpack_kv(format, stored, row);
+    }
 }
 
 /// Attention of one head over a plain list of keys: the operator without a cache, as the unit

@@ -9,12 +9,13 @@
 use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, NOPE_DIM};
 use fathom_core::num::{
-    Ue8m0, e2m1_from_f32, e2m1_to_f32, e4m3_from_f32, e4m3_to_f32, fp4_block_scale, fp8_block_scale,
+    Ue8m0, e2m1_from_f32, e2m1_to_f32, e4m3_from_f32, fp4_block_scale, fp8_block_scale,
 };
 use half::bf16;
 
 use crate::cache_spec::{BLOCK_TOKENS, CacheSpec, IndexKeyFormat, KvFormat};
 use crate::cpu::quant::{INDEX_BLOCK, KV_BLOCK, quantise_index, quantise_kv};
+use crate::cpu::simd::simd_fn;
 
 /// A layer's stores.
 #[derive(Debug)]
@@ -255,10 +256,21 @@ pub(crate) fn unpack_kv(format: KvFormat, row: &[u8], out: &mut [f32]) {
                 codes.chunks_exact(KV_BLOCK).zip(nope.chunks_exact_mut(KV_BLOCK)).zip(scales)
             {
                 let factor = Ue8m0::from_exponent(i32::from(*scale) - 127).to_f32();
-                for (out, code) in out.iter_mut().zip(codes) {
-                    *out = e4m3_to_f32(*code) * factor;
-                }
+                unpack_codes(codes, factor, out);
             }
+        }
+    }
+}
+
+simd_fn! {
+    /// `out = code * factor`, as [`fathom_core::num::e4m3_to_f32`] has it, without a table.
+    fn unpack_codes(codes: &[u8], factor: f32, out: &mut [f32]) {
+        // Sign to bit 31, exponent and mantissa to bits 20..27: too small by 2^120.
+        let scale = f32::from_bits((120 + 127) << 23);
+        for (out, code) in out.iter_mut().zip(codes) {
+            let spread = ((u32::from(*code) << 24) as i32 >> 4) as u32 & 0x87f0_0000;
+            let value = f32::from_bits(spread) * scale * factor;
+            *out = if *code & 0x7f == 0x7f { f32::NAN } else { value };
         }
     }
 }
@@ -333,8 +345,25 @@ fn get_bf16(row: &[u8], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fathom_core::num::round_bf16;
+    use fathom_core::num::{e4m3_to_f32, round_bf16};
     use proptest::prelude::*;
+
+    #[test]
+    fn every_code_unpacks_to_its_value_also_the_nans() {
+        let codes: Vec<u8> = (0..=255).collect();
+        for exponent in [-100, -7, 0, 3] {
+            let factor = 2.0_f32.powi(exponent);
+            let mut got = [0.0; 256];
+            unpack_codes(&codes, factor, &mut got);
+            for (code, got) in codes.iter().zip(got) {
+                let expected = e4m3_to_f32(*code) * factor;
+                assert!(
+                    got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan()),
+                    "{code}: {got} instead of {expected}"
+                );
+            }
+        }
+    }
 
     proptest! {
         #[test]
