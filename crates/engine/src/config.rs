@@ -7,6 +7,7 @@ use fathom_core::TokenId;
 use fathom_scheduler::{ConfigError, Limits, SchedulerConfig};
 
 use crate::runner::RunnerCapacity;
+use crate::speculate::SpeculationConfig;
 use crate::tier::TierConfig;
 
 /// How an engine serves what its runner has room for.
@@ -41,6 +42,8 @@ pub struct EngineConfig {
     pub cache_seed: u64,
     /// Where cached prefixes may go beside the runner's memory. Default: nowhere.
     pub tiers: TierConfig,
+    /// Whether and how tokens are guessed ahead. Never changes a token. Default: not.
+    pub speculation: SpeculationConfig,
 }
 
 impl Default for EngineConfig {
@@ -60,6 +63,7 @@ impl Default for EngineConfig {
             // The standard library seeds its hash maps from the system's randomness.
             cache_seed: RandomState::new().build_hasher().finish(),
             tiers: TierConfig::default(),
+            speculation: SpeculationConfig::default(),
         }
     }
 }

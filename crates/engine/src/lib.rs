@@ -7,6 +7,7 @@
 //!   parts;
 //! - [`runner`]: the boundary to the model; [`rank`]: the model behind it; [`scripted`]: a runner
 //!   without one;
+//! - [`speculate`]: tokens guessed ahead and verified;
 //! - `tier`: lower tiers of the prefix cache; `tier_copies`: copying from and to the runner.
 
 mod batch_build;
@@ -18,6 +19,7 @@ pub mod rank;
 pub mod runner;
 pub mod sample;
 pub mod scripted;
+pub mod speculate;
 pub mod stats;
 pub mod step_loop;
 pub mod stream;
@@ -31,10 +33,11 @@ pub use handle::{
 };
 pub use rank::RankRunner;
 pub use runner::{
-    RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError, StepInput, StepOutput,
-    StepRunner,
+    DraftInput, RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError, StepInput,
+    StepOutput, StepRunner,
 };
 pub use scripted::ScriptedRunner;
+pub use speculate::{DraftMethod, DraftRequest, Drafter, SpeculationConfig};
 pub use stats::EngineStats;
 pub use step_loop::StartError;
 pub use stream::{RequestTimes, TokenStream};

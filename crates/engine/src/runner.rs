@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fathom_core::{SamplingParams, TokenId};
 use fathom_ops::Batch;
 
 /// What a runner has room for; constant for its life.
@@ -45,6 +46,21 @@ pub struct StepInput {
     pub batch: Batch,
     /// Slot to snapshot, after the batch.
     pub captures: Vec<SnapshotCopy>,
+}
+
+/// A sequence that a draft model should continue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DraftInput {
+    /// The sequence's slot.
+    pub slot: u32,
+    /// Position of `token`; all tokens before it, and no others, have run and were accepted.
+    pub position: u32,
+    /// The sequence's newest token.
+    pub token: TokenId,
+    /// Tokens wanted after it, at least 1 and at most [`StepRunner::max_drafts`].
+    pub n_drafts: u32,
+    /// How the request chooses tokens.
+    pub sampling: Arc<SamplingParams>,
 }
 
 /// Logits on the host, reused from step to step.
@@ -107,6 +123,30 @@ pub trait StepRunner: Send {
     /// # Errors
     /// [`StepError`]; a panic counts as [`StepError::Device`].
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError>;
+
+    /// Tokens at a sequence's end that may be run and then taken back, by running other tokens at
+    /// their positions in a later step; 0 if none can.
+    fn max_drafts(&self) -> u32 {
+        0
+    }
+
+    /// Whether [`StepRunner::draft`] works.
+    fn has_draft_model(&self) -> bool {
+        false
+    }
+
+    /// Guesses how sequences go on: appends the guesses for `input[i]` to `drafts[i]`.
+    ///
+    /// # Errors
+    /// [`StepError`], which always counts as [`StepError::Device`].
+    fn draft(
+        &mut self,
+        input: &Arc<Vec<DraftInput>>,
+        drafts: &mut [Vec<TokenId>],
+    ) -> Result<(), StepError> {
+        let _ = (input, drafts);
+        Err(StepError::Device { message: "this runner has no draft model".to_owned() })
+    }
 
     /// The layout of cache state that can be copied to lower tiers and back; `None` if none can.
     fn state_layout(&self) -> Option<StateLayout> {

@@ -2,8 +2,10 @@
 //!
 //! [`ScriptedRunner`] keeps token ids in its KV blocks and a running hash in its slots and
 //! snapshots, and reads them back the way a model would. A wrong block, slot or snapshot is
-//! therefore noticed: the runner panics instead of answering.
+//! therefore noticed: the runner panics instead of answering. So is a sequence that takes back more
+//! tokens than it may.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use fathom_ops::BLOCK_TOKENS;
 use crate::runner::{
     RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
 };
+use crate::speculate::MAX_DRAFTS;
 
 /// Logit of the scripted token; all others are 0. At temperatures up to 2 it always wins.
 const CHOSEN: f32 = 100.0;
@@ -36,13 +39,53 @@ pub enum Reply {
 /// Chooses the reply to prompt and answer so far. A script that panics is a step that panics.
 pub type Script = Box<dyn FnMut(&[TokenId]) -> Reply + Send>;
 
+/// What a slot holds: hashes of a sequence's tokens up to each of the last few.
+#[derive(Debug, Clone)]
+struct Slot {
+    /// Number of the newest token.
+    len: u32,
+    /// Hash of the first `len` tokens last, and those before it.
+    hashes: VecDeque<u64>,
+}
+
+impl Slot {
+    fn new((hash, len): (u64, u32)) -> Self {
+        Self { len, hashes: VecDeque::from([hash]) }
+    }
+
+    fn push(&mut self, token: TokenId) {
+        let hash = self.hashes.back().copied().unwrap_or_default();
+        self.hashes.push_back(mix(hash, token));
+        self.len += 1;
+        if self.hashes.len() > MAX_DRAFTS + 1 {
+            self.hashes.pop_front();
+        }
+    }
+
+    /// Goes back to the first `len` tokens.
+    fn rewind(&mut self, len: u32) {
+        if len == 0 {
+            *self = Self::new((0, 0));
+        }
+        while self.len > len && self.hashes.len() > 1 {
+            self.hashes.pop_back();
+            self.len -= 1;
+        }
+    }
+
+    /// Hash of the first `len` tokens.
+    fn hash(&self, len: u32) -> Option<u64> {
+        let back = self.len.checked_sub(len)? as usize;
+        self.hashes.iter().rev().nth(back).copied()
+    }
+}
+
 /// Runs a script instead of a model.
 pub struct ScriptedRunner {
     capacity: RunnerCapacity,
     script: Script,
     step_time: Duration,
-    /// Hash and number of the tokens in each slot.
-    slots: Vec<(u64, u32)>,
+    slots: Vec<Slot>,
     snapshots: Vec<(u64, u32)>,
     blocks: Vec<TokenId>,
     sequence: Vec<TokenId>,
@@ -59,7 +102,7 @@ impl ScriptedRunner {
             capacity,
             script: Box::new(script),
             step_time: Duration::ZERO,
-            slots: vec![(0, 0); capacity.n_slots as usize],
+            slots: vec![Slot::new((0, 0)); capacity.n_slots as usize],
             snapshots: vec![(0, 0); capacity.n_snapshots as usize],
             blocks: vec![0; capacity.n_blocks as usize * BLOCK_TOKENS],
             sequence: Vec::new(),
@@ -122,34 +165,32 @@ impl StepRunner for ScriptedRunner {
         for copy in &input.restores {
             let snapshot = self.snapshots[copy.snapshot as usize];
             assert_eq!(snapshot.1, copy.position, "snapshot {} is another one", copy.snapshot);
-            self.slots[copy.slot as usize] = snapshot;
+            self.slots[copy.slot as usize] = Slot::new(snapshot);
         }
         for sequence in &batch.sequences {
-            let (mut hash, len) = match sequence.position {
-                0 => (0, 0),
-                _ => self.slots[sequence.slot as usize],
-            };
-            assert_eq!(len, sequence.position, "slot {} holds another state", sequence.slot);
+            let slot = &mut self.slots[sequence.slot as usize];
+            slot.rewind(sequence.position);
+            assert_eq!(slot.len, sequence.position, "slot {} holds another state", sequence.slot);
             let blocks = batch.blocks_of(sequence);
             for (position, &token) in sequence.positions().zip(&batch.tokens[sequence.rows()]) {
-                hash = mix(hash, token);
+                slot.push(token);
                 let block = blocks[position / BLOCK_TOKENS] as usize;
                 self.blocks[block * BLOCK_TOKENS + position % BLOCK_TOKENS] = token;
             }
-            self.slots[sequence.slot as usize] = (hash, sequence.positions().end as u32);
         }
 
         let vocab_size = vocab_size as usize;
         output.logits.clear();
         output.logits.resize(batch.logit_rows.len() * vocab_size, 0.0);
-        let mut sequences = batch.sequences.iter();
+        let mut sequences = batch.sequences.iter().peekable();
         for (index, &row) in batch.logit_rows.iter().enumerate() {
-            let sequence = sequences
-                .find(|sequence| sequence.rows().end == row as usize + 1)
-                .expect("logits are asked for at the end of a sequence's rows");
-            let reply = self.row(sequence.positions().end, batch.blocks_of(sequence));
+            while sequences.next_if(|of| of.rows().end <= row as usize).is_some() {}
+            let sequence = sequences.peek().expect("every row belongs to a sequence");
+            let end = sequence.positions().start + row as usize + 1 - sequence.rows().start;
+            let reply = self.row(end, batch.blocks_of(sequence));
             let hash = self.sequence.iter().fold(0, |hash, &token| mix(hash, token));
-            assert_eq!(hash, self.slots[sequence.slot as usize].0, "blocks and slot disagree");
+            let slot = &self.slots[sequence.slot as usize];
+            assert_eq!(Some(hash), slot.hash(end as u32), "blocks and slot disagree");
             let logits = &mut output.logits[index * vocab_size..(index + 1) * vocab_size];
             match reply {
                 Reply::Token(token) => match logits.get_mut(token as usize) {
@@ -172,11 +213,15 @@ impl StepRunner for ScriptedRunner {
             }
         }
         for copy in &input.captures {
-            let slot = self.slots[copy.slot as usize];
-            assert_eq!(slot.1, copy.position, "slot {} holds another state", copy.slot);
-            self.snapshots[copy.snapshot as usize] = slot;
+            let hash = self.slots[copy.slot as usize].hash(copy.position);
+            let hash = hash.expect("a slot is captured where it is or was a few tokens ago");
+            self.snapshots[copy.snapshot as usize] = (hash, copy.position);
         }
         Ok(())
+    }
+
+    fn max_drafts(&self) -> u32 {
+        MAX_DRAFTS as u32
     }
 
     fn state_layout(&self) -> Option<StateLayout> {
@@ -222,7 +267,7 @@ impl StepRunner for ScriptedRunner {
     }
 
     fn reset(&mut self) -> Result<(), StepError> {
-        self.slots.fill((u64::MAX, u32::MAX));
+        self.slots.fill(Slot::new((u64::MAX, u32::MAX)));
         self.snapshots.fill((u64::MAX, u32::MAX));
         self.blocks.fill(TokenId::MAX);
         Ok(())

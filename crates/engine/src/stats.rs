@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::speculate::MAX_DRAFTS;
+
 /// A cumulative histogram with fixed upper bounds, as Prometheus wants it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
@@ -149,6 +151,17 @@ pub struct TierCounts {
     pub disk_write_errors: u64,
 }
 
+/// Speculative decoding; arrays are by position among the drafts of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DraftCounts {
+    /// Times a sequence ran drafts in a step.
+    pub drafts: u64,
+    /// Draft tokens run.
+    pub drafted: [u64; MAX_DRAFTS],
+    /// Those of them that were accepted.
+    pub accepted: [u64; MAX_DRAFTS],
+}
+
 /// Counters since start, and gauges as of the last step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineStats {
@@ -170,6 +183,8 @@ pub struct EngineStats {
     pub cached_prompt_tokens: u64,
     /// Tokens sampled.
     pub completion_tokens: u64,
+    /// Speculative decoding.
+    pub drafts: DraftCounts,
     /// Gauges of KV memory.
     pub kv: KvUsage,
     /// Prefix-cache look-ups.
@@ -211,6 +226,7 @@ impl Default for EngineStats {
             prompt_tokens: 0,
             cached_prompt_tokens: 0,
             completion_tokens: 0,
+            drafts: DraftCounts::default(),
             kv: KvUsage::default(),
             cache: CacheCounts::default(),
             tiers: TierCounts::default(),

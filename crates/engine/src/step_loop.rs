@@ -1,7 +1,7 @@
 //! The engine's thread: commands in, steps, events out.
 //!
-//! One turn: read all commands, plan, build the batch, run it, sample, commit, report. Nothing here
-//! waits for a reader, and no lock is held across a step.
+//! One turn: read all commands, plan, build the batch, run it, sample, commit, report, draft. Nothing
+//! here waits for a reader, and no lock is held across a step.
 //!
 //! Invariants:
 //! - every request taken from the channel ends with one final event, by name or by dropping its
@@ -32,6 +32,7 @@ use crate::handle::{
 use crate::pace::Pace;
 use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
 use crate::sample::{RequestSampler, SampleScratch};
+use crate::speculate::{DraftMethod, Drafter, Speculation};
 use crate::stats::{CacheCounts, EngineStats, KvUsage, PhaseCounts};
 use crate::tier::DirectoryError;
 use crate::tier_copies::TierCopies;
@@ -54,6 +55,11 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     CacheDirectory(#[from] DirectoryError),
+    #[error(
+        "drafts of the MTP block were asked for, but the model has none or it was not loaded: choose \
+         another draft method, or none"
+    )]
+    NoDraftModel,
     #[error("the engine's thread cannot be started")]
     Thread(#[source] std::io::Error),
 }
@@ -65,6 +71,32 @@ impl EngineHandle {
     /// [`StartError`] if the limits cannot be obeyed, the cache directory cannot be used, or the
     /// system gives no thread.
     pub fn start(runner: Box<dyn StepRunner>, config: EngineConfig) -> Result<Self, StartError> {
+        Self::start_with(runner, None, config)
+    }
+
+    /// As [`EngineHandle::start`], with guesses of `drafter` instead of those that the configuration
+    /// names.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::start`].
+    pub fn start_with_drafter(
+        runner: Box<dyn StepRunner>,
+        drafter: Box<dyn Drafter>,
+        config: EngineConfig,
+    ) -> Result<Self, StartError> {
+        Self::start_with(runner, Some(drafter), config)
+    }
+
+    fn start_with(
+        runner: Box<dyn StepRunner>,
+        drafter: Option<Box<dyn Drafter>>,
+        config: EngineConfig,
+    ) -> Result<Self, StartError> {
+        let method = config.speculation.method;
+        if drafter.is_none() && method == DraftMethod::Mtp && !runner.has_draft_model() {
+            return Err(StartError::NoDraftModel);
+        }
+        let speculation = Speculation::new(&config.speculation, drafter, runner.max_drafts());
         let capacity = runner.capacity();
         let mut config = config;
         let copies = TierCopies::open(&mut config, runner.as_ref())?;
@@ -85,6 +117,7 @@ impl EngineHandle {
         let step_loop = StepLoop {
             pace,
             scheduler,
+            speculation,
             copies,
             runner,
             eos: config.eos_token_ids,
@@ -147,6 +180,7 @@ struct Active {
 
 struct StepLoop {
     scheduler: Scheduler,
+    speculation: Speculation,
     pace: Pace,
     copies: TierCopies,
     runner: Box<dyn StepRunner>,
@@ -312,7 +346,7 @@ impl StepLoop {
             self.input = Arc::default();
         }
         let input = Arc::get_mut(&mut self.input).expect("nobody else has a new input");
-        batch_build::build(&self.scheduler, &self.plan, input);
+        batch_build::build(&self.scheduler, &self.speculation, &self.plan, input);
 
         let before = Instant::now();
         let result = guard(|| self.runner.step(&self.input, &mut self.output));
@@ -323,12 +357,23 @@ impl StepLoop {
         let n_sampled = self.sample();
         self.scheduler.commit(&self.plan, &self.outcomes);
         self.pace.observe(self.plan.n_tokens(), self.plan.n_prefill_tokens(), started.elapsed());
-        self.count_step(n_sampled, started.elapsed(), model);
+        let took = started.elapsed();
+        self.count_step(n_sampled, took, model);
         self.report_ended(Instant::now(), None);
-        Ok(())
+        let (requests, runner) = (&self.requests, self.runner.as_mut());
+        let sampling = |index| {
+            let active = requests.get(index as usize).and_then(Option::as_ref);
+            active.map(|active| active.sampler.params())
+        };
+        let (speculation, scheduler) = (&mut self.speculation, &mut self.scheduler);
+        match guard(|| speculation.draft(&self.plan, took, scheduler, sampling, runner)) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose_device(&error),
+        }
     }
 
-    /// Samples every wanted row and sends its token. Returns the number of tokens.
+    /// Samples the wanted rows and sends their tokens: of an entry with drafts as long as a token
+    /// equals the draft that ran next. Returns the number of tokens.
     fn sample(&mut self) -> u64 {
         let now = Instant::now();
         self.outcomes.clear();
@@ -338,26 +383,41 @@ impl StepLoop {
             let active = self.requests[entry.index as usize]
                 .as_mut()
                 .expect("a planned sequence has a request");
-            let row = rows.next().expect("a runner returns one row per wanted row");
-            let position = entry.position + entry.n_tokens;
-            let sampled = catch_unwind(AssertUnwindSafe(|| {
-                active.sampler.sample(row, position, &self.eos, &mut self.scratch)
-            }));
-            let sampled = sampled.unwrap_or_else(|panic| {
-                Err(fathom_core::ConstraintError(message_of(panic)).into())
-            });
-            self.outcomes.push(match sampled {
-                Ok(sampled) => {
-                    let (id, logprob) = (sampled.token, sampled.logprob);
-                    active.events.send(TokenEvent::Token { id, logprob }, now);
-                    n_sampled += 1;
-                    Outcome { token: Some(id), end: sampled.end.map(End::Finished) }
+            let drafts = self.speculation.drafts(entry);
+            let mut n_accepted = 0;
+            let mut rows = rows.by_ref().take(1 + drafts.len());
+            loop {
+                let row = rows.next().expect("a runner returns one row per wanted row");
+                let position = entry.position + entry.n_tokens - entry.n_drafts + n_accepted as u32;
+                let sampled = catch_unwind(AssertUnwindSafe(|| {
+                    active.sampler.sample(row, position, &self.eos, &mut self.scratch)
+                }));
+                let sampled = sampled.unwrap_or_else(|panic| {
+                    Err(fathom_core::ConstraintError(message_of(panic)).into())
+                });
+                let sampled = match sampled {
+                    Ok(sampled) => sampled,
+                    Err(error) => {
+                        active.failure = Some(error);
+                        self.outcomes.push(Outcome::failed());
+                        break;
+                    }
+                };
+                let (id, logprob) = (sampled.token, sampled.logprob);
+                active.events.send(TokenEvent::Token { id, logprob }, now);
+                n_sampled += 1;
+                let is_draft = drafts.get(n_accepted) == Some(&id);
+                n_accepted += usize::from(is_draft);
+                let end = sampled.end.map(End::Finished);
+                let is_accepted_draft = is_draft && end.is_none();
+                self.outcomes.push(Outcome { token: Some(id), end, is_accepted_draft });
+                if !is_accepted_draft {
+                    break;
                 }
-                Err(error) => {
-                    active.failure = Some(error);
-                    Outcome::failed()
-                }
-            });
+            }
+            // Rows after a rejected draft are those of another text.
+            rows.for_each(drop);
+            self.speculation.note(entry, n_accepted);
         }
         n_sampled
     }
@@ -400,6 +460,7 @@ impl StepLoop {
         let mut stats = self.shared.stats();
         for ended in self.ended.drain(..) {
             let Some(mut active) = self.requests[ended.index as usize].take() else { continue };
+            self.speculation.end(ended.index);
             active.ticket = None;
             let counts = &mut stats.ended;
             let event = match ended.end {
@@ -444,10 +505,12 @@ impl StepLoop {
         let mut stats = self.shared.stats();
         stats.observe_step(step, model);
         stats.completion_tokens += n_sampled;
+        stats.drafts = self.speculation.counts();
         let entries = || self.plan.entries.iter();
         let decodes = entries().filter(|entry| entry.work == Work::Decode).count();
         if decodes > 0 {
-            stats.decode_tokens.observe(decodes as f64);
+            let n_tokens = self.plan.n_tokens() - self.plan.n_prefill_tokens();
+            stats.decode_tokens.observe(n_tokens.into());
             stats.decode_requests.observe(decodes as f64);
         }
         if decodes < self.plan.entries.len() {

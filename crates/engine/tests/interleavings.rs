@@ -2,9 +2,13 @@
 
 use fathom_core::{SamplingParams, TokenId};
 use fathom_engine::scripted::{Reply, hashed_token};
-use fathom_engine::{EngineConfig, EngineHandle, GenerateRequest, RunnerCapacity, ScriptedRunner};
+use fathom_engine::{
+    DraftMethod, EngineConfig, EngineHandle, GenerateRequest, RunnerCapacity, ScriptedRunner,
+    SpeculationConfig,
+};
 use proptest::prelude::*;
 
+use crate::prophet::{self, Prophet};
 use crate::support::{EOS, Ending, VOCABULARY, config, prompt, read};
 
 #[derive(Debug, Clone)]
@@ -62,10 +66,52 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 /// A runner whose distributions are spread out: the draw matters.
-fn engine(capacity: RunnerCapacity, config: EngineConfig) -> EngineHandle {
-    let runner =
-        ScriptedRunner::new(capacity, |tokens| Reply::Spread(hashed_token(tokens, u32::MAX)));
-    EngineHandle::start(Box::new(runner), config).unwrap()
+fn runner(capacity: RunnerCapacity) -> Box<ScriptedRunner> {
+    let script = |tokens: &[TokenId]| Reply::Spread(hashed_token(tokens, u32::MAX));
+    Box::new(ScriptedRunner::new(capacity, script))
+}
+
+/// Who drafts.
+#[derive(Debug, Clone)]
+enum Drafts {
+    None,
+    /// The text so far, as many as seem worth it.
+    Ngram,
+    /// Somebody who knows what comes, wrong at some of all positions.
+    Known {
+        max_drafts: u32,
+        right_of_8: usize,
+    },
+}
+
+fn drafts() -> impl Strategy<Value = Drafts> {
+    let known = (1..=8_u32, 0..=8_usize)
+        .prop_map(|(max_drafts, right_of_8)| Drafts::Known { max_drafts, right_of_8 });
+    prop_oneof![1 => Just(Drafts::None), 1 => Just(Drafts::Ngram), 3 => known]
+}
+
+fn engine(
+    capacity: RunnerCapacity,
+    config: EngineConfig,
+    drafts: &Drafts,
+    requests: &[GenerateRequest],
+    answers: &[Vec<TokenId>],
+) -> EngineHandle {
+    let speculation = SpeculationConfig { max_drafts: 8, ..SpeculationConfig::default() };
+    match *drafts {
+        Drafts::None => EngineHandle::start(runner(capacity), config).unwrap(),
+        Drafts::Ngram => {
+            let speculation = SpeculationConfig { method: DraftMethod::Ngram, ..speculation };
+            EngineHandle::start(runner(capacity), EngineConfig { speculation, ..config }).unwrap()
+        }
+        Drafts::Known { max_drafts, right_of_8 } => {
+            let errs = move |seed: u64, at: usize| {
+                (at * 13 + at / 8 + seed as usize % 8) % 8 >= right_of_8
+            };
+            let prophet = Prophet::new(requests, answers, VOCABULARY, errs);
+            prophet::start(runner(capacity), prophet, max_drafts, config)
+        }
+    }
 }
 
 fn small() -> impl Strategy<Value = (RunnerCapacity, EngineConfig)> {
@@ -86,14 +132,22 @@ fn small() -> impl Strategy<Value = (RunnerCapacity, EngineConfig)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn tokens_never_depend_on_what_else_runs(
         (capacity, config) in small(),
         requests in prop::collection::vec(request(), 1..12),
+        drafts in drafts(),
     ) {
-        let crowded = engine(capacity, config.clone());
+        let roomy = RunnerCapacity { n_slots: 1, n_blocks: 4, n_snapshots: 0, ..capacity };
+        let config_alone = EngineConfig { max_num_batched_tokens: 4096, ..config.clone() };
+        let alone = EngineHandle::start(runner(roomy), config_alone).unwrap();
+        let alone = |request: &Request| read(alone.submit(request.generate()).unwrap()).0;
+        let all_expected: Vec<Vec<TokenId>> = requests.iter().map(alone).collect();
+
+        let generate: Vec<_> = requests.iter().map(Request::generate).collect();
+        let crowded = engine(capacity, config, &drafts, &generate, &all_expected);
         let streams: Vec<_> =
             requests.iter().map(|request| crowded.submit(request.generate()).unwrap()).collect();
         let mut answers = Vec::new();
@@ -112,10 +166,7 @@ proptest! {
             answers.push(tokens);
         }
 
-        let roomy = RunnerCapacity { n_slots: 1, n_blocks: 4, n_snapshots: 0, ..capacity };
-        let alone = engine(roomy, EngineConfig { max_num_batched_tokens: 4096, ..config });
-        for (request, answer) in requests.iter().zip(answers) {
-            let (expected, _) = read(alone.submit(request.generate()).unwrap());
+        for ((request, answer), expected) in requests.iter().zip(answers).zip(all_expected) {
             if request.drop_after.is_some() {
                 prop_assert!(expected.starts_with(&answer));
             } else {

@@ -93,7 +93,7 @@ proptest! {
 
 /// Whether `counts` could come from `probabilities`: the chi-square statistic stays below its mean
 /// by less than five standard deviations. Seeds are fixed, so this never fails by chance.
-fn assert_follows(probabilities: &[f64], counts: &[u32]) {
+pub(crate) fn assert_follows(probabilities: &[f64], counts: &[u32]) {
     let n: u32 = counts.iter().sum();
     let mut statistic = 0.0;
     let mut freedom = -1.0_f64;

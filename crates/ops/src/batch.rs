@@ -89,6 +89,16 @@ impl Batch {
         }
     }
 
+    /// Appends tokens to the sequence that was pushed last, and asks for the logits of each. Its
+    /// blocks must cover them.
+    pub fn extend_last(&mut self, tokens: &[TokenId]) {
+        let Some(last) = self.sequences.last_mut() else { return };
+        last.n_tokens += tokens.len() as u32;
+        let first = self.tokens.len() as u32;
+        self.tokens.extend_from_slice(tokens);
+        self.logit_rows.extend(first..self.tokens.len() as u32);
+    }
+
     /// Forgets all sequences and keeps the memory.
     pub fn clear(&mut self) {
         self.tokens.clear();

@@ -1,7 +1,7 @@
-//! What a step is, and how it is put together: all decodes, then prefill chunks.
+//! What a step is, and how it is put together: all decodes with their drafts, then prefill chunks.
 //!
 //! Decodes come first, so a long prompt never delays running answers by more than the step's token
-//! budget. What is left of the budget goes to prefill in turns of a quarter of it each: most
+//! budget. Drafts get half of what one token per decode leaves. What is left of the budget goes to prefill in turns of a quarter of it each: most
 //! urgent first, then the user with the least service, then round by round the earliest arrival.
 //! Chunks end on block boundaries where possible, and always where a snapshot is due.
 //!
@@ -13,7 +13,6 @@ use std::time::Duration;
 use fathom_core::RequestId;
 
 use crate::BLOCK_TOKENS;
-use crate::keys::BlockKey;
 use crate::lower::{Admission, Load};
 use crate::scheduler::Scheduler;
 use crate::sequence::{SequenceIndex, State};
@@ -23,7 +22,7 @@ use crate::sequence::{SequenceIndex, State};
 pub enum Work {
     /// Runs known tokens.
     Prefill,
-    /// Runs the newest token.
+    /// Runs the newest token, and guesses of those after it.
     Decode,
 }
 
@@ -38,12 +37,22 @@ pub struct PlanEntry {
     pub slot: u32,
     /// Position of the first token to run; all before it are in the cache.
     pub position: u32,
-    /// Tokens to run, at least 1.
+    /// Tokens to run, at least 1, drafts included.
     pub n_tokens: u32,
-    /// Whether the last token's logits are needed: it is the last known one.
+    /// The last so many of them are not the sequence's yet: whoever asked for drafts has them.
+    pub n_drafts: u32,
+    /// Whether the logits of the last known token are needed, and of all drafts after it.
     pub wants_logits: bool,
     /// Prefill or decode.
     pub work: Work,
+}
+
+impl PlanEntry {
+    /// Rows of logits that are needed.
+    #[must_use]
+    pub const fn n_logits(&self) -> u32 {
+        if self.wants_logits { 1 + self.n_drafts } else { 0 }
+    }
 }
 
 /// Before the step: the state of `slot` becomes that of `snapshot`, taken after `position` tokens.
@@ -59,7 +68,8 @@ pub struct Restore {
     pub index: SequenceIndex,
 }
 
-/// After the step: `snapshot` becomes the state of `slot`, which has run `position` tokens.
+/// After the step: `snapshot` becomes the state of `slot`, which has run `position` tokens. It is
+/// kept only if the sequence then has these tokens: drafts among them may be rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capture {
     /// Source.
@@ -70,7 +80,6 @@ pub struct Capture {
     pub position: u32,
     /// The sequence in the slot.
     pub index: SequenceIndex,
-    pub(crate) key: BlockKey,
     /// Whether it replaces the previous snapshot that the sequence took of its own progress.
     pub(crate) rolling: bool,
 }
@@ -147,15 +156,18 @@ impl Scheduler {
         self.expire(now);
         self.make_room_for_urgent();
         let budget = self.limits.max_num_batched_tokens();
-        let n_decodes = self.plan_decodes(plan);
-        self.plan_prefill(plan, (budget - n_decodes).min(self.prefill_limit));
+        let n_decode_tokens = self.plan_decodes(plan);
+        self.plan_prefill(plan, (budget - n_decode_tokens).min(self.prefill_limit));
         for entry in &plan.entries {
             self.sequences[entry.index as usize].in_flight = true;
         }
     }
 
-    /// Plans all decodes, the most urgent first, and returns their number.
+    /// Plans all decodes, the most urgent first, and returns the number of their tokens.
     fn plan_decodes(&mut self, plan: &mut StepPlan) -> u32 {
+        let most_decodes = (self.running.len() - self.n_prefill) as u32;
+        let mut for_drafts = (self.limits.max_num_batched_tokens() - most_decodes) / 2;
+        let mut n_tokens = 0;
         let mut place = 0;
         // The list shrinks from its end while victims are taken from it.
         while place < self.running.len() {
@@ -166,24 +178,29 @@ impl Scheduler {
                 if full && !self.extend_or_preempt(place) {
                     break;
                 }
-                let sequence = &self.sequences[index as usize];
+                let sequence = &mut self.sequences[index as usize];
                 let position = sequence.n_computed;
+                let n_drafts = sequence.take_drafts(for_drafts);
+                for_drafts -= n_drafts;
+                n_tokens += 1 + n_drafts;
                 plan.entries.push(PlanEntry {
                     id: sequence.id,
                     index,
                     slot: sequence.slot,
                     position,
-                    n_tokens: 1,
+                    n_tokens: 1 + n_drafts,
+                    n_drafts,
                     wants_logits: true,
                     work: Work::Decode,
                 });
-                if (position + 1).is_multiple_of(BLOCK_TOKENS) {
-                    self.plan_capture(plan, index, position + 1, true);
+                let end = position + 1 + n_drafts;
+                if end.is_multiple_of(BLOCK_TOKENS) {
+                    self.plan_capture(plan, index, end, true);
                 }
             }
             place += 1;
         }
-        plan.entries.len() as u32
+        n_tokens
     }
 
     /// Shares `budget` tokens among sequences with known tokens to run, starting waiting ones.
@@ -298,6 +315,7 @@ impl Scheduler {
                 slot: sequence.slot,
                 position,
                 n_tokens: end - position,
+                n_drafts: 0,
                 wants_logits: is_last,
                 work: Work::Prefill,
             });
@@ -313,7 +331,7 @@ impl Scheduler {
         self.cache.is_enabled().then(|| self.limits.snapshot_interval())
     }
 
-    /// Plans a snapshot of the sequence after `position` tokens, all of them known.
+    /// Plans a snapshot of the sequence after `position` tokens, the last of which may be drafts.
     fn plan_capture(
         &mut self,
         plan: &mut StepPlan,
@@ -325,12 +343,17 @@ impl Scheduler {
             return;
         }
         let sequence = &mut self.sequences[index as usize];
-        let n_blocks = position / BLOCK_TOKENS;
-        self.cache.extend_keys(sequence.root, &mut sequence.keys, &sequence.tokens, n_blocks);
-        let key = sequence.keys[n_blocks as usize - 1];
-        if let Some(snapshot) = self.cache.begin_capture(key) {
+        let snapshot = if position > sequence.len() {
+            // Which prefix it will be is not known yet, and so not whether it has a snapshot.
+            self.cache.take_snapshot()
+        } else {
+            let n_blocks = position / BLOCK_TOKENS;
+            self.cache.extend_keys(sequence.root, &mut sequence.keys, &sequence.tokens, n_blocks);
+            self.cache.begin_capture(sequence.keys[n_blocks as usize - 1])
+        };
+        if let Some(snapshot) = snapshot {
             let slot = sequence.slot;
-            plan.captures.push(Capture { slot, snapshot, position, index, key, rolling });
+            plan.captures.push(Capture { slot, snapshot, position, index, rolling });
         }
     }
 }

@@ -425,7 +425,8 @@ impl PrefixCache {
         self.take_snapshot()
     }
 
-    fn take_snapshot(&mut self) -> Option<u32> {
+    /// Reserves a snapshot slot, evicting the least recently used one if none is free.
+    pub(crate) fn take_snapshot(&mut self) -> Option<u32> {
         let capture = self.snapshots.begin_capture()?;
         if let Some(block) = capture.evicted_from
             && let Some(published) = &mut self.published[block as usize]

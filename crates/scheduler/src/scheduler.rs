@@ -185,9 +185,10 @@ impl Scheduler {
             started: false,
             charged: 0,
             granted: 0,
+            n_drafts: 0,
+            boundary: None,
             in_flight: false,
             cancelled: false,
-            failed: false,
             blocked_at: 0,
             load: None,
             n_loads: 0,
@@ -226,6 +227,16 @@ impl Scheduler {
     /// Limits the prefill tokens of the following steps, within their budget; at least 1.
     pub fn limit_prefill(&mut self, n_tokens: u32) {
         self.prefill_limit = n_tokens.max(1);
+    }
+
+    /// Asks for `n_drafts` guessed tokens to be verified in the next decode step of a sequence; it
+    /// may run fewer of them ([`PlanEntry::n_drafts`](crate::PlanEntry)). Ignored if the sequence
+    /// does not decode, and forgotten if it loses its slot.
+    pub fn want_drafts(&mut self, index: SequenceIndex, n_drafts: u32) {
+        let sequence = &mut self.sequences[index as usize];
+        if sequence.state == State::Decode {
+            sequence.n_drafts = n_drafts;
+        }
     }
 
     /// A sequence that was submitted and has not ended.
@@ -339,6 +350,7 @@ impl Scheduler {
         sequence.state = State::Waiting;
         sequence.n_computed = 0;
         sequence.n_published = 0;
+        sequence.n_drafts = 0;
         sequence.in_flight = false;
     }
 
@@ -371,7 +383,6 @@ impl Scheduler {
         });
         // Give the memory back: the entry may stay unused for long.
         sequence.state = State::Vacant;
-        sequence.failed = discard;
         sequence.tokens = Vec::new();
         sequence.blocks = Vec::new();
         sequence.keys = Vec::new();

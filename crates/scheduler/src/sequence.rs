@@ -105,11 +105,13 @@ pub struct Sequence {
     pub(crate) charged: u32,
     /// Prefill tokens granted in the plan being made.
     pub(crate) granted: u32,
+    /// Draft tokens it wants to run in its next decode step.
+    pub(crate) n_drafts: u32,
+    /// Key of the block that ended exactly where the last committed step did.
+    pub(crate) boundary: Option<BlockKey>,
     /// It is part of a plan that was not committed yet.
     pub(crate) in_flight: bool,
     pub(crate) cancelled: bool,
-    /// It failed: what it computed must not be reused.
-    pub(crate) failed: bool,
     /// Cache version at which it did not fit.
     pub(crate) blocked_at: u64,
     /// The load it waits for.
@@ -160,6 +162,21 @@ impl Sequence {
         } else {
             Phase::Decode
         }
+    }
+
+    /// Draft tokens that its next decode step could run: none after which the sequence would be too
+    /// long if all were accepted, and none past the next block boundary, where a snapshot may be due
+    /// that could not be taken of a step that ran further.
+    #[must_use]
+    pub fn room_for_drafts(&self) -> u32 {
+        let boundary = (self.n_computed / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+        boundary.min(self.max_len - 1).saturating_sub(self.n_computed + 1)
+    }
+
+    /// Draft tokens that the decode step being planned runs, of those it wanted, at most `budget`.
+    pub(crate) fn take_drafts(&mut self, budget: u32) -> u32 {
+        let wanted = std::mem::take(&mut self.n_drafts);
+        wanted.min(budget).min(self.room_for_drafts())
     }
 
     /// Where the next prefill chunk must end at the latest: at the next position where a snapshot

@@ -80,14 +80,21 @@ fn lower() -> impl Strategy<Value = Option<Lower>> {
     prop::option::of(tier.prop_map(|(capacity, delay, damage)| Lower::new(capacity, delay, damage)))
 }
 
+/// Drafts per step at most, and wrong ones in eight.
+fn drafting() -> impl Strategy<Value = (u32, u64)> {
+    prop_oneof![Just((0, 0)), (1..=4_u32, prop_oneof![Just(0), Just(1), Just(4), Just(8)])]
+}
+
 /// Performs the actions, then lets everything end; returns the plans.
 fn play(
     config: SchedulerConfig,
     lower: Option<Lower>,
+    drafting: (u32, u64),
     actions: &[Action],
 ) -> (Engine, Vec<StepPlan>) {
     let mut engine = Engine::new(SchedulerConfig { lower_tiers: lower.is_some(), ..config });
     engine.lower = lower;
+    engine.drafting = drafting;
     let mut plans = Vec::new();
     let id_of = |engine: &Engine, choice: usize| {
         RequestId(1 + (choice % engine.requests.len().max(1)) as u64)
@@ -131,7 +138,7 @@ fn play(
             }
             Action::FailedStep => {
                 if engine.plan() {
-                    engine.device.run(&engine.scheduler, &engine.plan, None);
+                    engine.device.run(&engine.scheduler, &engine.plan, &engine.drafts, None);
                     engine.scheduler.abort(&engine.plan);
                     engine.collect();
                     engine.scheduler.audit().unwrap();
@@ -170,9 +177,10 @@ proptest! {
     fn tokens_never_depend_on_what_else_runs(
         config in config(),
         lower in lower(),
+        drafting in drafting(),
         actions in prop::collection::vec(action(), 1..40),
     ) {
-        let (engine, _) = play(config, lower, &actions);
+        let (engine, _) = play(config, lower, drafting, &actions);
         engine.check_answers();
         engine.check_nothing_held();
     }
@@ -181,10 +189,11 @@ proptest! {
     fn the_same_calls_give_the_same_plans(
         config in config(),
         lower in lower(),
+        drafting in drafting(),
         actions in prop::collection::vec(action(), 1..15),
     ) {
-        let (_, first) = play(config.clone(), lower.clone(), &actions);
-        let (_, second) = play(config, lower, &actions);
+        let (_, first) = play(config.clone(), lower.clone(), drafting, &actions);
+        let (_, second) = play(config, lower, drafting, &actions);
         prop_assert_eq!(first, second);
     }
 }

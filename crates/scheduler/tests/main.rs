@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod drafts;
 mod fairness;
 mod interleavings;
 mod loading;

@@ -16,4 +16,4 @@ pub mod pipeline;
 pub mod rng;
 pub mod truncate;
 
-pub use pipeline::{RequestSampler, SampleScratch, Sampled};
+pub use pipeline::{RequestSampler, SampleScratch, Sampled, guess};

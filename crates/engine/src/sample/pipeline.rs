@@ -1,5 +1,7 @@
 //! The stages in their order, for one request.
 
+use std::sync::Arc;
+
 use fathom_core::{FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob};
 
 use super::logprobs::{highest, logprobs};
@@ -30,7 +32,7 @@ pub struct Sampled {
 
 /// How one request chooses its tokens.
 pub struct RequestSampler {
-    params: SamplingParams,
+    params: Arc<SamplingParams>,
     penalties: Penalties,
     constraint: Option<Box<dyn TokenConstraint>>,
     n_generated: u32,
@@ -45,7 +47,13 @@ impl RequestSampler {
         constraint: Option<Box<dyn TokenConstraint>>,
     ) -> Self {
         let penalties = Penalties::new(&params, prompt);
-        Self { params, penalties, constraint, n_generated: 0 }
+        Self { params: Arc::new(params), penalties, constraint, n_generated: 0 }
+    }
+
+    /// The request's parameters.
+    #[must_use]
+    pub const fn params(&self) -> &Arc<SamplingParams> {
+        &self.params
     }
 
     /// Chooses the token at `position` of the sequence from `logits` (`[vocab_size]`, consumed).
@@ -70,8 +78,7 @@ impl RequestSampler {
             scratch.raw.extend_from_slice(logits);
         }
         self.shape(logits, eos, scratch)?;
-        let token = self
-            .choose(logits, position, scratch)
+        let token = choose(&self.params, logits, position, scratch)
             .ok_or(GenerateError::NothingAllowed { position })?;
 
         let logprob = self.params.logprobs.map(|n_top| logprobs(&scratch.raw, token, n_top));
@@ -110,32 +117,6 @@ impl RequestSampler {
         Ok(())
     }
 
-    /// Temperature, filters and draw; `None` if every token is forbidden.
-    fn choose(
-        &self,
-        logits: &[f32],
-        position: u32,
-        scratch: &mut SampleScratch,
-    ) -> Option<TokenId> {
-        let (likeliest, most) = argmax(logits)?;
-        let SamplingParams { temperature, top_p, top_k, seed, choice, .. } = self.params;
-        // Temperatures too small to divide by are as good as zero.
-        if temperature < f32::MIN_POSITIVE || top_p <= 0.0 || top_k == 1 {
-            return Some(likeliest);
-        }
-        let noise = Noise::new(seed, choice, position);
-        let scale = 1.0 / f64::from(temperature);
-        if truncate::is_on(&self.params) {
-            truncate(&self.params, logits, most, &mut scratch.kept);
-            let score = |&(token, logit): &(TokenId, f32)| {
-                (f64::from(logit) - f64::from(most)) * scale + noise.gumbel(token)
-            };
-            let best = scratch.kept.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
-            return best.map(|&(token, _)| token);
-        }
-        Some(draw_from_all(logits, (likeliest, most), scale, &noise))
-    }
-
     fn end(&self, token: TokenId, eos: &[TokenId]) -> Option<FinishReason> {
         if !self.params.ignore_eos && eos.contains(&token) {
             Some(FinishReason::Eos)
@@ -145,6 +126,45 @@ impl RequestSampler {
             None
         }
     }
+}
+
+/// The token at `position` that a request with `params` would choose if a draft model's `logits`
+/// (`[vocab_size]`, consumed) were the target's: with the same bias, filters and noise, but without
+/// what depends on its history (penalties, constraint, `min_tokens`). `None` if there is none.
+pub fn guess(
+    params: &SamplingParams,
+    logits: &mut [f32],
+    position: u32,
+    scratch: &mut SampleScratch,
+) -> Option<TokenId> {
+    add_bias(&params.logit_bias, logits);
+    choose(params, logits, position, scratch)
+}
+
+/// Temperature, filters and draw; `None` if every token is forbidden.
+fn choose(
+    params: &SamplingParams,
+    logits: &[f32],
+    position: u32,
+    scratch: &mut SampleScratch,
+) -> Option<TokenId> {
+    let (likeliest, most) = argmax(logits)?;
+    let &SamplingParams { temperature, top_p, top_k, seed, choice, .. } = params;
+    // Temperatures too small to divide by are as good as zero.
+    if temperature < f32::MIN_POSITIVE || top_p <= 0.0 || top_k == 1 {
+        return Some(likeliest);
+    }
+    let noise = Noise::new(seed, choice, position);
+    let scale = 1.0 / f64::from(temperature);
+    if truncate::is_on(params) {
+        truncate(params, logits, most, &mut scratch.kept);
+        let score = |&(token, logit): &(TokenId, f32)| {
+            (f64::from(logit) - f64::from(most)) * scale + noise.gumbel(token)
+        };
+        let best = scratch.kept.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+        return best.map(|&(token, _)| token);
+    }
+    Some(draw_from_all(logits, (likeliest, most), scale, &noise))
 }
 
 /// The highest logit and its token, the lowest id on ties; `None` if all are negative infinity.
