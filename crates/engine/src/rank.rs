@@ -10,19 +10,23 @@
 //! - after a failure of the group nothing is trusted: [`StepRunner::reset`] makes new caches, new
 //!   communicators and new threads over the same weights.
 //!
-//! Not here: what a step contains (`scheduler`), sampling ([`crate::sample`]).
+//! Not here: what a step contains (`scheduler`), sampling ([`crate::sample`]), which rows of the MTP
+//! block run when (`draft_rows`).
+
+mod draft_rows;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use fathom_core::ParallelConfig;
-use fathom_model::Transformer;
+use fathom_core::{ParallelConfig, TokenId};
+use fathom_model::{ModelError, Transformer};
 use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
+use self::draft_rows::DraftRows;
 use crate::runner::{
-    RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
+    DraftInput, RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
 };
 
 /// One rank: its part of the weights, its cache, its end of the group.
@@ -30,6 +34,8 @@ struct Worker<O: Ops> {
     model: Arc<Transformer<O>>,
     cache: O::Cache,
     comm: Box<dyn Communicator>,
+    /// Present if the MTP block drafts.
+    drafts: Option<DraftRows>,
 }
 
 impl<O: Ops> Worker<O> {
@@ -39,7 +45,7 @@ impl<O: Ops> Worker<O> {
         comm: Box<dyn Communicator>,
     ) -> Result<Self, StepError> {
         let cache = model.new_cache(spec).map_err(|error| device(&error))?;
-        Ok(Self { model: Arc::clone(model), cache, comm })
+        Ok(Self { model: Arc::clone(model), cache, comm, drafts: DraftRows::new(spec) })
     }
 
     /// Restores, batch, captures; the logits of rank 0 go into `logits`.
@@ -48,17 +54,25 @@ impl<O: Ops> Worker<O> {
         for copy in &input.restores {
             ops.restore(&mut self.cache, copy.snapshot, copy.slot, copy.position)
                 .map_err(|error| device(&error))?;
+            if let Some(drafts) = &mut self.drafts {
+                drafts.restore(copy.slot, copy.position);
+            }
         }
         if input.batch.n_tokens() > 0 {
-            let comm = self.comm.as_ref();
+            let (batch, cache, comm) = (&input.batch, &mut self.cache, self.comm.as_ref());
             let output = self
                 .model
-                .forward(&input.batch, &mut self.cache, comm, false, &mut fathom_model::NoProbe)
+                .forward(batch, cache, comm, self.drafts.is_some(), &mut fathom_model::NoProbe)
                 .map_err(|error| device(&error))?;
             if let Some(tensor) = output.logits
                 && comm.rank().index() == 0
             {
                 *logits = ops.download(&tensor).map_err(|error| device(&error))?;
+            }
+            if let (Some(drafts), Some(x)) = (&mut self.drafts, &output.copies) {
+                drafts
+                    .follow(&self.model, batch, x, &input.captures, cache, comm)
+                    .map_err(|error| device(&error))?;
             }
         }
         for copy in &input.captures {
@@ -73,6 +87,7 @@ impl<O: Ops> Worker<O> {
 #[derive(Clone)]
 enum Order {
     Step(Arc<StepInput>),
+    Draft(Arc<Vec<DraftInput>>),
     Read(Arc<[StateRef]>),
     Write(Arc<Vec<(StateRef, Bytes)>>),
 }
@@ -80,6 +95,7 @@ enum Order {
 /// What a rank answers: rank 0 with the logits of a step, the others with none.
 enum Done {
     Logits(Vec<f32>),
+    Drafts(Vec<Vec<TokenId>>),
     State(Vec<Bytes>),
     Written,
 }
@@ -91,9 +107,16 @@ impl<O: Ops> Worker<O> {
                 let mut logits = Vec::new();
                 self.run(input, &mut logits).map(|()| Done::Logits(logits))
             }
+            Order::Draft(input) => self.draft(input).map(Done::Drafts),
             Order::Read(items) => self.read(items).map(Done::State),
             Order::Write(items) => self.write(items).map(|()| Done::Written),
         }
+    }
+
+    fn draft(&mut self, input: &[DraftInput]) -> Result<Vec<Vec<TokenId>>, StepError> {
+        let drafts = self.drafts.as_mut().ok_or_else(|| device(&ModelError::NoMtp))?;
+        let comm = self.comm.as_ref();
+        drafts.draft(&self.model, input, &mut self.cache, comm).map_err(|error| device(&error))
     }
 
     fn read(&self, items: &[StateRef]) -> Result<Vec<Bytes>, StepError> {
@@ -309,12 +332,44 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         }
     }
 
+    fn max_drafts(&self) -> u32 {
+        self.spec.spare_rows as u32
+    }
+
+    fn has_draft_model(&self) -> bool {
+        self.spec.draft_width > 0
+    }
+
+    fn draft(
+        &mut self,
+        input: &Arc<Vec<DraftInput>>,
+        drafts: &mut [Vec<TokenId>],
+    ) -> Result<(), StepError> {
+        let made = match &mut self.group {
+            Group::Inline(worker) => {
+                let model = Arc::clone(&worker.model);
+                model.ops().enter(|| worker.draft(input))?
+            }
+            Group::Threads(ranks) => match command(ranks, &Order::Draft(Arc::clone(input)))? {
+                Done::Drafts(made) => made,
+                Done::Logits(_) | Done::State(_) | Done::Written => Vec::new(),
+            },
+            Group::Gone => return Err(reset_failed()),
+        };
+        drafts.iter_mut().zip(made).for_each(|(draft, made)| draft.extend(made));
+        Ok(())
+    }
+
     fn state_layout(&self) -> Option<StateLayout> {
-        let CacheSpec { layers, kv, index_keys, .. } = &self.spec;
+        let CacheSpec { layers, kv, index_keys, draft_width, .. } = &self.spec;
+        let mut format = format!("{layers:?} {kv:?} {index_keys:?}");
+        if *draft_width > 0 {
+            format.push_str(&format!(" copies {draft_width}"));
+        }
         Some(StateLayout {
             block_bytes: self.spec.block_bytes(),
             snapshot_bytes: self.spec.snapshot_bytes(),
-            format: format!("{layers:?} {kv:?} {index_keys:?}"),
+            format,
         })
     }
 
@@ -323,7 +378,7 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             Group::Inline(worker) => worker.read(items)?,
             Group::Threads(ranks) => match command(&ranks[..1], &Order::Read(items.into()))? {
                 Done::State(state) => state,
-                Done::Logits(_) | Done::Written => Vec::new(),
+                Done::Logits(_) | Done::Drafts(_) | Done::Written => Vec::new(),
             },
             Group::Gone => return Err(reset_failed()),
         };

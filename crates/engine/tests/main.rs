@@ -5,8 +5,11 @@
 mod ending;
 mod faults;
 mod interleavings;
+mod mtp;
 mod nano;
+mod prophet;
 mod sampling;
 mod serving;
+mod speculation;
 mod support;
 mod tiers;

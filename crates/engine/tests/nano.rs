@@ -6,7 +6,8 @@ use fathom_core::{Numerics, ParallelConfig, SamplingParams, TokenId, Usage};
 use fathom_engine::sample::{RequestSampler, SampleScratch};
 use fathom_engine::stats::TierCounts;
 use fathom_engine::{
-    EngineConfig, EngineHandle, EngineStats, GenerateRequest, RankRunner, StepRunner, TierConfig,
+    EngineConfig, EngineHandle, EngineStats, GenerateRequest, RankRunner, SpeculationConfig,
+    StepRunner, TierConfig,
 };
 use fathom_model::session::Rows;
 use fathom_model::{LoadOptions, NoProbe, Session, Transformer};
@@ -16,12 +17,17 @@ use fathom_weights::Checkpoint;
 
 use crate::support::{Ending, read};
 
-const EOS: TokenId = 1;
+pub(crate) const EOS: TokenId = 1;
 
-fn load(numerics: Numerics, parallel: ParallelConfig) -> Vec<Transformer<CpuOps>> {
+/// Loads every rank's part of the golden model, with its MTP block or without.
+pub(crate) fn load(
+    numerics: Numerics,
+    parallel: ParallelConfig,
+    mtp: bool,
+) -> Vec<Transformer<CpuOps>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let options = LoadOptions { mtp: false };
+    let options = LoadOptions { mtp };
     let rank = |index| {
         let rank = parallel.rank(index).unwrap();
         Transformer::load(CpuOps::new(numerics), &checkpoint, rank, options, &mut |_| {}).unwrap()
@@ -30,17 +36,32 @@ fn load(numerics: Numerics, parallel: ParallelConfig) -> Vec<Transformer<CpuOps>
 }
 
 /// Slots, blocks and snapshots of a cache.
-struct Room(usize, usize, usize);
+pub(crate) struct Room(pub(crate) usize, pub(crate) usize, pub(crate) usize);
 
-fn runner(numerics: Numerics, parallel: ParallelConfig, room: &Room) -> Box<dyn StepRunner> {
-    let models = load(numerics, parallel);
+pub(crate) fn runner(
+    numerics: Numerics,
+    parallel: ParallelConfig,
+    room: &Room,
+) -> Box<dyn StepRunner> {
+    runner_of(load(numerics, parallel, false), parallel, room, 0)
+}
+
+/// A runner over `models` that can take back `spare_rows` tokens.
+pub(crate) fn runner_of(
+    models: Vec<Transformer<CpuOps>>,
+    parallel: ParallelConfig,
+    room: &Room,
+    spare_rows: usize,
+) -> Box<dyn StepRunner> {
+    let numerics = models[0].ops().numerics();
     let (kv, index_keys) = CacheSpec::formats_for(numerics);
     let spec = CacheSpec {
         layers: models[0].cache_layers().to_vec(),
         n_slots: room.0,
         n_blocks: room.1,
         n_snapshots: room.2,
-        spare_rows: 0,
+        spare_rows,
+        draft_width: models[0].draft_width(),
         kv,
         index_keys,
     };
@@ -48,12 +69,12 @@ fn runner(numerics: Numerics, parallel: ParallelConfig, room: &Room) -> Box<dyn 
     Box::new(RankRunner::new(models, parallel, spec, max_len).unwrap())
 }
 
-fn prompt(family: u32, n: u32) -> Vec<TokenId> {
+pub(crate) fn prompt(family: u32, n: u32) -> Vec<TokenId> {
     (0..n).map(|i| 2 + (i * 37 + i * i % 61 + family * 101) % 1000).collect()
 }
 
 /// Prompts around the boundaries of window, groups and blocks; some share their beginning.
-fn requests() -> Vec<GenerateRequest> {
+pub(crate) fn requests() -> Vec<GenerateRequest> {
     let sampled = |seed, max_tokens| SamplingParams {
         top_p: 0.9,
         presence_penalty: 0.5,
@@ -74,7 +95,7 @@ fn requests() -> Vec<GenerateRequest> {
 }
 
 /// What the model answers to one request, prompt in one piece, no engine involved.
-fn alone(model: &Transformer<CpuOps>, request: &GenerateRequest) -> Vec<TokenId> {
+pub(crate) fn alone(model: &Transformer<CpuOps>, request: &GenerateRequest) -> Vec<TokenId> {
     let max_len = request.prompt.len() + request.sampling.max_tokens as usize;
     let mut session = Session::new(model, &Solo, max_len, 0).unwrap();
     let mut sampler = RequestSampler::new(request.sampling.clone(), &request.prompt, None);
@@ -94,19 +115,25 @@ fn alone(model: &Transformer<CpuOps>, request: &GenerateRequest) -> Vec<TokenId>
     }
 }
 
-/// Answers of an engine to all requests at once, `rounds` times over, and what it counted.
+pub(crate) fn crowded_config(budget: u32) -> EngineConfig {
+    EngineConfig {
+        eos_token_ids: vec![EOS],
+        max_num_batched_tokens: budget,
+        snapshot_interval: 256,
+        ..EngineConfig::default()
+    }
+}
+
 fn crowded(
     runner: Box<dyn StepRunner>,
     budget: u32,
     rounds: usize,
 ) -> (Vec<Vec<TokenId>>, EngineStats) {
-    let config = EngineConfig {
-        eos_token_ids: vec![EOS],
-        max_num_batched_tokens: budget,
-        snapshot_interval: 256,
-        ..EngineConfig::default()
-    };
-    let engine = EngineHandle::start(runner, config).unwrap();
+    ask_all(&EngineHandle::start(runner, crowded_config(budget)).unwrap(), rounds)
+}
+
+/// Answers of an engine to all requests at once, `rounds` times over, and what it counted.
+pub(crate) fn ask_all(engine: &EngineHandle, rounds: usize) -> (Vec<Vec<TokenId>>, EngineStats) {
     let mut answers = Vec::new();
     for _ in 0..rounds {
         let streams: Vec<_> =
@@ -121,7 +148,7 @@ fn crowded(
 }
 
 fn assert_as_alone(numerics: Numerics) {
-    let models = load(numerics, ParallelConfig::default());
+    let models = load(numerics, ParallelConfig::default(), false);
     let expected: Vec<_> = requests().iter().map(|request| alone(&models[0], request)).collect();
 
     let roomy = runner(numerics, ParallelConfig::default(), &Room(8, 32, 16));
@@ -160,14 +187,16 @@ fn two_ranks_give_the_same_tokens_crowded_and_roomy() {
 }
 
 /// Asks an engine whose cache directory is `directory`, then stops it.
-fn ask_and_stop(
+pub(crate) fn ask_and_stop(
     runner: Box<dyn StepRunner>,
+    speculation: SpeculationConfig,
     directory: &Path,
     request: GenerateRequest,
 ) -> (Vec<TokenId>, Usage, TierCounts) {
     let config = EngineConfig {
         eos_token_ids: vec![EOS],
         max_num_batched_tokens: 512,
+        speculation,
         tiers: TierConfig { directory: Some(directory.to_owned()), ..TierConfig::default() },
         ..EngineConfig::default()
     };
@@ -179,8 +208,20 @@ fn ask_and_stop(
 
 /// Two turns of a conversation whose first prompt has `n_tokens` tokens, with a restart between.
 fn assert_resumes_after_a_restart(numerics: Numerics, parallel: ParallelConfig, n_tokens: u32) {
-    let directory = tempfile::tempdir().unwrap();
     let start = || runner(numerics, parallel, &Room(2, n_tokens as usize / 256 + 3, 4));
+    assert_same_after_a_restart(start, &SpeculationConfig::default(), n_tokens);
+}
+
+/// As above, over the runners that `start` makes.
+pub(crate) fn assert_same_after_a_restart(
+    start: impl Fn() -> Box<dyn StepRunner>,
+    speculation: &SpeculationConfig,
+    n_tokens: u32,
+) {
+    let directory = tempfile::tempdir().unwrap();
+    let ask_and_stop = |runner, directory: &Path, request| {
+        ask_and_stop(runner, speculation.clone(), directory, request)
+    };
     let first = GenerateRequest::new(prompt(7, n_tokens), SamplingParams::greedy(20));
     let (answer, usage, _) = ask_and_stop(start(), directory.path(), first);
     assert_eq!(usage.cached_tokens, 0);

@@ -4,7 +4,7 @@
 //! predict token `t + 2`. For a further draft it reads its own output copies at `t + 1`.
 //! It shares the embedding and the output head with the model.
 //!
-//! Not here: what to do with drafts (`fathom-engine`).
+//! Not here: which rows to run when, what to do with drafts (`fathom-engine`).
 
 use fathom_core::{LayerKind, RouterKind};
 use fathom_ops::Ops;

@@ -42,8 +42,17 @@ impl<'m, O: Ops> Session<'m, O> {
         let (kv, index_keys) = CacheSpec::formats_for(model.ops().numerics());
         let n_blocks = max_tokens.div_ceil(BLOCK_TOKENS).max(1);
         let layers = model.cache_layers().to_vec();
-        let spec =
-            CacheSpec { layers, n_slots: 1, n_blocks, n_snapshots: 0, spare_rows, kv, index_keys };
+        let spec = CacheSpec {
+            layers,
+            n_slots: 1,
+            n_blocks,
+            n_snapshots: 0,
+            spare_rows,
+            // Whoever drafts with a session keeps the copies.
+            draft_width: 0,
+            kv,
+            index_keys,
+        };
         let cache = model.new_cache(&spec)?;
         Ok(Self { model, comm, cache, blocks: (0..n_blocks as u32).collect(), position: 0 })
     }

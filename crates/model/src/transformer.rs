@@ -5,6 +5,7 @@
 //!   was part of;
 //! - all ranks run the same batches in the same order.
 
+use fathom_core::model_config::HC_MULT;
 use fathom_core::{LayerKind, ModelConfig, Rank, TokenId};
 use fathom_ops::{Batch, CacheSpec, Communicator, OpError, Ops};
 use fathom_weights::Checkpoint;
@@ -107,6 +108,13 @@ impl<O: Ops> Transformer<O> {
     #[must_use]
     pub fn cache_layers(&self) -> &[LayerKind] {
         &self.config.layer_kinds[..self.layers.len() + usize::from(self.mtp.is_some())]
+    }
+
+    /// Width of the copies that the cache must keep for the MTP block to draft
+    /// ([`CacheSpec::draft_width`]); 0 if it was not loaded.
+    #[must_use]
+    pub fn draft_width(&self) -> usize {
+        if self.mtp.is_some() { HC_MULT * self.config.hidden_size } else { 0 }
     }
 
     /// Allocates the cache stores of this rank.

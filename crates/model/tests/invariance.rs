@@ -54,7 +54,16 @@ fn shared_cache(model: &Model, n_slots: u32, n_snapshots: usize) -> CpuCache {
     let (kv, index_keys) = CacheSpec::formats_for(model.ops().numerics());
     let layers = model.cache_layers().to_vec();
     let (n_blocks, n_slots) = ((n_slots * N_BLOCKS) as usize, n_slots as usize);
-    let spec = CacheSpec { layers, n_slots, n_blocks, n_snapshots, spare_rows: 0, kv, index_keys };
+    let spec = CacheSpec {
+        layers,
+        n_slots,
+        n_blocks,
+        n_snapshots,
+        spare_rows: 0,
+        draft_width: 0,
+        kv,
+        index_keys,
+    };
     model.new_cache(&spec).unwrap()
 }
 

@@ -6,6 +6,7 @@
 //! | compressor state | slot, layers with compression | raw `u`, `s` rows in a ring, by position |
 //! | compressed KV | block | 64 rows (ratio 4) or 2 rows (ratio 128) |
 //! | indexer keys | block, ratio-4 layers | 64 rows |
+//! | copies | slot, if an MTP block drafts | the model's last `8 + spare_rows` output rows, a ring |
 //!
 //! Everything is addressed by position, nothing by a mutable flag: a slot needs no reset between
 //! requests, and a rejected draft is undone by overwriting it.
@@ -75,6 +76,9 @@ pub struct CacheSpec {
     pub n_snapshots: usize,
     /// Ring rows beyond what attention can see: as many as draft tokens may be rejected.
     pub spare_rows: usize,
+    /// Width of the copies that the MTP block reads (`4 * D`), which is then the last of `layers`; 0
+    /// if none drafts.
+    pub draft_width: usize,
     /// Format of window and compressed KV rows.
     pub kv: KvFormat,
     /// Format of indexer keys.
@@ -108,6 +112,28 @@ impl CacheSpec {
         }
     }
 
+    /// Rows of the ring of copies: those the MTP block has yet to run, and those that may be rejected.
+    #[must_use]
+    pub const fn copies_rows(&self) -> usize {
+        if self.draft_width == 0 { 0 } else { 8 + self.spare_rows }
+    }
+
+    /// Bytes of one row of copies: bf16 where the values are, else f32.
+    #[must_use]
+    pub const fn copies_row_bytes(&self) -> usize {
+        self.draft_width * if self.has_f32_copies() { 4 } else { 2 }
+    }
+
+    pub(crate) const fn has_f32_copies(&self) -> bool {
+        matches!(self.kv, KvFormat::F32)
+    }
+
+    /// Window rows of layer `layer` in a snapshot at `n`: the last 128, of a drafting MTP block
+    /// without the last one, which depends on token `n`.
+    pub(crate) const fn snapshot_rows(&self, layer: usize) -> usize {
+        if self.draft_width > 0 && layer + 1 == self.layers.len() { WINDOW - 1 } else { WINDOW }
+    }
+
     /// Compressed rows of one block in one layer.
     #[must_use]
     pub const fn rows_per_block(kind: LayerKind) -> usize {
@@ -126,12 +152,15 @@ impl CacheSpec {
 
     /// Bytes of one snapshot over all layers: what a slot needs, beside its blocks, to go on at a
     /// multiple of 128. At such a position no ratio-128 group is open, and of the ratio-4 groups
-    /// only the previous one's "a" half is read again.
+    /// only the previous one's "a" half is read again. With a drafting MTP block, the copies of the
+    /// last row are in it instead of that row of the block.
     #[must_use]
     pub fn snapshot_bytes(&self) -> usize {
-        let layer =
-            |kind: &LayerKind| WINDOW * self.kv.row_bytes() + Self::overlap_floats(*kind) * 4;
-        self.layers.iter().map(layer).sum()
+        let layer = |(layer, kind): (usize, &LayerKind)| {
+            self.snapshot_rows(layer) * self.kv.row_bytes() + Self::overlap_floats(*kind) * 4
+        };
+        let layers: usize = self.layers.iter().enumerate().map(layer).sum();
+        layers + self.copies_row_bytes()
     }
 
     /// f32 values of a layer's compressor state in a snapshot: 4 positions of `u` and `s`.
@@ -139,7 +168,7 @@ impl CacheSpec {
         if kind.has_indexer() { 4 * 2 * (HEAD_DIM + INDEX_HEAD_DIM) } else { 0 }
     }
 
-    /// Bytes of one slot over all layers: window rings and compressor state (f32 `u` and `s`).
+    /// Bytes of one slot over all layers: window rings, compressor state (f32 `u` and `s`), copies.
     #[must_use]
     pub fn slot_bytes(&self) -> usize {
         let layer = |kind: &LayerKind| {
@@ -147,7 +176,8 @@ impl CacheSpec {
             let state_width = kind.compressor_width() * (HEAD_DIM + index);
             self.window_rows() * self.kv.row_bytes() + self.state_rows(*kind) * state_width * 8
         };
-        self.layers.iter().map(layer).sum()
+        let layers: usize = self.layers.iter().map(layer).sum();
+        layers + self.copies_rows() * self.copies_row_bytes()
     }
 }
 
@@ -172,6 +202,7 @@ mod tests {
             n_blocks: 1,
             n_snapshots: 1,
             spare_rows: 0,
+            draft_width: 0,
             kv: KvFormat::Fp8,
             index_keys: IndexKeyFormat::Mxfp4,
         };
@@ -183,5 +214,14 @@ mod tests {
         assert_eq!(state, 12_206_080);
         assert_eq!(spec.slot_bytes(), window + state);
         assert_eq!(spec.snapshot_bytes(), window + 430_080);
+
+        // A drafting MTP block adds its window but for the last row, and 32 KiB of copies.
+        let mut layers = flash_layers();
+        layers.push(LayerKind::Window);
+        let drafting = CacheSpec { layers, spare_rows: 3, draft_width: 4 * 4096, ..spec };
+        assert_eq!(drafting.block_bytes(), 899_648);
+        assert_eq!(drafting.snapshot_bytes(), window + 430_080 + 127 * 584 + 32_768);
+        let spare = 3 * (44 * 584 + 21 * (8192 + 2048) + 20 * 4096);
+        assert_eq!(drafting.slot_bytes(), window + 74_752 + state + spare + 11 * 32_768);
     }
 }

@@ -14,6 +14,7 @@
 pub mod batch;
 pub mod cache_spec;
 pub mod comm;
+mod copies;
 pub mod cpu;
 pub mod cuda;
 pub mod error;

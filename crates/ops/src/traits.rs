@@ -446,6 +446,31 @@ pub trait HeadOps: Backend {
         comm: &dyn Communicator,
     ) -> Result<Self::Tensor, OpError>;
 
+    /// Keeps the copies `x [T, 4 * D]` of the rows of `batch`, of each sequence the last
+    /// [`CacheSpec::copies_rows`], by slot and position: an MTP block reads them when it knows the
+    /// next token, which may be steps later.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] if the shapes do not fit, or the cache keeps none.
+    fn keep_copies(
+        &self,
+        batch: &Batch,
+        x: &Self::Tensor,
+        cache: &mut Self::Cache,
+    ) -> Result<(), OpError>;
+
+    /// The copies `[R, 4 * D]` of the rows of `rows`, whose tokens are ignored: from `current`, a
+    /// batch with its copies that are not kept yet, where the row is in it, else as kept.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] if the shapes do not fit, or the cache keeps none.
+    fn kept_copies(
+        &self,
+        rows: &Batch,
+        current: Option<(&Batch, &Self::Tensor)>,
+        cache: &Self::Cache,
+    ) -> Result<Self::Tensor, OpError>;
+
     /// The four copies an MTP block starts from:
     /// `x0[j] = e_proj(rms(embed(next), enorm)) + h_proj(rms(x[j], hnorm))`.
     ///

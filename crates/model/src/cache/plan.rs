@@ -24,6 +24,8 @@ pub struct CacheRequest {
     pub max_num_seqs: usize,
     /// Draft tokens that may be rejected in one step; 0 without speculation.
     pub spare_rows: usize,
+    /// Width of the copies kept for an MTP block that drafts, the last of `layers`; 0 without one.
+    pub draft_width: usize,
     /// Bytes the stores may take; `None` for as many as every sequence at full length needs.
     pub budget_bytes: Option<u64>,
 }
@@ -73,8 +75,8 @@ impl MemoryPlan {
     /// [`PlanError::NoRoomForSlots`] or [`PlanError::NoRoomForOne`] if one sequence of full length
     /// beside all slots does not fit; both say what would.
     pub fn new(request: CacheRequest) -> Result<Self, PlanError> {
-        let CacheRequest { layers, numerics, max_model_len, max_num_seqs, spare_rows, .. } =
-            request;
+        let CacheRequest { layers, numerics, max_model_len, max_num_seqs, .. } = request;
+        let (spare_rows, draft_width) = (request.spare_rows, request.draft_width);
         for (what, value) in [("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs)] {
             if value == 0 {
                 return Err(PlanError::Zero { what });
@@ -89,6 +91,7 @@ impl MemoryPlan {
             n_blocks,
             n_snapshots: 0,
             spare_rows,
+            draft_width,
             kv,
             index_keys,
         };
@@ -259,6 +262,7 @@ mod tests {
             max_model_len,
             max_num_seqs: 1,
             spare_rows: 0,
+            draft_width: 0,
             budget_bytes: None,
         }
     }

@@ -77,6 +77,7 @@ fn run_batch(model: &Model, cases: &[&Case]) -> Vec<CaseRun> {
         n_blocks: 4 * cases.len(),
         n_snapshots: 0,
         spare_rows: 0,
+        draft_width: 0,
         kv,
         index_keys,
     };

@@ -81,6 +81,8 @@ impl StateRing {
 pub struct CpuCache {
     pub(crate) spec: CacheSpec,
     pub(crate) layers: Vec<LayerCache>,
+    /// `[n_slots][copies_rows]` rows of copies.
+    copies: Vec<u8>,
     /// `[n_snapshots]`, each [`CacheSpec::snapshot_bytes`]; empty until first captured.
     pub(crate) snapshots: Vec<Vec<u8>>,
 }
@@ -110,6 +112,7 @@ impl CpuCache {
         Self {
             spec: spec.clone(),
             layers: spec.layers.iter().map(layer).collect(),
+            copies: vec![0; spec.n_slots * spec.copies_rows() * spec.copies_row_bytes()],
             snapshots: vec![Vec::new(); spec.n_snapshots],
         }
     }
@@ -151,6 +154,35 @@ impl CpuCache {
         let start = (slot * ring + position % ring) * bytes;
         let LayerCache { window, pending, .. } = &mut self.layers[layer];
         window[start..start + bytes].copy_from_slice(&pending[row * bytes..(row + 1) * bytes]);
+    }
+
+    fn copies_range(&self, slot: usize, position: usize) -> std::ops::Range<usize> {
+        let (rows, bytes) = (self.spec.copies_rows(), self.spec.copies_row_bytes());
+        let start = (slot * rows + position % rows) * bytes;
+        start..start + bytes
+    }
+
+    /// Stored bytes of the copies of `position`; there must be a ring of copies.
+    pub(crate) fn copies_row(&self, slot: usize, position: usize) -> &[u8] {
+        &self.copies[self.copies_range(slot, position)]
+    }
+
+    /// The same, to write.
+    pub(crate) fn copies_row_mut(&mut self, slot: usize, position: usize) -> &mut [u8] {
+        let range = self.copies_range(slot, position);
+        &mut self.copies[range]
+    }
+
+    /// Stores the copies of `position`, `[draft_width]`.
+    pub(crate) fn keep_copies(&mut self, slot: usize, position: usize, values: &[f32]) {
+        let put = if self.spec.has_f32_copies() { put_f32 } else { put_bf16 };
+        put(values, self.copies_row_mut(slot, position));
+    }
+
+    /// Reads what [`keep_copies`](Self::keep_copies) stored.
+    pub(crate) fn kept_copies(&self, slot: usize, position: usize, out: &mut [f32]) {
+        let get = if self.spec.has_f32_copies() { get_f32 } else { get_bf16 };
+        get(self.copies_row(slot, position), out);
     }
 
     fn row_range(

@@ -6,13 +6,14 @@ use fathom_core::model_config::HC_MULT;
 use fathom_core::num::round_bf16;
 use fathom_core::{Group, TokenId};
 
+use crate::copies::{CopiesAt, locate};
 use crate::cpu::norm::rms_norm;
 use crate::cpu::tensor::{HostTensor, for_each_row};
-use crate::cpu::{CpuLinear, CpuOps};
+use crate::cpu::{CpuCache, CpuLinear, CpuOps};
 use crate::error::check_len;
 use crate::layer::{HcHead, MtpInputWeights, Norm};
 use crate::traits::HeadOps;
-use crate::{Communicator, OpError};
+use crate::{Batch, Communicator, OpError};
 
 impl HeadOps for CpuOps {
     fn hc_head(
@@ -46,6 +47,48 @@ impl HeadOps for CpuOps {
             }
         }
         Ok(logits)
+    }
+
+    fn keep_copies(
+        &self,
+        batch: &Batch,
+        x: &HostTensor,
+        cache: &mut CpuCache,
+    ) -> Result<(), OpError> {
+        const OP: &str = "keep_copies";
+        x.expect(OP, "x", batch.n_tokens(), cache.spec.draft_width)?;
+        for sequence in &batch.sequences {
+            let keep = sequence.rows().len().min(cache.spec.copies_rows());
+            for (row, position) in sequence.rows().zip(sequence.positions()).rev().take(keep) {
+                cache.keep_copies(sequence.slot as usize, position, x.row(row));
+            }
+        }
+        Ok(())
+    }
+
+    fn kept_copies(
+        &self,
+        rows: &Batch,
+        current: Option<(&Batch, &HostTensor)>,
+        cache: &CpuCache,
+    ) -> Result<HostTensor, OpError> {
+        const OP: &str = "kept_copies";
+        let width = cache.spec.draft_width;
+        if let Some((batch, x)) = current {
+            x.expect(OP, "x", batch.n_tokens(), width)?;
+        }
+        let mut out = HostTensor::zeros(rows.n_tokens(), width);
+        let places = locate(rows, current.map(|(batch, _)| batch));
+        for (out, place) in out.data.chunks_exact_mut(width.max(1)).zip(places) {
+            match place {
+                CopiesAt::Kept { slot, position } => cache.kept_copies(slot, position, out),
+                CopiesAt::Row(row) => {
+                    let (_, x) = current.expect("only a current batch has rows to be found in");
+                    out.copy_from_slice(x.row(row));
+                }
+            }
+        }
+        Ok(out)
     }
 
     fn mtp_input(

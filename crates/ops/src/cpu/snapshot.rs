@@ -5,6 +5,10 @@
 //! `n - 4 .. n` for attention, then for the indexer. Together with the blocks up to `n` that is
 //! everything a sequence needs to go on; nothing in it depends on the slot it came from.
 //!
+//! Row `t` of an MTP block depends on token `t + 1`. Where one drafts, the snapshot has its rows up to
+//! `n - 2` only, and at the end the copies of row `n - 1`, from which that row is run when token `n`
+//! is known: two sequences may share a prefix and differ right after it.
+//!
 //! Not here: which snapshots exist and which are evicted (`scheduler`).
 
 use fathom_core::LayerKind;
@@ -30,7 +34,7 @@ impl CpuCache {
         bytes.clear();
         bytes.reserve_exact(self.spec.snapshot_bytes());
         for (index, layer) in self.layers.iter().enumerate() {
-            for p in position - WINDOW..position {
+            for p in (position - WINDOW..).take(self.spec.snapshot_rows(index)) {
                 bytes.extend_from_slice(self.window_row(index, slot, p));
             }
             for (ring, width) in overlaps(layer.kind, &layer.state, &layer.key_state) {
@@ -40,6 +44,9 @@ impl CpuCache {
                     bytes.extend(values.flat_map(|x| x.to_le_bytes()));
                 }
             }
+        }
+        if self.spec.draft_width > 0 {
+            bytes.extend_from_slice(self.copies_row(slot, position - 1));
         }
         self.snapshots[snapshot as usize] = bytes;
         Ok(())
@@ -58,7 +65,7 @@ impl CpuCache {
         let mut rest = bytes.as_slice();
         let row_bytes = self.spec.kv.row_bytes();
         for index in 0..self.layers.len() {
-            for p in position - WINDOW..position {
+            for p in (position - WINDOW..).take(self.spec.snapshot_rows(index)) {
                 let (row, tail) = rest.split_at(row_bytes);
                 self.window_row_mut(index, slot, p).copy_from_slice(row);
                 rest = tail;
@@ -75,6 +82,9 @@ impl CpuCache {
                     }
                 }
             }
+        }
+        if self.spec.draft_width > 0 {
+            self.copies_row_mut(slot, position - 1).copy_from_slice(rest);
         }
         self.snapshots[snapshot as usize] = bytes;
         Ok(())

@@ -47,6 +47,8 @@ pub(crate) struct StateStore {
 pub struct DeviceCache {
     pub(crate) spec: CacheSpec,
     pub(crate) layers: Vec<LayerStores>,
+    /// `[n_slots][copies_rows]` rows of copies, bf16.
+    pub(crate) copies: Buffer,
     /// Empty until first captured.
     snapshots: Vec<Vec<u8>>,
 }
@@ -84,6 +86,7 @@ impl DeviceCache {
         Ok(Self {
             spec: spec.clone(),
             layers: spec.layers.iter().map(layer).collect::<Result<_, OpError>>()?,
+            copies: zeros(spec.n_slots * spec.copies_rows() * spec.copies_row_bytes())?,
             snapshots: vec![Vec::new(); spec.n_snapshots],
         })
     }
@@ -93,6 +96,12 @@ impl DeviceCache {
         (slot * ring + position % ring) * self.spec.kv.row_bytes()
     }
 
+    /// Row of the ring of copies that holds `position`; there must be such a ring.
+    pub(crate) fn copies_row(&self, slot: usize, position: usize) -> usize {
+        let rows = self.spec.copies_rows();
+        slot * rows + position % rows
+    }
+
     /// Runs `body(buffer, offset, bytes)` over everything a snapshot covers, in its order.
     fn snapshot_parts(
         &self,
@@ -100,8 +109,8 @@ impl DeviceCache {
         position: usize,
         mut body: impl FnMut(&Buffer, usize, usize) -> Result<(), OpError>,
     ) -> Result<(), OpError> {
-        for layer in &self.layers {
-            for p in position - WINDOW..position {
+        for (index, layer) in self.layers.iter().enumerate() {
+            for p in (position - WINDOW..).take(self.spec.snapshot_rows(index)) {
                 body(&layer.window, self.window_offset(slot, p), self.spec.kv.row_bytes())?;
             }
             if !layer.kind.has_indexer() {
@@ -114,6 +123,10 @@ impl DeviceCache {
                     body(&state.s, offset, 4 * half)?;
                 }
             }
+        }
+        if self.spec.draft_width > 0 {
+            let bytes = self.spec.copies_row_bytes();
+            body(&self.copies, self.copies_row(slot, position - 1) * bytes, bytes)?;
         }
         Ok(())
     }

@@ -3,13 +3,14 @@
 use fathom_core::TokenId;
 use fathom_core::model_config::{HC_MIX, HC_MULT};
 
+use super::DeviceCache;
 use super::device::{Arg, Buffer};
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, u32_bytes};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, MtpInputWeights, Norm};
 use crate::traits::{HcMix, HcPre, HeadOps, HyperConnectionOps};
-use crate::{Communicator, OpError};
+use crate::{Batch, Communicator, OpError};
 
 /// Channels of one block of the mixing products, in every copy. Fixed, so that the order of
 /// additions depends on the width alone.
@@ -344,6 +345,24 @@ impl HeadOps for CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         super::single_rank("logits", comm)?;
         self.linear(head, x, Element::F32)
+    }
+
+    fn keep_copies(
+        &self,
+        batch: &Batch,
+        x: &DeviceTensor,
+        cache: &mut DeviceCache,
+    ) -> Result<(), OpError> {
+        self.store_copies(batch, x, cache)
+    }
+
+    fn kept_copies(
+        &self,
+        rows: &Batch,
+        current: Option<(&Batch, &DeviceTensor)>,
+        cache: &DeviceCache,
+    ) -> Result<DeviceTensor, OpError> {
+        self.load_copies(rows, current, cache)
     }
 
     fn mtp_input(

@@ -12,6 +12,7 @@
 mod attention;
 mod cache;
 pub mod compile;
+mod copies;
 pub mod device;
 pub mod driver;
 mod experts;

@@ -31,6 +31,7 @@ fn spec(kind: LayerKind) -> CacheSpec {
         n_blocks: 4,
         n_snapshots: 2,
         spare_rows: 3,
+        draft_width: 0,
         kv: KvFormat::Fp8,
         index_keys: IndexKeyFormat::Mxfp4,
     }

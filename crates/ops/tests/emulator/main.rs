@@ -8,6 +8,7 @@
 mod attention;
 mod build;
 mod compare;
+mod copies;
 mod formats;
 mod hyper_connection;
 mod moe;
