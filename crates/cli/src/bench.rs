@@ -1,11 +1,13 @@
 //! `fathom bench`: how fast this machine computes, measured in this process. For `cargo xtask bench`.
 //!
 //! - `cpu`: prefill and decode of one sequence;
+//! - `drafts`: tokens per second with and without speculation, and how many guesses are accepted;
 //! - `memory`: decode of a synthetic checkpoint of Flash-like proportions against the speed at
 //!   which memory can be read ([`memory`]).
 //!
 //! Not here: a running server's throughput.
 
+mod drafts;
 mod memory;
 mod speed;
 
@@ -29,6 +31,8 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Prefill and decode of one sequence, greedy
     Cpu(CpuArgs),
+    /// Speculative decoding against plain decoding, in the same run
+    Drafts(DraftsArgs),
     /// Decode of a synthetic 2 GB checkpoint against reading memory
     Memory(MemoryArgs),
 }
@@ -65,6 +69,24 @@ struct CpuArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct DraftsArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Checkpoint directory; the embedded model by default
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Tokens to generate per sequence
+    #[arg(long, default_value_t = 256)]
+    tokens: u32,
+    /// Sequences at once
+    #[arg(long, default_value_t = 1)]
+    sequences: u32,
+    /// Guesses per step at most
+    #[arg(long, default_value_t = 3)]
+    num_speculative_tokens: u32,
+}
+
+#[derive(Debug, clap::Args)]
 struct MemoryArgs {
     #[command(flatten)]
     common: Common,
@@ -87,6 +109,17 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             let model = speed::load(&checkpoint, numerics)?;
             let result =
                 speed::prefill_and_decode(&model, &ids, args.decode_after, args.decode_tokens)?;
+            write(args.common.out.as_deref(), &result)
+        }
+        What::Drafts(args) => {
+            crate::threads::use_for_compute(args.common.threads)?;
+            let checkpoint = crate::open_checkpoint(args.model.as_deref())?;
+            let load = drafts::Load {
+                n_tokens: args.tokens,
+                n_sequences: args.sequences,
+                max_drafts: args.num_speculative_tokens,
+            };
+            let result = drafts::run(&checkpoint, args.common.numerics, &load)?;
             write(args.common.out.as_deref(), &result)
         }
         What::Memory(args) => {

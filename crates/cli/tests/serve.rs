@@ -126,6 +126,20 @@ fn a_directory_is_served_as_the_same_files_inside_the_binary_are() {
 }
 
 /// Files of cached state in a cache directory.
+#[test]
+fn tokens_guessed_ahead_change_no_answer_and_are_counted() {
+    let flags = ["--port", "0", "--threads", "1", "--max-model-len", "1024", "--max-num-seqs", "2"];
+    let plain = Server::start(&flags).ask("Say it again.").0;
+    for (who, in_banner) in [("mtp", "the MTP block"), ("ngram", "the text so far")] {
+        let server = Server::start(&[&flags[..], &["--speculate", who]].concat());
+        assert!(server.banner.contains(&format!("3 tokens guessed ahead by {in_banner}")));
+        assert_eq!(server.ask("Say it again.").0, plain);
+        let metrics = server.get("/metrics");
+        let counted = metrics.contains("fathom_spec_decode_accepted_tokens_total{");
+        assert!(counted, "{metrics}");
+    }
+}
+
 fn n_files(directory: &Path) -> usize {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let namespaces = entries.filter(|path| path.is_dir());

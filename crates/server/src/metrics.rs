@@ -6,6 +6,7 @@
 //! Not here: what the engine counts ([`fathom_engine::EngineStats`]); this module only renders it.
 
 mod cache;
+mod drafts;
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -217,6 +218,7 @@ fn render_engines(page: &mut Page, engines: &[(&ModelEntry, EngineStats)]) {
         page.sample("fathom_kv_blocks_cached", &labels, stats.kv.blocks_cached);
     }
     cache::render(page, engines);
+    drafts::render(page, engines);
     type OfStep = fn(&EngineStats) -> &Histogram;
     let batches: [(&str, &str, OfStep, OfStep); 2] = [
         (

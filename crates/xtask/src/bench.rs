@@ -1,7 +1,7 @@
 //! `cargo xtask bench NAME`: one benchmark, built for release.
 //!
 //! Most are targets of the `benches` member and report a rate. `cpu` is a comparison of whole
-//! programs ([`cpu`]).
+//! programs ([`cpu`]); `drafts` is `fathom bench drafts`, speculative decoding on and off.
 
 mod cpu;
 
@@ -16,13 +16,17 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     let targets = targets(workspace)?;
     match args.split_first() {
         Some((name, rest)) if name == "cpu" => cpu::run(workspace, rest),
+        Some((name, rest)) if name == "drafts" => {
+            let mut fathom = workspace.command(workspace.release_fathom()?);
+            succeeds(fathom.args(["bench", "drafts"]).args(rest))
+        }
         Some((name, rest)) if targets.contains(name) => {
             let mut command = workspace.cargo();
             command.args(["bench", "--locked", "--package", "fathom-benches", "--bench", name]);
             succeeds(command.arg("--").args(rest))
         }
         unknown => {
-            println!("benchmarks: cpu {}", targets.join(" "));
+            println!("benchmarks: cpu drafts {}", targets.join(" "));
             Ok(unknown.is_none())
         }
     }

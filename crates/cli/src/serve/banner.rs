@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use fathom_engine::DraftMethod;
+
 use super::config::ServeConfig;
 use super::load::Loaded;
 use super::memory::readable;
@@ -47,8 +49,11 @@ impl Banner {
                 counted(config.tensor_parallel_size, "rank"),
             ),
             steps: format!(
-                "{} tokens of context, {} sequences at once, {} tokens per step",
-                limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens
+                "{} tokens of context, {} sequences at once, {} tokens per step{}",
+                limits.max_model_len,
+                limits.max_num_seqs,
+                limits.max_num_batched_tokens,
+                guesses(config),
             ),
             cache: format!(
                 "{} per rank: {} tokens in {} blocks ({:.0} B per token), {} for {} slots, {} for \
@@ -68,6 +73,17 @@ impl Banner {
             needs_key: !config.server.keys.is_empty(),
         }
     }
+}
+
+/// What the steps line says about tokens that are guessed ahead.
+fn guesses(config: &ServeConfig) -> String {
+    let speculation = &config.speculation;
+    let who = match speculation.method {
+        DraftMethod::Off => return String::new(),
+        DraftMethod::Ngram => "the text so far",
+        DraftMethod::Mtp => "the MTP block",
+    };
+    format!(", up to {} tokens guessed ahead by {who}", speculation.max_drafts)
 }
 
 /// Where cached prefixes are kept, beside the KV cache.

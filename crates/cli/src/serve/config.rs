@@ -16,7 +16,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use fathom_core::Numerics;
 use fathom_core::numerics::UnknownNumerics;
-use fathom_engine::TierConfig;
+use fathom_engine::speculate::MAX_DRAFTS;
+use fathom_engine::{DraftMethod, SpeculationConfig, TierConfig};
 use fathom_server::config::{KeyConfig, ServerConfig};
 use serde::Deserialize;
 
@@ -77,9 +78,38 @@ pub(crate) struct EngineOptions {
     /// GiB of host memory for prefixes that the KV cache evicts [default: 0]
     #[arg(long, value_name = "GIB", env = "FATHOM_CACHE_HOST_GB")]
     pub(crate) cache_host_gb: Option<u32>,
+    /// Who guesses tokens ahead, to be verified together: ngram (the text so far), mtp (the model's
+    /// own block) or off; never changes an answer [default: off]
+    #[arg(long, value_name = "WHO", env = "FATHOM_SPECULATE")]
+    pub(crate) speculate: Option<Speculate>,
+    /// Tokens guessed ahead at most, 1 to 8; fewer where that is faster [default: 3]
+    #[arg(long, value_name = "N", env = "FATHOM_NUM_SPECULATIVE_TOKENS")]
+    pub(crate) num_speculative_tokens: Option<u32>,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", env = "FATHOM_THREADS")]
     pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// Who guesses tokens ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Speculate {
+    /// Nobody.
+    Off,
+    /// What followed the last tokens when they occurred before.
+    Ngram,
+    /// The model's MTP block, which is then loaded.
+    Mtp,
+}
+
+impl From<Speculate> for DraftMethod {
+    fn from(who: Speculate) -> Self {
+        match who {
+            Speculate::Off => Self::Off,
+            Speculate::Ngram => Self::Ngram,
+            Speculate::Mtp => Self::Mtp,
+        }
+    }
 }
 
 /// A numeric mode by its name, on the command line and in the file.
@@ -117,6 +147,8 @@ impl EngineOptions {
             cache_dir: self.cache_dir.or(file.cache_dir),
             cache_disk_gb: self.cache_disk_gb.or(file.cache_disk_gb),
             cache_host_gb: self.cache_host_gb.or(file.cache_host_gb),
+            speculate: self.speculate.or(file.speculate),
+            num_speculative_tokens: self.num_speculative_tokens.or(file.num_speculative_tokens),
             threads: self.threads.or(file.threads),
         }
     }
@@ -143,6 +175,8 @@ pub(crate) struct ServeConfig {
     pub(crate) kv_cache_memory_bytes: Option<u64>,
     /// Lower tiers of the prefix cache.
     pub(crate) tiers: TierConfig,
+    /// Tokens guessed ahead.
+    pub(crate) speculation: SpeculationConfig,
     /// Threads that compute; `None` for all processors.
     pub(crate) threads: Option<NonZeroUsize>,
 }
@@ -194,9 +228,26 @@ impl ServeConfig {
             directory: engine.cache_dir,
             disk_bytes: engine.cache_disk_gb.map_or(defaults.disk_bytes, bytes),
         };
+        let speculation = SpeculationConfig::default();
+        let speculation = SpeculationConfig {
+            method: engine.speculate.map_or(speculation.method, Into::into),
+            max_drafts: engine.num_speculative_tokens.unwrap_or(speculation.max_drafts),
+            ..speculation
+        };
+        let most = MAX_DRAFTS as u32;
+        ensure!(
+            (1..=most).contains(&speculation.max_drafts),
+            "num-speculative-tokens is {}, but must be 1 to {most}; to guess none, leave speculate off",
+            speculation.max_drafts
+        );
+        ensure!(
+            engine.num_speculative_tokens.is_none() || speculation.method != DraftMethod::Off,
+            "num-speculative-tokens limits guesses, but speculate is off: choose ngram or mtp"
+        );
         Ok(Self {
             server,
             tiers,
+            speculation,
             model: engine.model,
             served_model_names,
             max_num_seqs: engine.max_num_seqs.unwrap_or(64),
@@ -242,7 +293,8 @@ mod tests {
         let text = "model = '/models/x'\nserved_model_name = ['a', 'b']\nmax_num_seqs = 3\n\
                     max_num_batched_tokens = 4\ntensor_parallel_size = 5\nnumerics = 'f32qat'\n\
                     kv_cache_memory_bytes = 6\nthreads = 7\ncache_dir = '/cache'\n\
-                    cache_disk_gb = 8\ncache_host_gb = 9";
+                    cache_disk_gb = 8\ncache_host_gb = 9\nspeculate = 'ngram'\n\
+                    num_speculative_tokens = 5";
         let options: EngineOptions = toml::from_str(text).unwrap();
         assert_eq!(options.clone().or(EngineOptions::default()), options);
         assert_eq!(EngineOptions::default().or(options.clone()), options);
@@ -255,6 +307,10 @@ mod tests {
         assert!(refusal("[engine]\nnumerics = 'fp64'").contains("fp64"));
         assert!(refusal("[[keys]]\nkey = ''").contains("key number 0"));
         assert!(refusal("[engine]\ncache_disk_gb = 1").contains("cache-dir names none"));
+        assert!(refusal("[engine]\nspeculate = 'oracle'").contains("oracle"));
+        let none = refusal("[engine]\nspeculate = 'mtp'\nnum_speculative_tokens = 0");
+        assert!(none.contains("is 0, but must be 1 to 8"), "{none}");
+        assert!(refusal("[engine]\nnum_speculative_tokens = 2").contains("speculate is off"));
         assert!(refusal("[engine]\nserved_model_name = ['a', 'a']").contains("`a` more than once"));
     }
 }

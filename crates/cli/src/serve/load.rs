@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use fathom_chat::{EffortProfile, Tokenizer};
 use fathom_core::ParallelConfig;
 use fathom_engine::rank::RankRunner;
-use fathom_engine::{EngineConfig, EngineHandle};
+use fathom_engine::{DraftMethod, EngineConfig, EngineHandle};
 use fathom_model::{LoadOptions, Transformer};
 use fathom_ops::cpu::CpuOps;
 use fathom_server::{BuildInfo, ModelEntry};
@@ -56,6 +56,11 @@ pub(super) fn load(config: &ServeConfig, progress: &dyn Fn(f32)) -> Result<Loade
         max_model_len: config.server.limits.max_model_len,
         model_max_len: checkpoint.config().max_position_embeddings,
         max_num_seqs: config.max_num_seqs,
+        spare_rows: match config.speculation.method {
+            DraftMethod::Off => 0,
+            _ => config.speculation.max_drafts as usize,
+        },
+        draft_width: models[0].draft_width(),
     };
     let weight_bytes = checkpoint.n_bytes();
     let budget = config.kv_cache_memory_bytes.unwrap_or_else(|| match config.model {
@@ -92,7 +97,7 @@ pub(super) fn load(config: &ServeConfig, progress: &dyn Fn(f32)) -> Result<Loade
     Ok(Loaded { entry, weight_bytes, n_tensors, cache, n_threads, took: start.elapsed() })
 }
 
-/// One model per rank. The MTP block is left out: nothing drafts with it yet.
+/// One model per rank. The MTP block is left out unless it drafts.
 fn load_ranks(
     config: &ServeConfig,
     checkpoint: &Checkpoint,
@@ -106,7 +111,8 @@ fn load_ranks(
                 let part = done.loaded as f32 / done.total as f32;
                 progress((index as f32 + part) / world as f32);
             };
-            let (ops, options) = (CpuOps::new(config.numerics), LoadOptions { mtp: false });
+            let ops = CpuOps::new(config.numerics);
+            let options = LoadOptions { mtp: config.speculation.method == DraftMethod::Mtp };
             Transformer::load(ops, checkpoint, parallel.rank(index)?, options, &mut report)
                 .with_context(|| format!("loading rank {index} of {world}"))
         })
@@ -134,6 +140,7 @@ fn engine_config(
         isolate_users: config.server.cache.isolate_by_user,
         cache_namespace: fingerprint.to_owned(),
         tiers: config.tiers.clone(),
+        speculation: config.speculation.clone(),
         ..EngineConfig::default()
     }
 }

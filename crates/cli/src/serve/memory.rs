@@ -28,6 +28,10 @@ pub(super) struct Demand<'a> {
     pub(super) model_max_len: usize,
     /// Sequences at once.
     pub(super) max_num_seqs: u32,
+    /// Tokens of a sequence that may be taken back in one step.
+    pub(super) spare_rows: usize,
+    /// Width of the copies kept for the MTP block; 0 without it.
+    pub(super) draft_width: usize,
 }
 
 /// A divided budget.
@@ -68,7 +72,8 @@ pub(super) fn divide(demand: &Demand<'_>, budget_bytes: u64) -> Result<Division,
             numerics: demand.numerics,
             max_model_len,
             max_num_seqs: demand.max_num_seqs as usize,
-            spare_rows: 0,
+            spare_rows: demand.spare_rows,
+            draft_width: demand.draft_width,
             budget_bytes: Some(budget_bytes - for_snapshots),
         })
     };
@@ -121,7 +126,28 @@ mod tests {
 
     fn demand(max_model_len: Option<u32>) -> Demand<'static> {
         let (numerics, model_max_len) = (Numerics::Bf16, 1 << 20);
-        Demand { layers: &NANO, numerics, max_model_len, model_max_len, max_num_seqs: 64 }
+        Demand {
+            layers: &NANO,
+            numerics,
+            max_model_len,
+            model_max_len,
+            max_num_seqs: 64,
+            spare_rows: 0,
+            draft_width: 0,
+        }
+    }
+
+    #[test]
+    fn what_drafts_need_is_taken_from_the_budget() {
+        let plain = divide(&demand(Some(4096)), 200 << 20).unwrap();
+        let layers = [&NANO[..], &[LayerKind::Window]].concat();
+        let drafting =
+            Demand { layers: &layers, spare_rows: 3, draft_width: 1024, ..demand(Some(4096)) };
+        let drafting = divide(&drafting, 200 << 20).unwrap();
+        assert!(drafting.total_bytes() <= 200 << 20, "{drafting:?}");
+        assert!(drafting.spec.slot_bytes() > plain.spec.slot_bytes());
+        assert!(drafting.spec.snapshot_bytes() > plain.spec.snapshot_bytes());
+        assert!(drafting.spec.n_blocks < plain.spec.n_blocks);
     }
 
     #[test]
