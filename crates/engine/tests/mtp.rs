@@ -14,8 +14,8 @@ use fathom_ops::cpu::CpuOps;
 use fathom_ops::{Backend, Solo};
 
 use crate::nano::{
-    Room, alone, ask_all, ask_and_stop, assert_same_after_a_restart, crowded_config, load, prompt,
-    requests, runner, runner_of,
+    Room, alone, ask_and_stop, assert_same_after_a_restart, crowded_config, load, prompt, runner,
+    runner_of,
 };
 use crate::prophet::{self, Prophet, always};
 use crate::support::{Ending, read};
@@ -35,18 +35,48 @@ fn drafting_engine(runner: Box<dyn StepRunner>, n_drafts: u32, budget: u32) -> E
     EngineHandle::start(runner, EngineConfig { speculation, ..crowded_config(budget) }).unwrap()
 }
 
+/// Few requests that meet at block boundaries and share a beginning.
+fn requests() -> Vec<GenerateRequest> {
+    let sampled = |seed, max_tokens| SamplingParams {
+        top_p: 0.9,
+        presence_penalty: 0.5,
+        ..SamplingParams::sampled(max_tokens, seed)
+    };
+    [
+        (prompt(1, 250), sampled(1, 30)),
+        (prompt(1, 520), sampled(2, 16)),
+        (prompt(1, 300), SamplingParams::greedy(12)),
+        (prompt(3, 1), sampled(5, 20)),
+    ]
+    .map(|(prompt, sampling)| GenerateRequest::new(prompt, sampling))
+    .into()
+}
+
+/// Answers of an engine to all requests at once.
+fn ask_all(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Vec<TokenId>> {
+    let streams: Vec<_> = requests.into_iter().map(|r| engine.submit(r).unwrap()).collect();
+    let tokens = |stream| {
+        let (tokens, ending) = read(stream);
+        assert!(matches!(ending, Ending::Finished(..)), "{ending:?}");
+        tokens
+    };
+    streams.into_iter().map(tokens).collect()
+}
+
 /// The golden model's tokens with MTP drafts, roomy and tight, against the model alone.
 fn assert_as_alone(numerics: Numerics) {
     let models = load(numerics, solo(), false);
     let expected: Vec<_> = requests().iter().map(|request| alone(&models[0], request)).collect();
     let roomy = drafting_engine(mtp_runner(numerics, solo(), &Room(8, 32, 16)), 4, 2048);
-    let (answers, stats) = ask_all(&roomy, 2);
-    assert_eq!(answers, [&expected[..], &expected[..]].concat());
+    for _ in 0..2 {
+        assert_eq!(ask_all(&roomy, requests()), expected);
+    }
+    let stats = roomy.stats();
     assert!(stats.cache.hits > 0 && stats.drafts.drafted[3] > 0, "{stats:?}");
 
     let tight = drafting_engine(mtp_runner(numerics, solo(), &Room(3, 4, 2)), 2, 50);
-    let (answers, stats) = ask_all(&tight, 1);
-    assert_eq!(answers, expected);
+    assert_eq!(ask_all(&tight, requests()), expected);
+    let stats = tight.stats();
     assert!(stats.preemptions > 0 && stats.drafts.drafted[1] > 0, "{stats:?}");
 }
 
@@ -71,15 +101,15 @@ fn two_ranks_draft_the_same_and_give_the_same_tokens() {
     let plain = runner(Numerics::F32, parallel, &Room(8, 32, 0));
     let plain = EngineHandle::start(plain, crowded_config(2048)).unwrap();
     let drafting = mtp_runner(Numerics::F32, parallel, &Room(3, 6, 2));
-    let (answers, stats) = ask_all(&drafting_engine(drafting, 3, 60), 1);
-    assert_eq!(answers, ask_all(&plain, 1).0);
-    assert!(stats.drafts.drafted[2] > 0, "{stats:?}");
+    let drafting = drafting_engine(drafting, 3, 60);
+    assert_eq!(ask_all(&drafting, requests()), ask_all(&plain, requests()));
+    assert!(drafting.stats().drafts.drafted[2] > 0, "{:?}", drafting.stats());
 }
 
 /// Answers of 20 tokens that cross multiples of 4, 128 and 256, each with drafts rejected at another
 /// offset, all at once.
 fn assert_rejects_leave_no_trace(numerics: Numerics) {
-    let lengths = [(118, 0.0), (246, 1.0), (374, 0.0), (502, 1.0)];
+    let lengths = [(118, 0.0), (246, 1.0)];
     let of_length = |(n, temperature)| {
         (0..5).map(move |seed| {
             let sampling = SamplingParams {
@@ -92,14 +122,14 @@ fn assert_rejects_leave_no_trace(numerics: Numerics) {
     };
     let requests: Vec<GenerateRequest> = lengths.into_iter().flat_map(of_length).collect();
     let models = load(numerics, solo(), false);
-    let expected: Vec<_> = requests.iter().map(|request| alone(&models[0], request)).collect();
+    // Greedy answers do not depend on the seed.
+    let mut expected = vec![alone(&models[0], &requests[0]); 5];
+    expected.extend(requests[5..].iter().map(|request| alone(&models[0], request)));
     let errs = |seed, position| position as u64 % 5 == seed;
     let prophet = Prophet::new(&requests, &expected, 1000, errs);
-    let runner = runner_of(models, solo(), &Room(20, 64, 8), DRAFTS);
+    let runner = runner_of(models, solo(), &Room(10, 20, 4), DRAFTS);
     let engine = prophet::start(runner, prophet, DRAFTS as u32, crowded_config(2048));
-    let streams: Vec<_> = requests.into_iter().map(|r| engine.submit(r).unwrap()).collect();
-    let answers: Vec<_> = streams.into_iter().map(|stream| read(stream).0).collect();
-    assert_eq!(answers, expected);
+    assert_eq!(ask_all(&engine, requests), expected);
     let counts = engine.stats().drafts;
     assert!(counts.accepted[3] > 0 && counts.accepted[0] < counts.drafted[0], "{counts:?}");
 }

@@ -17,7 +17,7 @@ use fathom_weights::Checkpoint;
 
 use crate::support::{Ending, read};
 
-pub(crate) const EOS: TokenId = 1;
+const EOS: TokenId = 1;
 
 /// Loads every rank's part of the golden model, with its MTP block or without.
 pub(crate) fn load(
@@ -74,7 +74,7 @@ pub(crate) fn prompt(family: u32, n: u32) -> Vec<TokenId> {
 }
 
 /// Prompts around the boundaries of window, groups and blocks; some share their beginning.
-pub(crate) fn requests() -> Vec<GenerateRequest> {
+fn requests() -> Vec<GenerateRequest> {
     let sampled = |seed, max_tokens| SamplingParams {
         top_p: 0.9,
         presence_penalty: 0.5,
@@ -133,7 +133,7 @@ fn crowded(
 }
 
 /// Answers of an engine to all requests at once, `rounds` times over, and what it counted.
-pub(crate) fn ask_all(engine: &EngineHandle, rounds: usize) -> (Vec<Vec<TokenId>>, EngineStats) {
+fn ask_all(engine: &EngineHandle, rounds: usize) -> (Vec<Vec<TokenId>>, EngineStats) {
     let mut answers = Vec::new();
     for _ in 0..rounds {
         let streams: Vec<_> =
