@@ -158,9 +158,6 @@ fathom_cache_tier_items gauge
 fathom_cache_tier_misses_total counter
 fathom_cached_prompt_tokens_total counter
 fathom_completion_tokens_total counter
-fathom_spec_decode_drafts_total counter
-fathom_spec_decode_draft_tokens_total counter
-fathom_spec_decode_accepted_tokens_total counter
 fathom_inter_token_seconds histogram
 fathom_kv_blocks_cached gauge
 fathom_kv_blocks_total gauge
@@ -177,6 +174,9 @@ fathom_requests_in_flight gauge
 fathom_requests_running gauge
 fathom_requests_total counter
 fathom_requests_waiting gauge
+fathom_spec_decode_accepted_tokens_total counter
+fathom_spec_decode_draft_tokens_total counter
+fathom_spec_decode_drafts_total counter
 fathom_time_to_first_token_seconds histogram
 "#);
 }
