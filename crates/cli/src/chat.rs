@@ -20,7 +20,7 @@ use client::{Answer, Server};
 use session::{Input, Session};
 use sse::Delta;
 
-use crate::serve::{self, EngineOptions, ServeOptions};
+use crate::serve::{self, ServeOptions};
 
 const HELP: &str = "\
 /think on|off   let the model reason before it answers, or not
@@ -58,13 +58,7 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
         let (url, running) = match args.url {
             Some(url) => (url, None),
             None => {
-                let options = ServeOptions {
-                    engine: EngineOptions { model: args.model.clone(), ..EngineOptions::default() },
-                    host: Some("127.0.0.1".to_owned()),
-                    port: Some(0),
-                    api_key: args.api_key.iter().cloned().collect(),
-                    ..ServeOptions::default()
-                };
+                let options = ServeOptions::local(args.model.as_deref(), args.api_key.as_deref());
                 let running = serve::start(options).await?;
                 (running.url(), Some(running))
             }

@@ -5,11 +5,13 @@
 
 mod bench;
 mod chat;
+mod config;
 mod embedded;
 mod hint;
 mod inspect;
 mod logits;
 mod serve;
+mod settings;
 mod threads;
 
 use std::io::IsTerminal;
@@ -32,7 +34,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve a checkpoint over HTTP
-    Serve(serve::ServeOptions),
+    Serve(Box<serve::ServeOptions>),
+    /// Show and check the settings of `serve`
+    Config(config::ConfigArgs),
     /// Talk to a model in the terminal
     Chat(chat::ChatArgs),
     /// Show what a checkpoint holds, and whether it can be served
@@ -54,7 +58,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Config(args) => config::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),

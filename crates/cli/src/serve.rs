@@ -16,16 +16,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fathom_engine::EngineState;
-use fathom_server::{Registry, Server};
+use fathom_server::{Registry, Reloader, Server};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-pub(crate) use config::{EngineOptions, ServeOptions};
+pub(crate) use config::{EngineOptions, ServeConfig, ServeOptions};
 
 use banner::Banner;
-use config::ServeConfig;
 use load::Loaded;
 
 /// The runtime of the HTTP side; the model computes on threads of its own.
@@ -36,19 +35,23 @@ pub(crate) fn runtime() -> Result<Runtime> {
         .context("starting the async runtime")
 }
 
-/// Serves until Ctrl-C or SIGTERM, then lets running requests end.
+/// Serves until Ctrl-C or SIGTERM, then lets running requests end. SIGHUP reads keys again.
 pub(crate) fn run(options: ServeOptions) -> Result<()> {
     runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
         let running = tokio::select! {
             running = start(options) => running?,
             _ = tokio::signal::ctrl_c() => bail!("stopped while loading"),
             _ = terminate.recv() => bail!("stopped while loading"),
         };
         println!("{}\n", running.banner);
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => break,
+                _ = terminate.recv() => break,
+                _ = hang_up.recv() => running.reload(),
+            }
         }
         tracing::info!("shutting down: running requests may end; Ctrl-C again to stop at once");
         tokio::select! {
@@ -63,13 +66,22 @@ pub(crate) struct Running {
     banner: Banner,
     address: SocketAddr,
     stop: oneshot::Sender<()>,
+    reloader: Reloader,
     tasks: JoinSet<()>,
 }
 
 impl Running {
-    /// Where a client on this machine finds it.
+    /// Where a client in this process finds it: [`ServeOptions::local`] speaks no TLS.
     pub(crate) fn url(&self) -> String {
-        banner::reachable(self.address)
+        banner::reachable(self.address, false)
+    }
+
+    /// Reads the files again that may change while the server runs.
+    fn reload(&self) {
+        if let Err(error) = self.reloader.reload() {
+            let error = anyhow::Error::from(error);
+            tracing::error!("{error:#}; what was read before stays in force");
+        }
     }
 
     /// Drains and waits for the end.
@@ -89,6 +101,7 @@ pub(crate) async fn start(options: ServeOptions) -> Result<Running> {
     let registry = Registry::default();
     let server = Server::bind(config.server.clone(), registry.clone()).await?;
     let address = server.local_addr();
+    let reloader = server.reloader();
     let (stop, stopped) = oneshot::channel();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(async {
@@ -112,7 +125,7 @@ pub(crate) async fn start(options: ServeOptions) -> Result<Running> {
         | EngineState::Stopped => {}
     }
     let banner = Banner::new(&config, &loaded, address);
-    Ok(Running { banner, address, stop, tasks })
+    Ok(Running { banner, address, stop, reloader, tasks })
 }
 
 async fn load_on_a_thread(config: Arc<ServeConfig>, registry: Registry) -> Result<Loaded> {

@@ -49,6 +49,51 @@ fn a_chat_with_no_server_gets_a_hint() {
     assert!(text.contains("hint: start a server"), "{text}");
 }
 
+/// Standard output of a run that must succeed.
+fn output(args: &[&str]) -> String {
+    let output = fathom().args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_help_of_serve_lists_every_setting() {
+    insta::assert_snapshot!(output(&["serve", "--help"]));
+}
+
+#[test]
+fn a_file_is_checked_without_serving() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("fathom.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        fathom().args(["config", "check"]).arg(&file).output().unwrap()
+    };
+    assert!(check(&output(&["config", "example"])).status.success());
+    for (text, named) in [
+        ("[limits]\nmax_n = -1", "limits.max_n"),
+        ("[server]\ntls_cert = 'x'", "server.tls_key"),
+        ("[telemetry]\notlp_endpoint = 'localhost:4318'", "telemetry.otlp_endpoint"),
+        ("server = 5", "server"),
+        ("[server", "line 1"),
+    ] {
+        let output = check(text);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(named), "{text}: {error}");
+    }
+    let schema: serde_json::Value = serde_json::from_str(&output(&["config", "schema"])).unwrap();
+    assert_eq!(schema["properties"]["engine"]["properties"]["max_num_seqs"]["default"], 64);
+    assert_eq!(schema["properties"]["server"]["properties"]["port"]["default"], 8000);
+}
+
+#[test]
+fn a_variable_sets_what_its_flag_does() {
+    let mut command = fathom();
+    let output = command.args(["serve", "--port", "0"]).env("FATHOM_LIMITS_MAX_N", "many").output();
+    let error = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(error.contains("--limits-max-n"), "{error}");
+}
+
 #[test]
 fn the_version_is_that_of_the_package() {
     let output = fathom().arg("--version").output().unwrap();

@@ -113,6 +113,28 @@ fn a_file_sets_what_no_flag_does() {
 }
 
 #[test]
+fn a_hang_up_signal_reads_the_keys_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys.toml");
+    std::fs::write(&file, "[[keys]]\nkey = 'old'\n").unwrap();
+    let server = Server::start(&["--port", "0", "--server-keys-file", file.to_str().unwrap()]);
+    let passes = |key: &str| {
+        let request = format!(
+            "GET /v1/models HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nConnection: close\r\n\r\n"
+        );
+        server.exchange(&request).starts_with("HTTP/1.1 200")
+    };
+    assert!(passes("old") && !passes("new"));
+    std::fs::write(&file, "[[keys]]\nkey = 'new'\n").unwrap();
+    let pid = server.process.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    while !passes("new") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!passes("old"));
+}
+
+#[test]
 fn a_directory_is_served_as_the_same_files_inside_the_binary_are() {
     let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano");
     let from_disk = Server::start(&["--port", "0", "--model", nano]);

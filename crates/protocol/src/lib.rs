@@ -1,7 +1,8 @@
 //! The JSON that crosses the network: requests, responses, errors and SSE frames.
 //!
 //! - [`json`] turns a body into one bounded JSON object;
-//! - [`openai`] and [`anthropic`] read requests from it and hold responses and stream events;
+//! - [`openai`], [`anthropic`] and [`responses`] read requests from it and hold responses and stream
+//!   events;
 //! - [`error`] is the one table of errors and their envelopes; [`sse`] frames events;
 //! - [`schema`] judges the JSON Schemas that requests carry.
 //!
@@ -12,6 +13,7 @@ pub mod error;
 mod fields;
 pub mod json;
 pub mod openai;
+pub mod responses;
 pub mod schema;
 pub mod sse;
 

@@ -7,17 +7,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::KeyRing;
+use crate::auth::{Keys, KeysError};
 use crate::config::ServerConfig;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::telemetry::Tracer;
+use crate::tls::Tls;
 
 /// The server's shared state.
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
     pub(crate) registry: Registry,
-    pub(crate) keys: KeyRing,
+    pub(crate) keys: Keys,
+    pub(crate) tls: Option<Tls>,
     pub(crate) metrics: Metrics,
+    pub(crate) tracer: Option<Tracer>,
     /// Tasks that write event streams; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when a shutdown was asked for: new requests are refused from then on.
@@ -26,16 +30,23 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: ServerConfig, registry: Registry) -> Self {
-        Self {
-            keys: KeyRing::new(&config.keys),
+    pub(crate) fn new(
+        config: ServerConfig,
+        registry: Registry,
+        tls: Option<Tls>,
+        tracer: Option<Tracer>,
+    ) -> Result<Self, KeysError> {
+        Ok(Self {
+            tls,
+            tracer,
+            keys: Keys::load(&config)?,
             config,
             registry,
             metrics: Metrics::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             random: Random::default(),
-        }
+        })
     }
 }
 

@@ -15,8 +15,9 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
+use crate::compression::{Inflate, inflate};
 use crate::config::LimitsConfig;
-use crate::error::Refusal;
+use crate::error::{self, Refusal};
 
 /// A body that is one JSON object.
 pub(crate) struct JsonBody(pub(crate) Object);
@@ -27,8 +28,9 @@ impl FromRequest<Arc<App>> for JsonBody {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Refusal> {
         let limits = &app.config.limits;
         check_declared_size(request.headers(), limits)?;
-        check_media_type(request.headers())?;
+        let is_compressed = check_media_type(request.headers(), app.config.server.accept_gzip)?;
         let body = read(request, limits).await?;
+        let body = if is_compressed { decompress(body, limits).await? } else { body };
         Ok(Self(parse_object(&body)?))
     }
 }
@@ -47,7 +49,8 @@ fn too_large(limits: &LimitsConfig) -> ApiError {
     ApiError::new(ErrorCode::RequestTooLarge, message)
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+/// Checks type and encoding; returns whether the body is compressed.
+fn check_media_type(headers: &HeaderMap, accepts_gzip: bool) -> Result<bool, ApiError> {
     if let Some(value) = headers.get(CONTENT_TYPE)
         && !is_json(&String::from_utf8_lossy(value.as_bytes()))
     {
@@ -57,13 +60,29 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     match headers.get(CONTENT_ENCODING) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"identity") => {
+        None => Ok(false),
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(false),
+        Some(value) if accepts_gzip && value.as_bytes().eq_ignore_ascii_case(b"gzip") => Ok(true),
+        Some(value) => {
             let shown = quoted(&String::from_utf8_lossy(value.as_bytes()));
-            let message = format!("The content encoding is {shown}, but must be identity.");
+            let accepted = if accepts_gzip { "identity or gzip" } else { "identity" };
+            let message = format!("The content encoding is {shown}, but must be {accepted}.");
             Err(ApiError::new(ErrorCode::UnsupportedContentEncoding, message))
         }
-        _ => Ok(()),
     }
+}
+
+/// Off the reactor: a body at the limit takes a good part of a second.
+async fn decompress(body: Vec<u8>, limits: &LimitsConfig) -> Result<Vec<u8>, ApiError> {
+    let max = limits.max_body_bytes;
+    let inflated = tokio::task::spawn_blocking(move || inflate(&body, max)).await;
+    inflated.map_err(|error| error::internal(&error))?.map_err(|why| match why {
+        Inflate::TooLarge => too_large(limits),
+        Inflate::Broken => {
+            let message = "The request body is not the gzip that its content encoding says it is.";
+            ApiError::new(ErrorCode::InvalidJson, message)
+        }
+    })
 }
 
 /// `application/json` or `application/*+json`, with no charset or UTF-8.

@@ -70,7 +70,7 @@ pub(crate) struct Generation<A: Answer> {
     n_reasoning: u64,
     failed: bool,
     /// Counts against the key's limits as long as the generation lives.
-    _turn: Turn,
+    turn: Turn,
 }
 
 struct Choice<A> {
@@ -104,7 +104,7 @@ impl<A: Answer> Generation<A> {
             n_completion: 0,
             n_reasoning: 0,
             failed: false,
-            _turn: turn,
+            turn,
         }
     }
 
@@ -223,6 +223,10 @@ impl<A: Answer> Drop for Generation<A> {
         // Of a choice that did not end, at least what was seen of it.
         let seen = self.choices.iter().filter_map(|choice| choice.answer.as_ref());
         let n_seen: u64 = seen.map(|answer| u64::from(answer.n_tokens())).sum();
+        if !self.failed {
+            let n_tokens = u64::from(self.n_prompt) + self.n_completion + n_seen;
+            self.turn.charge(n_tokens, Instant::now());
+        }
         self.record.note(|facts| {
             facts.times = times;
             facts.prompt_tokens = self.n_prompt.into();

@@ -1,4 +1,5 @@
-//! HTTP: routes, lowering to the engine and raising back, SSE, auth, limits, metrics, shutdown.
+//! HTTP: routes, lowering to the engine and raising back, SSE, TLS, auth, limits, metrics, traces,
+//! shutdown.
 //!
 //! [`Server::bind`] listens at once, before any model is loaded; [`Server::registry`] is where
 //! models are installed when they are; [`Server::run`] serves until its signal, then drains.
@@ -10,7 +11,9 @@ mod anthropic;
 mod app;
 mod auth;
 mod body;
+mod compression;
 pub mod config;
+mod cors;
 mod error;
 mod generate;
 mod guard;
@@ -18,10 +21,14 @@ mod health;
 mod metrics;
 mod observe;
 mod openai;
+mod openapi;
 mod record;
 pub mod registry;
+mod responses;
 mod routes;
 mod sse;
+mod telemetry;
+mod tls;
 mod transport;
 
 use std::future::Future;
@@ -35,10 +42,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::telemetry::Exporter;
+use crate::tls::Tls;
 use crate::transport::Patience;
 
+pub use auth::KeysError;
 pub use config::{ConfigError, ServerConfig};
 pub use registry::{BuildInfo, ModelEntry, Registry};
+pub use tls::TlsError;
 
 /// After the engines have stopped: how long answers already written may take to leave.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -50,8 +61,23 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub enum BindError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot listen on {host}:{port}; choose another `server.port` or `server.host`")]
     Listen { host: String, port: u16, source: std::io::Error },
+}
+
+/// Files cannot be read again.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+#[non_exhaustive]
+pub enum ReloadError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// A listening server.
@@ -59,6 +85,7 @@ pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
     address: SocketAddr,
+    exporter: Option<Exporter>,
 }
 
 impl Server {
@@ -69,12 +96,14 @@ impl Server {
     pub async fn bind(config: ServerConfig, registry: Registry) -> Result<Self, BindError> {
         config.check()?;
         let (host, port) = (config.server.host.clone(), config.server.port);
+        let tls = Tls::load(&config.server)?;
+        let (tracer, exporter) = telemetry::channel(&config.telemetry).unzip();
+        let app = Arc::new(App::new(config, registry, tls, tracer)?);
         let bound = TcpListener::bind((host.as_str(), port)).await;
         let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (address, listener) =
             bound.map_err(|source| BindError::Listen { host, port, source })?;
-        let app = Arc::new(App::new(config, registry));
-        Ok(Self { app, listener, address })
+        Ok(Self { app, listener, address, exporter })
     }
 
     /// Where the server listens; the port that the system chose if the settings said 0.
@@ -89,11 +118,17 @@ impl Server {
         self.app.registry.clone()
     }
 
+    /// What reads files again while the server runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader { app: Arc::clone(&self.app) }
+    }
+
     /// Serves until `shutdown` completes, then drains: new requests are refused while running ones
     /// have `server.drain_s` to end, and what is left then ends with an error. Returns when every
     /// engine has stopped and every answer has left or had its chance to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { app, listener, .. } = self;
+        let Self { app, listener, exporter, .. } = self;
         let router = routes::router(Arc::clone(&app));
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
@@ -106,13 +141,47 @@ impl Server {
             drain(&app).await;
             stop.cancel();
         };
-        let accepting = transport::accept(&listener, router, patience, &stop, &connections);
-        tokio::join!(accepting, drained);
-        connections.close();
-        // What still hangs on a client that does not read is dropped with the runtime.
-        if tokio::time::timeout(FLUSH, connections.wait()).await.is_err() {
-            tracing::warn!(open = connections.len(), "connections still open at the end");
+        let accepting =
+            transport::accept(&listener, router, app.tls.as_ref(), patience, &stop, &connections);
+        let served = CancellationToken::new();
+        let serving = async {
+            tokio::join!(accepting, drained);
+            connections.close();
+            // What still hangs on a client that does not read is dropped with the runtime.
+            if tokio::time::timeout(FLUSH, connections.wait()).await.is_err() {
+                tracing::warn!(open = connections.len(), "connections still open at the end");
+            }
+            served.cancel();
+        };
+        let exporting = async {
+            if let Some(exporter) = exporter {
+                exporter.run(&served).await;
+            }
+        };
+        tokio::join!(serving, exporting);
+    }
+}
+
+/// Reads the files that the settings name again, without disturbing what runs.
+#[derive(Clone)]
+pub struct Reloader {
+    app: Arc<App>,
+}
+
+impl Reloader {
+    /// Reads the keys file, the certificate and its key. Requests that have begun go on under the
+    /// key they began with, and connections under their certificate; what keys have used goes on
+    /// being counted.
+    ///
+    /// # Errors
+    /// Why a file cannot be used; what it held before stays in force.
+    pub fn reload(&self) -> Result<(), ReloadError> {
+        let n_keys = self.app.keys.reload(&self.app.config)?;
+        if let Some(tls) = &self.app.tls {
+            tls.reload()?;
         }
+        tracing::info!(n_keys, "keys and certificates are read again");
+        Ok(())
     }
 }
 

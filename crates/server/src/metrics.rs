@@ -7,6 +7,7 @@
 
 mod cache;
 mod drafts;
+mod vllm;
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -162,6 +163,9 @@ fn render(app: &App) -> String {
         entries.iter().map(|entry| (&**entry, entry.engine.stats())).collect();
     render_engines(&mut page, &engines);
     render_requests(&mut page, &app.metrics.lock(), &entries);
+    if app.config.metrics.vllm_names {
+        vllm::render(&mut page, &engines);
+    }
     page.text
 }
 

@@ -16,6 +16,8 @@ use crate::app::App;
 use crate::error::{self, Refusal};
 use crate::record::Record;
 use crate::routes;
+use crate::telemetry::TraceContext;
+use crate::{compression, cors};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -33,11 +35,17 @@ pub(crate) async fn observe(
     let id = adopted_id(request.headers()).unwrap_or_else(|| app.random.id());
     let surface = routes::surface(request.uri().path());
     let endpoint = request.extensions().get::<MatchedPath>().map(|path| routes::template(path));
-    let record = Arc::new(Record::new(Arc::clone(&app), id));
+    let trace = TraceContext::of(request.headers(), || app.random.draw());
+    let record = Arc::new(Record::new(Arc::clone(&app), id, trace));
     record.note(|facts| facts.endpoint = endpoint);
     request.extensions_mut().insert(Arc::clone(&record));
 
+    let config = &app.config.server;
+    let preflight = cors::preflight(&config.cors_origins, request.method(), request.headers());
+    let origin = (!config.cors_origins.is_empty()).then(|| request.headers().clone());
+    let wants_gzip = config.compress && compression::is_accepted(request.headers());
     let response = match check_headers(request.headers()) {
+        Ok(()) if preflight.is_some() => preflight.unwrap_or_default(),
         // A panic costs its own request only. Shared state stays usable: every lock in this crate
         // recovers from poisoning, and none is held across an await.
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
@@ -46,6 +54,12 @@ pub(crate) async fn observe(
         Err(refused) => Refusal::from(refused).into_response(),
     };
     let mut response = error::render(response, surface, &record.id, &app.config.compat);
+    if wants_gzip {
+        response = compression::deflate(response).await;
+    }
+    if let Some(request) = origin {
+        cors::complete(&config.cors_origins, &request, response.headers_mut());
+    }
     let id = HeaderValue::from_str(&record.id).expect("adopted and drawn ids are ASCII");
     response.headers_mut().insert(X_REQUEST_ID, id.clone());
     response.headers_mut().insert(REQUEST_ID, id);

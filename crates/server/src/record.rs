@@ -1,16 +1,19 @@
 //! The record of one request: filled in on its way, told once when the last part of it is gone.
 //!
 //! The record outlives the handler: a stream's task holds it until the last event is written. On
-//! drop it counts the request and writes its line of the access log, whatever way the request ended.
+//! drop it counts the request, writes its line of the access log and its trace, whatever way the
+//! request ended.
 //!
 //! Not here: request or answer text, which never reaches a log.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fathom_engine::RequestTimes;
 
 use crate::app::App;
+use crate::routes;
+use crate::telemetry::{Finished, TraceContext};
 
 /// Status of a request whose client left before an answer; as other servers count it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -37,13 +40,17 @@ pub(crate) struct Facts {
 pub(crate) struct Record {
     pub(crate) id: String,
     pub(crate) began: Instant,
+    /// [`Record::began`] by the clock on the wall.
+    began_at: SystemTime,
+    trace: TraceContext,
     app: Arc<App>,
     facts: Mutex<Facts>,
 }
 
 impl Record {
-    pub(crate) fn new(app: Arc<App>, id: String) -> Self {
-        Self { id, began: Instant::now(), app, facts: Mutex::default() }
+    pub(crate) fn new(app: Arc<App>, id: String, trace: TraceContext) -> Self {
+        let (began, began_at) = (Instant::now(), SystemTime::now());
+        Self { id, began, began_at, trace, app, facts: Mutex::default() }
     }
 
     /// Adds to what is known.
@@ -67,6 +74,19 @@ impl Drop for Record {
         let endpoint = facts.endpoint.unwrap_or("other");
         let model = facts.model.as_deref().unwrap_or("other");
         self.app.metrics.count_request(model, endpoint, status, facts, total);
+        // What only asks how the server is would bury the traces of those who use it.
+        if let Some(tracer) = self.app.tracer.as_ref().filter(|_| routes::is_posted(endpoint)) {
+            let request = Finished {
+                context: self.trace,
+                request_id: &self.id,
+                endpoint,
+                status,
+                facts,
+                began: (self.began_at, self.began),
+                took: total,
+            };
+            tracer.record(&request, || self.app.random.draw());
+        }
         let (queue_ms, ttft_ms) = facts.times.map_or((0, 0), |times| {
             let since = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(self.began));
             let queued = times.started.map(|at| at.saturating_duration_since(times.submitted));

@@ -1,7 +1,8 @@
 //! Which path leads where.
 //!
 //! Every endpoint is served at several paths, so that each base URL a client may have works
-//! unchanged. A path is known by its template everywhere else. Not here: what endpoints do.
+//! unchanged. An endpoint is known by its template everywhere else: metrics, logs, traces and
+//! `/openapi.json`. Not here: what endpoints do.
 
 use std::sync::Arc;
 
@@ -15,59 +16,124 @@ use fathom_protocol::{ApiError, ErrorCode, Surface};
 
 use crate::app::App;
 use crate::error::Refusal;
-use crate::{anthropic, health, metrics, observe, openai};
+use crate::{anthropic, health, metrics, observe, openai, openapi, responses};
 
-const CHAT: [&str; 4] = [
-    "/v1/chat/completions",
-    "/chat/completions",
-    "/beta/chat/completions",
-    "/beta/v1/chat/completions",
+/// An endpoint.
+pub(crate) struct Endpoint {
+    /// The canonical path: the label of metrics and logs.
+    pub(crate) template: &'static str,
+    /// All paths it is served at, as the router writes them.
+    paths: &'static [&'static str],
+    /// The methods it knows.
+    pub(crate) methods: Methods,
+}
+
+/// Methods of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Methods {
+    Get,
+    Post,
+}
+
+impl Methods {
+    /// The value of the `Allow` header.
+    const fn allow(self) -> &'static str {
+        match self {
+            Self::Get => "GET,HEAD",
+            Self::Post => "POST",
+        }
+    }
+}
+
+const fn posted(template: &'static str, paths: &'static [&'static str]) -> Endpoint {
+    Endpoint { template, paths, methods: Methods::Post }
+}
+
+const fn got(template: &'static str, paths: &'static [&'static str]) -> Endpoint {
+    Endpoint { template, paths, methods: Methods::Get }
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+const MESSAGES: &str = "/v1/messages";
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
+const RESPONSES: &str = "/v1/responses";
+const TOKENIZE: &str = "/tokenize";
+const DETOKENIZE: &str = "/detokenize";
+const MODELS: &str = "/v1/models";
+const MODEL: &str = "/v1/models/{id}";
+const HEALTH: &str = "/health";
+const READY: &str = "/ready";
+const VERSION: &str = "/version";
+const METRICS: &str = "/metrics";
+const OPENAPI: &str = "/openapi.json";
+
+/// Every endpoint there is.
+pub(crate) const ENDPOINTS: &[Endpoint] = &[
+    posted(
+        CHAT,
+        &[CHAT, "/chat/completions", "/beta/chat/completions", "/beta/v1/chat/completions"],
+    ),
+    posted(
+        COMPLETIONS,
+        &[COMPLETIONS, "/completions", "/beta/completions", "/beta/v1/completions"],
+    ),
+    posted(RESPONSES, &[RESPONSES, "/responses", "/beta/responses", "/beta/v1/responses"]),
+    posted(MESSAGES, &[MESSAGES, "/anthropic/v1/messages"]),
+    posted(COUNT_TOKENS, &[COUNT_TOKENS, "/anthropic/v1/messages/count_tokens"]),
+    posted(TOKENIZE, &[TOKENIZE, "/v1/tokenize"]),
+    posted(DETOKENIZE, &[DETOKENIZE, "/v1/detokenize"]),
+    got(MODELS, &[MODELS, "/models", "/beta/models", "/beta/v1/models", "/anthropic/v1/models"]),
+    got(
+        MODEL,
+        &[
+            "/v1/models/{*id}",
+            "/models/{*id}",
+            "/beta/models/{*id}",
+            "/beta/v1/models/{*id}",
+            "/anthropic/v1/models/{*id}",
+        ],
+    ),
+    got(HEALTH, &[HEALTH]),
+    got(READY, &[READY]),
+    got(VERSION, &[VERSION]),
+    got(METRICS, &[METRICS]),
+    got(OPENAPI, &[OPENAPI]),
 ];
-const COMPLETIONS: [&str; 4] =
-    ["/v1/completions", "/completions", "/beta/completions", "/beta/v1/completions"];
-const TOKENIZE: [&str; 2] = ["/tokenize", "/v1/tokenize"];
-const DETOKENIZE: [&str; 2] = ["/detokenize", "/v1/detokenize"];
-const MESSAGES: [&str; 2] = ["/v1/messages", "/anthropic/v1/messages"];
-const COUNT_TOKENS: [&str; 2] =
-    ["/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens"];
-const MODELS: [&str; 5] =
-    ["/v1/models", "/models", "/beta/models", "/beta/v1/models", "/anthropic/v1/models"];
 
 /// All routes, with the layer that completes every response.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    for path in CHAT {
-        router = router.route(path, post(openai::chat::create));
-    }
-    for path in COMPLETIONS {
-        router = router.route(path, post(openai::completions::create));
-    }
-    for path in TOKENIZE {
-        router = router.route(path, post(openai::tokenize::tokenize));
-    }
-    for path in DETOKENIZE {
-        router = router.route(path, post(openai::tokenize::detokenize));
-    }
-    for path in MESSAGES {
-        router = router.route(path, post(anthropic::create));
-    }
-    for path in COUNT_TOKENS {
-        router = router.route(path, post(anthropic::count_tokens));
-    }
-    for path in MODELS {
-        router = router.route(path, get(openai::models::list));
-        let one: MethodRouter<Arc<App>> = get(openai::models::get);
-        router = router.route(&format!("{path}/{{*id}}"), one);
+    for endpoint in ENDPOINTS {
+        for path in endpoint.paths {
+            router = router.route(path, handler(endpoint.template));
+        }
     }
     router
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/version", get(health::version))
-        .route("/metrics", get(metrics::scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
         .with_state(app)
+}
+
+fn handler(template: &'static str) -> MethodRouter<Arc<App>> {
+    match template {
+        CHAT => post(openai::chat::create),
+        COMPLETIONS => post(openai::completions::create),
+        RESPONSES => post(responses::create),
+        MESSAGES => post(anthropic::create),
+        COUNT_TOKENS => post(anthropic::count_tokens),
+        TOKENIZE => post(openai::tokenize::tokenize),
+        DETOKENIZE => post(openai::tokenize::detokenize),
+        MODELS => get(openai::models::list),
+        MODEL => get(openai::models::get),
+        HEALTH => get(health::health),
+        READY => get(health::ready),
+        VERSION => get(health::version),
+        METRICS => get(metrics::scrape),
+        OPENAPI => get(openapi::document),
+        _ => MethodRouter::new(),
+    }
 }
 
 async fn not_found() -> Refusal {
@@ -75,44 +141,31 @@ async fn not_found() -> Refusal {
 }
 
 async fn method_not_allowed(path: MatchedPath) -> Refusal {
-    let posted =
-        [CHAT[0], COMPLETIONS[0], MESSAGES[0], COUNT_TOKENS[0], TOKENIZE[0], DETOKENIZE[0]];
-    let allow = if posted.contains(&template(&path)) { "POST" } else { "GET,HEAD" };
+    let allow = endpoint(path.as_str()).map_or("", |endpoint| endpoint.methods.allow());
     let message = format!("This path does not know this method; it knows {allow}.");
     let error = ApiError::new(ErrorCode::MethodNotAllowed, message);
     Refusal { allow: Some(allow), ..error.into() }
 }
 
-/// The canonical path of a matched route: the label of metrics and logs.
+/// The endpoint at a path of the router.
+fn endpoint(path: &str) -> Option<&'static Endpoint> {
+    ENDPOINTS.iter().find(|endpoint| endpoint.paths.contains(&path))
+}
+
+/// Whether requests to an endpoint ask the model for something.
+pub(crate) fn is_posted(template: &str) -> bool {
+    let mut endpoints = ENDPOINTS.iter().filter(|endpoint| endpoint.methods == Methods::Post);
+    endpoints.any(|endpoint| endpoint.template == template)
+}
+
+/// The canonical path of a matched route.
 pub(crate) fn template(path: &MatchedPath) -> &'static str {
-    let path = path.as_str();
-    if CHAT.contains(&path) {
-        CHAT[0]
-    } else if COMPLETIONS.contains(&path) {
-        COMPLETIONS[0]
-    } else if TOKENIZE.contains(&path) {
-        TOKENIZE[0]
-    } else if DETOKENIZE.contains(&path) {
-        DETOKENIZE[0]
-    } else if MESSAGES.contains(&path) {
-        MESSAGES[0]
-    } else if COUNT_TOKENS.contains(&path) {
-        COUNT_TOKENS[0]
-    } else if MODELS.contains(&path) {
-        MODELS[0]
-    } else if path.ends_with("/models/{*id}") {
-        "/v1/models/{id}"
-    } else {
-        ["/health", "/ready", "/version", "/metrics"]
-            .into_iter()
-            .find(|known| *known == path)
-            .unwrap_or("other")
-    }
+    endpoint(path.as_str()).map_or("other", |endpoint| endpoint.template)
 }
 
 /// Which envelope errors on a path are written in.
 pub(crate) fn surface(path: &str) -> Surface {
-    let messages = path.trim_start_matches("/anthropic").starts_with("/v1/messages");
+    let messages = path.trim_start_matches("/anthropic").starts_with(MESSAGES);
     if messages { Surface::Anthropic } else { Surface::OpenAi }
 }
 

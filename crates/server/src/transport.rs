@@ -18,12 +18,14 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{ServiceExt, service_fn};
 
 use crate::routes;
+use crate::tls::Tls;
 
 /// Bytes that tell HTTP/1.1 from HTTP/2; the parser's own timeout begins after them.
 const PREFACE_BYTES: usize = 24;
@@ -47,10 +49,12 @@ pub(crate) struct Patience {
     pub(crate) write: Duration,
 }
 
-/// Accepts connections until `stop`; each then ends after its current request.
+/// Accepts connections until `stop`; each then ends after its current request. With `tls` nothing
+/// but TLS is spoken.
 pub(crate) async fn accept(
     listener: &TcpListener,
     router: Router,
+    tls: Option<&Tls>,
     patience: Patience,
     stop: &CancellationToken,
     connections: &TaskTracker,
@@ -67,7 +71,13 @@ pub(crate) async fn accept(
                     tracing::debug!(%error, "cannot switch off Nagle's algorithm");
                 }
                 let router = router.clone();
-                connections.spawn(serve(stream, router, patience, stop.clone()));
+                match tls.map(Tls::acceptor) {
+                    None => connections.spawn(serve(stream, router, patience, stop.clone())),
+                    Some(acceptor) => {
+                        let stop = stop.clone();
+                        connections.spawn(serve_tls(stream, acceptor, router, patience, stop))
+                    }
+                };
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -77,7 +87,24 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, patience: Patience, stop: CancellationToken) {
+async fn serve_tls(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    patience: Patience,
+    stop: CancellationToken,
+) {
+    match timeout(patience.head, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, router, patience, stop).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn serve<S>(stream: S, router: Router, patience: Patience, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         router.clone().oneshot(routes::without_trailing_slash(request))
     });

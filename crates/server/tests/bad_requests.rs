@@ -64,7 +64,6 @@ fn methods_and_paths() {
     assert_eq!(wrong.header("allow"), Some("GET,HEAD"));
     is_bad(&rig.post("/v1/nope", &json!({})), 404, "not_found", None);
     is_bad(&rig.get("/"), 404, "not_found", None);
-    is_bad(&rig.post("/v1/responses", &json!({})), 404, "not_found", None);
 }
 
 #[test]

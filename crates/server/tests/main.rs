@@ -4,15 +4,23 @@
 
 mod answers;
 mod bad_requests;
+mod browsers;
 mod client;
 mod completions;
+mod coverage;
 mod disconnects;
+mod endpoints;
+mod keys;
 mod logs;
 mod messages;
 mod operations;
+mod responses;
 mod rig;
 mod rows;
+mod settings;
 mod shutdown;
 mod streams;
+mod tls;
 mod tokenize;
+mod traces;
 mod transport;

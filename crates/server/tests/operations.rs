@@ -182,6 +182,59 @@ fathom_time_to_first_token_seconds histogram
 }
 
 #[test]
+fn autoscalers_of_vllm_find_their_series_if_the_server_is_told_so() {
+    let of_vllm = |page: &str| -> Vec<String> {
+        page.lines().filter(|line| line.starts_with("vllm:")).map(str::to_owned).collect()
+    };
+    assert_eq!(of_vllm(&Rig::start().get("/metrics").body), Vec::<String>::new());
+    let rig = Rig::configured(|config| config.metrics.vllm_names = true);
+    // The engine tells its totals with its first step.
+    rig.say("Hi", &json!({}));
+    rig.wait_until_idle();
+    let label = "model_name=\"deepseek-v4-flash\"";
+    let expected = [
+        format!("vllm:num_requests_running{{{label}}} 0"),
+        format!("vllm:num_requests_waiting{{{label}}} 0"),
+        format!("vllm:kv_cache_usage_perc{{{label}}} 0"),
+        format!("vllm:gpu_cache_usage_perc{{{label}}} 0"),
+        format!("vllm:cache_config_info{{{label},block_size=\"256\",num_gpu_blocks=\"512\"}} 1"),
+    ];
+    assert_eq!(of_vllm(&rig.get("/metrics").body), expected);
+}
+
+#[test]
+fn the_dashboard_shows_only_metrics_that_there_are() {
+    let page = Rig::start().get("/metrics").body;
+    let families: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let dashboard = include_str!("../../../scripts/grafana/fathom.json");
+    serde_json::from_str::<serde_json::Value>(dashboard).unwrap();
+    let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+    let names: Vec<&str> = dashboard
+        .match_indices("fathom_")
+        .map(|(at, _)| {
+            let rest = &dashboard[at..];
+            &rest[..rest.find(|c: char| !is_part(c)).unwrap_or(rest.len())]
+        })
+        .collect();
+    assert!(names.len() > 30);
+    for name in names {
+        let suffixes = ["_bucket", "_sum", "_count"];
+        let family = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        assert!(families.contains(&family), "{name}");
+    }
+}
+
+#[test]
+fn the_api_describes_itself() {
+    let response = Rig::start().get("/openapi.json");
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let document = response.json();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    assert!(document["paths"]["/v1/chat/completions"]["post"].is_object());
+}
+
+#[test]
 fn the_version_is_a_version() {
     let version = Rig::start().get("/version").json();
     assert_eq!(version["version"].as_str().unwrap().split('.').count(), 3);

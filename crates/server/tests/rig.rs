@@ -14,7 +14,7 @@ use fathom_chat::{EffortProfile, Special, Tokenizer};
 use fathom_core::TokenId;
 use fathom_engine::scripted::Reply;
 use fathom_engine::{EngineConfig, EngineHandle, RunnerCapacity, ScriptedRunner};
-use fathom_server::{BuildInfo, ModelEntry, Registry, Server, ServerConfig};
+use fathom_server::{BuildInfo, ModelEntry, Registry, Reloader, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -38,6 +38,7 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) registry: Registry,
     pub(crate) engine: EngineHandle,
+    pub(crate) reloader: Reloader,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -49,6 +50,7 @@ pub(crate) struct Options {
     pub(crate) max_model_len: u32,
     pub(crate) max_num_seqs: u32,
     pub(crate) queue_len: usize,
+    pub(crate) queue_timeout: Duration,
     /// Whether models are installed at once.
     pub(crate) loaded: bool,
 }
@@ -64,6 +66,7 @@ impl Default for Options {
             max_model_len: 4096,
             max_num_seqs: 8,
             queue_len: 64,
+            queue_timeout: Duration::from_secs(600),
             loaded: true,
         }
     }
@@ -98,7 +101,7 @@ impl Rig {
                 .unwrap();
             runtime.block_on(async {
                 let server = Server::bind(config, served).await.unwrap();
-                bound.send(server.local_addr()).unwrap();
+                bound.send((server.local_addr(), server.reloader())).unwrap();
                 server
                     .run(async {
                         let _ = stopped.await;
@@ -106,8 +109,8 @@ impl Rig {
                     .await;
             });
         });
-        let address = address.recv().unwrap();
-        Self { address, registry, engine, stop: Some(stop), thread: Some(thread) }
+        let (address, reloader) = address.recv().unwrap();
+        Self { address, registry, engine, reloader, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Installs the model in a rig that started without.
@@ -200,6 +203,8 @@ fn engine(options: &Options) -> EngineHandle {
         eos_token_ids: vec![TOKENIZER.special().eos()],
         max_num_seqs: options.max_num_seqs,
         queue_len: options.queue_len,
+        queue_timeout: options.queue_timeout,
+        isolate_users: options.config.cache.isolate_by_user,
         ..EngineConfig::default()
     };
     EngineHandle::start(Box::new(ScriptedRunner::new(capacity, script)), config).unwrap()
@@ -280,10 +285,20 @@ fn continue_text(tokens: &[TokenId]) -> Reply {
 pub(crate) fn normalised(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((at, marker)) = ["cmpl-", "call_", "msg_", "toolu_", "\"created\":"]
-        .into_iter()
-        .filter_map(|marker| Some((rest.find(marker)?, marker)))
-        .min()
+    while let Some((at, marker)) = [
+        "cmpl-",
+        "call_",
+        "msg_",
+        "toolu_",
+        "resp_",
+        "rs_",
+        "fc_",
+        "\"created\":",
+        "\"created_at\":",
+    ]
+    .into_iter()
+    .filter_map(|marker| Some((rest.find(marker)?, marker)))
+    .min()
     {
         let (before, after) = rest.split_at(at + marker.len());
         out.push_str(before);

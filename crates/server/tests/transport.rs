@@ -86,6 +86,35 @@ fn http2_is_spoken_without_being_negotiated() {
 }
 
 #[test]
+fn http2_answers_requests_without_being_negotiated() {
+    let rig = Rig::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (status, body) = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(rig.address).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        let said = saying("Hi", &json!({"stream": true})).to_string();
+        let request = hyper::Request::post("http://t/v1/chat/completions")
+            .body(http_body_util::Full::new(bytes::Bytes::from(said)))
+            .unwrap();
+        let exchange = async {
+            let response = sender.send_request(request).await.unwrap();
+            let status = response.status();
+            let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+            (status, String::from_utf8(body.to_bytes().to_vec()).unwrap())
+        };
+        tokio::select! {
+            answered = exchange => answered,
+            ended = connection => panic!("the connection ended: {ended:?}"),
+        }
+    });
+    assert_eq!(status, 200);
+    assert!(body.ends_with("data: [DONE]\n\n"), "{body}");
+}
+
+#[test]
 fn garbage_is_answered_or_closed_but_never_fatal() {
     let rig = Rig::start();
     for garbage in [&b"\0\0\0\0\r\n\r\n"[..], b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"] {

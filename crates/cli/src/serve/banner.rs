@@ -69,8 +69,8 @@ impl Banner {
             ),
             tiers: tiers(config),
             took_s: loaded.took.as_secs_f64(),
-            url: reachable(address),
-            needs_key: !config.server.keys.is_empty(),
+            url: reachable(address, config.server.server.tls_cert.is_some()),
+            needs_key: !config.server.keys.is_empty() || config.server.server.keys_file.is_some(),
         }
     }
 }
@@ -106,13 +106,14 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 /// URL under which a client on this machine reaches `address`.
-pub(super) fn reachable(address: SocketAddr) -> String {
+pub(super) fn reachable(address: SocketAddr, tls: bool) -> String {
     let ip = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}", SocketAddr::new(ip, address.port()))
 }
 
 impl fmt::Display for Banner {
@@ -154,9 +155,10 @@ mod tests {
 
     #[test]
     fn the_url_is_one_that_a_local_client_can_use() {
-        assert_eq!(reachable("0.0.0.0:80".parse().unwrap()), "http://127.0.0.1:80");
-        assert_eq!(reachable("[::]:80".parse().unwrap()), "http://[::1]:80");
-        assert_eq!(reachable("10.0.0.7:9".parse().unwrap()), "http://10.0.0.7:9");
+        let url = |address: &str, tls| reachable(address.parse().unwrap(), tls);
+        assert_eq!(url("0.0.0.0:80", false), "http://127.0.0.1:80");
+        assert_eq!(url("[::]:80", false), "http://[::1]:80");
+        assert_eq!(url("10.0.0.7:9", true), "https://10.0.0.7:9");
     }
 
     #[test]

@@ -21,7 +21,12 @@ pub enum Role {
     User,
     Assistant,
     Tool,
+    /// A note about the present; only where the encoding's own roles are accepted.
+    LatestReminder,
 }
+
+/// The quick tasks that a message may name, where the encoding's own fields are accepted.
+const TASKS: [&str; 6] = ["action", "query", "authority", "domain", "title", "read_url"];
 
 /// One message of the conversation.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +43,8 @@ pub struct Message {
     pub tool_call_id: Option<String>,
     /// Whether generation continues this message; only on a last assistant message.
     pub prefix: bool,
+    /// The quick task that follows the message; one of the encoding's six.
+    pub task: Option<String>,
 }
 
 impl Message {
@@ -50,6 +57,7 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: None,
             prefix: false,
+            task: None,
         }
     }
 }
@@ -116,6 +124,7 @@ fn read_message<'a>(
         tool_calls: Vec::new(),
         tool_call_id: None,
         prefix: fields.boolean("prefix")?.unwrap_or(false),
+        task: if rules.extended_roles { read_task(fields, path)? } else { None },
     };
     if message.prefix && role != Role::Assistant {
         let at = path.key("prefix");
@@ -132,12 +141,22 @@ fn read_message<'a>(
             }
         }
         Role::Tool => message.tool_call_id = Some(fields.required_string("tool_call_id")?.into()),
-        Role::System | Role::User => {}
+        Role::System | Role::User | Role::LatestReminder => {}
     }
     if message.content.is_none() {
         return Err(missing(&content_path));
     }
     Ok(message)
+}
+
+fn read_task(fields: &mut Fields<'_>, path: &Path<'_>) -> Result<Option<String>, ApiError> {
+    let Some(task) = fields.string("task")? else { return Ok(None) };
+    if TASKS.contains(&task) {
+        return Ok(Some(task.to_owned()));
+    }
+    let (at, task) = (path.key("task"), quoted(task));
+    let accepted = TASKS.join(", ");
+    Err(invalid_value(&at, format!("`{at}` is {task}, but must be one of {accepted}.")))
 }
 
 fn read_role(name: &str, path: &Path<'_>, rules: &Rules) -> Result<Role, ApiError> {
@@ -147,6 +166,7 @@ fn read_role(name: &str, path: &Path<'_>, rules: &Rules) -> Result<Role, ApiErro
         "user" => Ok(Role::User),
         "assistant" => Ok(Role::Assistant),
         "tool" => Ok(Role::Tool),
+        "latest_reminder" if rules.extended_roles => Ok(Role::LatestReminder),
         _ => {
             let developer = if rules.reject_developer_role { "" } else { ", developer" };
             let accepted = format!("system{developer}, user, assistant, tool");

@@ -30,7 +30,17 @@ pub use tokenize::TokenizeRequest;
 pub use tools::{ResponseFormat, Tool, ToolChoice};
 
 /// What a trailing `assistant` message without `prefix` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum TrailingAssistant {
     /// It is closed, and a new assistant turn begins, as the hosted API does.
@@ -67,6 +77,8 @@ pub struct Rules {
     pub vocab_size: u32,
     /// Refuse fields that are not in the contract instead of ignoring them.
     pub reject_unknown: bool,
+    /// Accept the encoding's own role `latest_reminder` and the message field `task`.
+    pub extended_roles: bool,
     /// Refuse the role `developer` instead of treating it as `system`.
     pub reject_developer_role: bool,
     /// Accept tool calls and results in any order.
@@ -92,6 +104,7 @@ impl Default for Rules {
             max_messages: 65_536,
             vocab_size: 129_280,
             reject_unknown: false,
+            extended_roles: false,
             reject_developer_role: false,
             lenient_tool_history: false,
             trailing_assistant: TrailingAssistant::NewTurn,

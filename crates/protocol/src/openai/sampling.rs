@@ -108,6 +108,12 @@ impl<'a> RawSampling<'a> {
         })
     }
 
+    /// The same with the token limit that came in `field`, if it came.
+    pub(crate) fn limited_by(self, field: &'static str, limit: Option<i128>) -> Self {
+        let max_tokens = limit.map(|value| (field, value)).or(self.max_tokens);
+        Self { max_tokens, ..self }
+    }
+
     pub(crate) fn check(self, rules: &Rules) -> Result<Sampling, ApiError> {
         let number_of = |name, value: Option<f64>, min, max| {
             value.map(|value| number_in(&Path::Root.key(name), value, min, max)).transpose()

@@ -8,7 +8,19 @@ use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{Fields, Path, integer_in, invalid_value};
 
 /// A requested reasoning effort, as the client spelled it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "each variant is its name on the wire")]
 pub enum Effort {
@@ -90,6 +102,8 @@ impl<'a> RawThinking<'a> {
             reasoning_effort = reasoning.string("effort")?;
             max_tokens = reasoning.integer("max_tokens")?;
             exclude = reasoning.boolean("exclude")?;
+            // The Responses surface asks for summaries here; reasoning is shown whole.
+            reasoning.get("summary");
             reasoning.report_unknown(unknown);
         }
         let (mut template_thinking, mut enable_thinking, mut template_effort) = (None, None, None);

@@ -3,7 +3,7 @@
 use fathom_core::TokenId;
 use serde::Serialize;
 
-use super::{ChatRequest, Rules};
+use super::{ChatRequest, Rules, check_unknown};
 use crate::error::{ApiError, ErrorCode};
 use crate::fields::{Fields, Path, integer, invalid_type};
 use crate::json::Object;
@@ -44,7 +44,12 @@ impl TokenizeRequest {
                 let code = ErrorCode::UnsupportedParameter;
                 return Err(ApiError::at(code, "add_generation_prompt", message));
             }
-            let request = Box::new(ChatRequest::read(body, rules)?);
+            // Fields of this endpoint are no fields of chat, so what is unknown is judged here.
+            let lax = Rules { reject_unknown: false, ..rules.clone() };
+            let mut request = Box::new(ChatRequest::read(body, &lax)?);
+            let own = ["return_token_strs", "add_generation_prompt"];
+            request.unknown.retain(|name| !own.contains(&name.as_str()));
+            check_unknown(&request.unknown, rules)?;
             return Ok(Self::Chat { request, token_strs });
         }
         let prompt = fields.required_string("prompt")?.to_owned();

@@ -12,6 +12,7 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
+use fathom_protocol::Surface;
 use fathom_protocol::anthropic::response::TokenCount;
 use fathom_protocol::anthropic::{MessagesRequest, Purpose};
 use fathom_protocol::openai::model_name;
@@ -63,7 +64,9 @@ pub(crate) async fn create(
     let mut response = if streams {
         deliver::stream(&app, generation, raise::Events::new(form))
     } else {
-        raise::collect(&record, generation, &form).await?
+        let own = Arc::clone(&record);
+        let answer = async move { raise::collect(&own, generation, &form).await };
+        deliver::wait(&app, &record, Surface::Anthropic, answer).await?
     };
     deliver::name_ignored(&mut response, &ignored);
     Ok(response)

@@ -13,7 +13,7 @@ use fathom_protocol::openai::response::{
 };
 use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta};
 use fathom_protocol::openai::{self, ChatRequest};
-use fathom_protocol::{ApiError, ErrorCode, sse};
+use fathom_protocol::{ApiError, Surface, sse};
 
 use super::deliver::{self, Frames};
 use super::lower::Plan;
@@ -70,7 +70,9 @@ pub(crate) async fn create(
         let begun = vec![false; form.n as usize];
         deliver::stream(&app, generation, Chunks { form, begun, n_ended: 0 })
     } else {
-        collect(&app, &record, generation, &form).await?
+        let (own_app, own_record) = (Arc::clone(&app), Arc::clone(&record));
+        let answer = async move { collect(&own_app, &own_record, generation, &form).await };
+        deliver::wait(&app, &record, Surface::OpenAi, answer).await?
     };
     deliver::name_ignored(&mut response, &ignored);
     Ok(response)
@@ -84,8 +86,7 @@ fn refuse_beta_features(request: &ChatRequest) -> Result<(), ApiError> {
         None if request.is_prefix() => format!("messages[{}].prefix", request.messages.len() - 1),
         None => return Ok(()),
     };
-    let message = format!("`{param}` is supported under /beta only.");
-    Err(ApiError::at(ErrorCode::UnsupportedParameter, param, message))
+    Err(deliver::beta_only(param))
 }
 
 /// What every response and chunk of a request has in common.

@@ -12,7 +12,7 @@ use fathom_protocol::openai::completions::{
     CompletionRequest, Prompt, TextChoice, TextCompletion, TextLogprobs,
 };
 use fathom_protocol::openai::{self, response::Usage};
-use fathom_protocol::{ApiError, ErrorCode, sse};
+use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
 
 use super::deliver::{self, Frames};
 use super::run::Run;
@@ -75,7 +75,9 @@ pub(crate) async fn create(
         let n_chars = vec![0; form.n as usize];
         return Ok(deliver::stream(&app, generation, Chunks { form, n_chars, n_ended: 0 }));
     }
-    Ok(collect(&app, &record, generation, &form).await?)
+    let (own_app, own_record) = (Arc::clone(&app), Arc::clone(&record));
+    let answer = async move { collect(&own_app, &own_record, generation, &form).await };
+    Ok(deliver::wait(&app, &record, Surface::OpenAi, answer).await?)
 }
 
 /// The rules of the endpoint: fill-in-the-middle has a lower cap of its own.

@@ -4,15 +4,18 @@
 //! the last event of its surface or with an error event, never silently. Not here: the JSON of
 //! either form (`chat`, `completions`, `anthropic`).
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::to_bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use fathom_engine::GenerateError;
 use fathom_protocol::openai::response::Usage;
-use fathom_protocol::{ApiError, Surface, sse};
+use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
 use serde::Serialize;
 
 use crate::app::App;
@@ -155,12 +158,60 @@ pub(crate) async fn gather<A: Answer>(
     }
 }
 
+/// The hosted API knows the feature at `param` under `/beta` only, and so may this server.
+pub(crate) fn beta_only(param: String) -> ApiError {
+    let message = format!("`{param}` is supported under /beta only.");
+    ApiError::at(ErrorCode::UnsupportedParameter, param, message)
+}
+
 /// Names the request's sampling fields that had no effect.
 pub(crate) fn name_ignored(response: &mut Response, ignored: &[&'static str]) {
     if !ignored.is_empty() {
         let names = HeaderValue::from_str(&ignored.join(", ")).expect("field names are ASCII");
         response.headers_mut().insert(HeaderName::from_static("x-ignored-params"), names);
     }
+}
+
+/// Waits for a whole answer. If the server is told so, the client hears line ends meanwhile, as from
+/// the hosted API: the status is then 200 whatever comes, and an error is the body's.
+///
+/// # Errors
+/// What the client is told if the answer fails before anything was sent.
+pub(crate) async fn wait(
+    app: &Arc<App>,
+    record: &Arc<Record>,
+    surface: Surface,
+    answer: impl Future<Output = Result<Response, ApiError>> + Send + 'static,
+) -> Result<Response, ApiError> {
+    if !app.config.compat.nonstream_keepalive {
+        return answer.await;
+    }
+    let (outbox, mut response) = channel(&app.config.sse);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let keep_alive = Duration::from_secs(app.config.sse.keepalive_s);
+    let record = Arc::clone(record);
+    app.tasks.spawn(async move {
+        let mut answer = pin!(answer);
+        let answered = loop {
+            tokio::select! {
+                answered = &mut answer => break answered,
+                () = outbox.closed() => return,
+                () = tokio::time::sleep(keep_alive) => {
+                    if outbox.send("\n").await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let body = match answered {
+            Ok(response) => to_bytes(response.into_body(), usize::MAX).await.unwrap_or_default(),
+            Err(error) => error.to_json(surface, &record.id).into(),
+        };
+        if outbox.send(body).await.is_ok() {
+            outbox.end();
+        }
+    });
+    Ok(response)
 }
 
 /// Whether the server cut the generation, as opposed to never starting it.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use fathom_chat::parse::{ParserOptions, ToolSet};
 use fathom_chat::{
-    Arguments, Content, Conversation, Effort, Message, Opening, ResponseFormat, Role, ThinkingMode,
-    ToolCall,
+    Arguments, Content, Conversation, Effort, Message, Opening, ResponseFormat, Role, Task,
+    ThinkingMode, ToolCall,
 };
 use fathom_core::TokenId;
 use fathom_engine::TokenStream;
@@ -45,6 +45,10 @@ pub(crate) struct Plan {
     hide_reasoning: bool,
     /// Sampling fields that thinking mode ignores.
     ignored: Vec<&'static str>,
+    /// Whether control tokens in text are control tokens.
+    raw: bool,
+    /// The request's field that holds the prompt, for errors about its length.
+    prompt_field: &'static str,
 }
 
 impl Plan {
@@ -95,6 +99,8 @@ impl Plan {
             reasoning_budget: budget.map(|(_, tokens)| tokens),
             hide_reasoning: request.thinking.hide,
             ignored,
+            raw: config.encoding.allow_special_in_content,
+            prompt_field: "messages",
             sampling,
             conversation: Conversation {
                 messages: messages.into_iter().map(message).collect(),
@@ -110,6 +116,11 @@ impl Plan {
         })
     }
 
+    /// The same for a request whose prompt is in `field` instead of `messages`.
+    pub(crate) fn with_prompt_in(self, field: &'static str) -> Self {
+        Self { prompt_field: field, ..self }
+    }
+
     /// Makes the prompt and settles what depends on its length. Slow for long conversations.
     ///
     /// # Errors
@@ -119,7 +130,8 @@ impl Plan {
         let model = Arc::clone(&self.model);
         let default = config.limits.default_max_tokens;
         let sampling = std::mem::take(&mut self.sampling);
-        let run = Run::new(model, ids, "messages", sampling, self.logprobs, default, config)?;
+        let field = self.prompt_field;
+        let run = Run::new(model, ids, field, sampling, self.logprobs, default, config)?;
         Ok(Prepared { opening, plan: self, run })
     }
 
@@ -134,9 +146,10 @@ impl Plan {
     fn render(&self) -> Result<(Vec<TokenId>, Opening), ApiError> {
         let prompt =
             fathom_chat::render(&self.conversation).map_err(|error| error::internal(&error))?;
+        let tokenizer = &self.model.tokenizer;
         let ids =
-            prompt.token_ids(&self.model.tokenizer).map_err(|error| error::internal(&error))?;
-        Ok((ids, prompt.opening()))
+            if self.raw { prompt.raw_token_ids(tokenizer) } else { prompt.token_ids(tokenizer) };
+        Ok((ids.map_err(|error| error::internal(&error))?, prompt.opening()))
     }
 
     /// Bytes of text that make up the prompt, roughly.
@@ -207,7 +220,7 @@ impl Prepared {
             guard
         };
         let answer = || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone());
-        run.submit(app, "messages", guard, answer)
+        run.submit(app, plan.prompt_field, guard, answer)
     }
 }
 
@@ -305,12 +318,13 @@ fn check_reasoning_roundtrip(request: &ChatRequest) -> Result<(), ApiError> {
 }
 
 fn message(message: wire::Message) -> Message {
-    let wire::Message { role, content, reasoning, tool_calls, tool_call_id, .. } = message;
+    let wire::Message { role, content, reasoning, tool_calls, tool_call_id, task, .. } = message;
     let role = match role {
         wire::Role::System => Role::System,
         wire::Role::User => Role::User,
         wire::Role::Assistant => Role::Assistant,
         wire::Role::Tool => Role::Tool,
+        wire::Role::LatestReminder => Role::LatestReminder,
     };
     let call = |call: wire::ToolCall| ToolCall {
         id: call.id,
@@ -324,6 +338,7 @@ fn message(message: wire::Message) -> Message {
         reasoning,
         tool_calls: tool_calls.into_iter().map(call).collect(),
         tool_call_id,
+        task: task.as_deref().and_then(Task::from_name),
         ..Message::new(role, content.map_or(Content::Absent, Content::Text))
     }
 }

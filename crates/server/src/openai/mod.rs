@@ -30,7 +30,12 @@ use crate::registry::Resolved;
 const INLINE_BYTES: usize = 4 * 1024;
 
 /// The model that a client means by `name`, if it may use it.
-fn resolve(app: &App, record: &Record, caller: &Caller, name: &str) -> Result<Resolved, ApiError> {
+pub(crate) fn resolve(
+    app: &App,
+    record: &Record,
+    caller: &Caller,
+    name: &str,
+) -> Result<Resolved, ApiError> {
     let resolved = app.registry.resolve(name, &app.config.models)?;
     record.note(|facts| facts.model = Some(resolved.model.canonical_id().to_owned()));
     caller.may_use(&resolved.model.ids)?;

@@ -1,0 +1,165 @@
+//! Tools, the choice among them, and the text format, in the flat form of the Responses surface.
+//!
+//! All become what the chat surface reads, so that one tool renders to one prompt. Tools that run on
+//! the hosted API's servers are refused by name.
+
+use serde_json::Value;
+
+use crate::error::{ApiError, ErrorCode, quoted};
+use crate::fields::{Fields, Path, invalid_type, invalid_value};
+use crate::json::Object;
+use crate::openai::tools::{check_declared, check_name, check_parameters, check_schema};
+use crate::openai::{ResponseFormat, Rules, Tool, ToolChoice};
+
+/// Reads and checks the elements of `tools`.
+pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, ApiError> {
+    let list = Path::Root.key("tools");
+    let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
+    for (i, item) in items.iter().enumerate() {
+        let path = list.index(i);
+        let tool = read_tool(item, &path, rules)?;
+        if tools.iter().any(|earlier| earlier.name == tool.name) {
+            let at = path.key("name");
+            let name = quoted(&tool.name);
+            let message = format!("`{at}` repeats {name}; names must be unique.");
+            return Err(invalid_value(&at, message));
+        }
+        tools.push(tool);
+    }
+    Ok(tools)
+}
+
+fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiError> {
+    let object = item.as_object().ok_or_else(|| invalid_type(path, "an object", item))?;
+    let mut fields = Fields::new(object, *path);
+    let kind = fields.required_string("type")?;
+    if kind != "function" {
+        return Err(refuse_hosted(&path.key("type"), kind));
+    }
+    let name = fields.required_string("name")?;
+    check_name(name, &path.key("name"))?;
+    let description = fields.string("description")?;
+    let strict = fields.boolean("strict")?.unwrap_or(false);
+    let mut function = Object::new();
+    function.insert("name".into(), name.into());
+    if let Some(description) = description {
+        function.insert("description".into(), description.into());
+    }
+    let at = path.key("parameters");
+    if let Some(parameters) = fields.get("parameters") {
+        check_parameters(parameters, strict, &at, rules)?;
+        function.insert("parameters".into(), parameters.clone());
+    } else if strict {
+        let empty = serde_json::json!({"type": "object", "properties": {}});
+        check_parameters(&empty, strict, &at, rules)?;
+    }
+    Ok(Tool { name: name.to_owned(), function, strict })
+}
+
+fn refuse_hosted(at: &Path<'_>, kind: &str) -> ApiError {
+    let kind = quoted(kind);
+    let message = format!("`{at}` is {kind}, but this server runs no tools: use function ones.");
+    ApiError::at(ErrorCode::UnsupportedParameter, at, message)
+}
+
+/// Reads `tool_choice`, whose default depends on whether there are tools.
+pub(super) fn read_tool_choice(
+    value: Option<&Value>,
+    tools: &[Tool],
+) -> Result<ToolChoice, ApiError> {
+    let path = Path::Root.key("tool_choice");
+    let without_tools = || {
+        Err(invalid_value(&path, "`tool_choice` demands a call, but the request has no `tools`."))
+    };
+    let object = match value {
+        None if tools.is_empty() => return Ok(ToolChoice::None),
+        None => return Ok(ToolChoice::Auto),
+        Some(Value::String(word)) => match word.as_str() {
+            "none" => return Ok(ToolChoice::None),
+            "auto" => return Ok(ToolChoice::Auto),
+            "required" if tools.is_empty() => return without_tools(),
+            "required" => return Ok(ToolChoice::Required),
+            other => {
+                let other = quoted(other);
+                let accepted = "none, auto, required or an object that names a tool";
+                let message = format!("`tool_choice` is {other}, but must be {accepted}.");
+                return Err(invalid_value(&path, message));
+            }
+        },
+        Some(Value::Object(object)) => object,
+        Some(other) => return Err(invalid_type(&path, "a string or an object", other)),
+    };
+    let mut fields = Fields::new(object, path);
+    match fields.required_string("type")? {
+        "function" | "allowed_tools" if tools.is_empty() => without_tools(),
+        "function" => {
+            let name = fields.required_string("name")?;
+            check_declared(name, tools, &path.key("name"))?;
+            Ok(ToolChoice::Named(name.to_owned()))
+        }
+        "allowed_tools" => read_allowed_tools(&mut fields, path, tools),
+        other => Err(refuse_hosted(&path.key("type"), other)),
+    }
+}
+
+fn read_allowed_tools(
+    fields: &mut Fields<'_>,
+    path: Path<'_>,
+    tools: &[Tool],
+) -> Result<ToolChoice, ApiError> {
+    let required = match fields.required_string("mode")? {
+        "auto" => false,
+        "required" => true,
+        other => {
+            let (at, other) = (path.key("mode"), quoted(other));
+            let message = format!("`{at}` is {other}, but must be auto or required.");
+            return Err(invalid_value(&at, message));
+        }
+    };
+    fields.required("tools")?;
+    let list = path.key("tools");
+    let mut names = Vec::new();
+    for (i, item) in fields.array("tools")?.unwrap_or_default().iter().enumerate() {
+        let at = list.index(i);
+        let object = item.as_object().ok_or_else(|| invalid_type(&at, "an object", item))?;
+        let mut entry = Fields::new(object, at);
+        let kind = entry.required_string("type")?;
+        if kind != "function" {
+            return Err(refuse_hosted(&at.key("type"), kind));
+        }
+        let name = entry.required_string("name")?;
+        check_declared(name, tools, &at.key("name"))?;
+        names.push(name.to_owned());
+    }
+    Ok(ToolChoice::Allowed { required, names })
+}
+
+/// Reads `text.format`.
+pub(super) fn read_format(
+    object: Option<&Object>,
+    rules: &Rules,
+) -> Result<ResponseFormat, ApiError> {
+    let Some(object) = object else { return Ok(ResponseFormat::Text) };
+    let text = Path::Root.key("text");
+    let path = text.key("format");
+    let mut fields = Fields::new(object, path);
+    match fields.required_string("type")? {
+        "text" => return Ok(ResponseFormat::Text),
+        "json_object" => return Ok(ResponseFormat::JsonObject),
+        "json_schema" => {}
+        other => {
+            let (at, other) = (path.key("type"), quoted(other));
+            let accepted = "text, json_object or json_schema";
+            let message = format!("`{at}` is {other}, but must be {accepted}.");
+            return Err(invalid_value(&at, message));
+        }
+    }
+    let name = fields.required_string("name")?.to_owned();
+    check_name(&name, &path.key("name"))?;
+    fields.string("description")?;
+    let strict = fields.boolean("strict")?.unwrap_or(false);
+    let value = fields.required("schema")?;
+    let schema = fields.object("schema")?.expect("the field was there").clone();
+    check_schema(value, strict, &path.key("schema"), ErrorCode::InvalidJsonSchema, rules)?;
+    Ok(ResponseFormat::JsonSchema { name, schema, strict })
+}
