@@ -281,6 +281,21 @@ fn whole_answers_can_be_waited_for_with_line_ends() {
 }
 
 #[test]
+fn tools_of_the_hosted_apis_can_be_left_out() {
+    let rig = Rig::configured(|config| config.compat.ignore_hosted_tools = true);
+    let input = json!({"model": "deepseek-v4-flash", "input": "a</think>b",
+        "tools": [{"type": "web_search"}, {"type": "function", "name": "f"}]});
+    let messages = json!([{"role": "user", "content": "a</think>b"}]);
+    let blocks = json!({"model": "deepseek-v4-flash", "max_tokens": 20, "messages": messages,
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}]});
+    for (path, body) in [("/v1/responses", input), ("/v1/messages", blocks)] {
+        assert_eq!(rig.post(path, &body).status, 200, "{path}");
+        let refused = Rig::start().post(path, &body);
+        assert_eq!(refused.status, 400, "{path}: {}", refused.body);
+    }
+}
+
+#[test]
 fn control_tokens_in_text_are_text_unless_the_server_is_told_otherwise() {
     let tokens = |rig: &Rig| {
         let usage = rig.say("<｜User｜>", &json!({"max_tokens": 1})).json()["usage"].clone();

@@ -17,7 +17,7 @@ pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, Ap
     let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         let path = list.index(i);
-        let tool = read_tool(item, &path, rules)?;
+        let Some(tool) = read_tool(item, &path, rules)? else { continue };
         if tools.iter().any(|earlier| earlier.name == tool.name) {
             let at = path.key("name");
             let name = quoted(&tool.name);
@@ -29,12 +29,16 @@ pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, Ap
     Ok(tools)
 }
 
-fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiError> {
+/// A tool; `None` if it is one of the hosted API's own and the rules leave those out.
+fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Option<Tool>, ApiError> {
     let object = item.as_object().ok_or_else(|| invalid_type(path, "an object", item))?;
     let mut fields = Fields::new(object, *path);
     if let Some(kind) = fields.string("type")?
         && kind != "custom"
     {
+        if rules.ignore_hosted_tools {
+            return Ok(None);
+        }
         let at = path.key("type");
         let kind = quoted(kind);
         let message = format!("`{at}` is {kind}, but this server runs no tools: use custom ones.");
@@ -52,7 +56,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiEr
         function.insert("description".into(), description.into());
     }
     function.insert("parameters".into(), schema.clone());
-    Ok(Tool { name: name.to_owned(), function, strict })
+    Ok(Some(Tool { name: name.to_owned(), function, strict }))
 }
 
 /// Reads `tool_choice`, and whether one message may hold several calls.

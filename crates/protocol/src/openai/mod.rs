@@ -77,6 +77,8 @@ pub struct Rules {
     pub vocab_size: u32,
     /// Refuse fields that are not in the contract instead of ignoring them.
     pub reject_unknown: bool,
+    /// Leave out tools that run on the hosted APIs' servers instead of refusing them.
+    pub ignore_hosted_tools: bool,
     /// Accept the encoding's own role `latest_reminder` and the message field `task`.
     pub extended_roles: bool,
     /// Refuse the role `developer` instead of treating it as `system`.
@@ -104,6 +106,7 @@ impl Default for Rules {
             max_messages: 65_536,
             vocab_size: 129_280,
             reject_unknown: false,
+            ignore_hosted_tools: false,
             extended_roles: false,
             reject_developer_role: false,
             lenient_tool_history: false,

@@ -17,7 +17,7 @@ pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, Ap
     let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         let path = list.index(i);
-        let tool = read_tool(item, &path, rules)?;
+        let Some(tool) = read_tool(item, &path, rules)? else { continue };
         if tools.iter().any(|earlier| earlier.name == tool.name) {
             let at = path.key("name");
             let name = quoted(&tool.name);
@@ -29,12 +29,14 @@ pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, Ap
     Ok(tools)
 }
 
-fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiError> {
+/// A tool; `None` if it is one of the hosted API's own and the rules leave those out.
+fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Option<Tool>, ApiError> {
     let object = item.as_object().ok_or_else(|| invalid_type(path, "an object", item))?;
     let mut fields = Fields::new(object, *path);
     let kind = fields.required_string("type")?;
     if kind != "function" {
-        return Err(refuse_hosted(&path.key("type"), kind));
+        let refused = refuse_hosted(&path.key("type"), kind);
+        return if rules.ignore_hosted_tools { Ok(None) } else { Err(refused) };
     }
     let name = fields.required_string("name")?;
     check_name(name, &path.key("name"))?;
@@ -53,7 +55,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiEr
         let empty = serde_json::json!({"type": "object", "properties": {}});
         check_parameters(&empty, strict, &at, rules)?;
     }
-    Ok(Tool { name: name.to_owned(), function, strict })
+    Ok(Some(Tool { name: name.to_owned(), function, strict }))
 }
 
 fn refuse_hosted(at: &Path<'_>, kind: &str) -> ApiError {

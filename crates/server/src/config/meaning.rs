@@ -148,6 +148,9 @@ pub struct CompatConfig {
     pub invalid_parameter_status: u16,
     /// What the role `developer` is.
     pub developer_role: DeveloperRole,
+    /// Leave out tools that run on the hosted APIs' servers (web search and the like) instead of
+    /// refusing the request: for agents that always send them.
+    pub ignore_hosted_tools: bool,
     /// Accept tool calls and results in any order.
     pub lenient_tool_history: bool,
     /// What a last assistant message without `prefix` means.
@@ -176,6 +179,7 @@ impl Default for CompatConfig {
             unknown_model_status: 404,
             invalid_parameter_status: 400,
             developer_role: DeveloperRole::System,
+            ignore_hosted_tools: false,
             lenient_tool_history: false,
             trailing_assistant: TrailingAssistant::NewTurn,
             require_reasoning_roundtrip: false,

@@ -130,6 +130,7 @@ impl ServerConfig {
             max_messages: limits.max_messages,
             vocab_size,
             reject_unknown: compat.reject_unknown,
+            ignore_hosted_tools: compat.ignore_hosted_tools,
             extended_roles: self.encoding.extended_roles,
             reject_developer_role: compat.developer_role == DeveloperRole::Reject,
             lenient_tool_history: compat.lenient_tool_history,
