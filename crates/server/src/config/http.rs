@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 /// Address, TLS, keys, shutdown, health.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent switches of the contract")]
 pub struct HttpConfig {
     /// Address to listen on; 0.0.0.0 for all.
     pub host: String,
