@@ -1,12 +1,13 @@
 // The block emulator: runs kernels thread by thread on a CPU. This is what kernels see of it.
 //
-// Threads are fibres of one OS thread; a block runs to its end before the next starts. A thread
-// gives up the core only at an operation of its warp or block, so what depends on lockstep without
-// a synchronisation fails here, as it may on a GPU. An error prints one line beginning
-// "emulator: " and ends the process.
+// Threads are fibres of one OS thread; the blocks of a cluster run together, and a cluster runs to
+// its end before the next starts. A thread gives up the core only at an operation of its warp,
+// warpgroup, block or cluster, so what depends on lockstep without a synchronisation fails here, as
+// it may on a GPU. An error prints one line beginning "emulator: " and ends the process.
 //
-// Not here: what the operations mean (`warp.cpp`, `sync.cpp`, `copy.cpp`), who runs when
-// (`scheduler.cpp`), memory and races (`memory.cpp`), the protocol with the tests (`serve.cpp`).
+// Not here: what the operations mean (`warp.cpp`, `wgmma.cpp`, `sync.cpp`, `mbarrier.cpp`,
+// `copy.cpp`), who runs when (`scheduler.cpp`), memory and races (`memory.cpp`, `global.cpp`), the
+// protocol with the tests (`serve.cpp`).
 #pragma once
 
 #include <stddef.h>
@@ -20,27 +21,36 @@ struct Dim3 {
     uint32_t x = 1, y = 1, z = 1;
 };
 
-// A thread of the block that is running.
+// A thread of the cluster that is running.
 struct Thread {
     Dim3 thread, block_id;
     uint32_t index; // in the block
+    uint32_t rank;  // of the block in its cluster
     void* stack_pointer;
 };
 
 struct Launch {
     Dim3 grid, block;
     size_t shared_bytes;
+    uint32_t cluster;
 };
 
 extern Thread* current;
 extern Launch launch;
 
+// What a kernel says of itself beside its code.
+struct Options {
+    uint32_t cluster = 1;   // blocks of a cluster, along x
+    bool dependent = false; // may start before the launch before it has ended: `dependency_wait`
+};
+
 // A kernel by name; made by EMU_KERNEL.
 struct Kernel {
     const char* name;
     void (*run)(void**);
+    Options options;
     const Kernel* next;
-    Kernel(const char* name, void (*run)(void**));
+    Kernel(const char* name, void (*run)(void**), Options options);
     static const Kernel* find(const char* name);
 };
 
@@ -54,13 +64,16 @@ void invoke(void (*kernel)(Args...), void** p) {
 }
 
 void* shared_memory(size_t bytes);
-uint32_t shared_offset(const void* p);
+// Offset in the block's shared memory, with the block's rank in bits 24 and up.
+uint32_t shared_address(const void* p);
 
 void barrier(uint32_t id, uint32_t n_threads);
 void warp_sync();
 uint32_t shuffle(uint32_t value, uint32_t lane);
 uint32_t ballot(bool predicate);
+bool elect();
 uint32_t atomic_add(uint32_t* p, uint32_t x);
+uint32_t e4m3_pair(float low, float high);
 
 void cp_async(void* destination, const void* source, uint32_t bytes, bool valid);
 void cp_async_commit();
@@ -68,5 +81,33 @@ void cp_async_wait(uint32_t pending);
 
 void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+void mbarrier_init(uint64_t* barrier, uint32_t count);
+void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity);
+void fence_mbarrier_init();
+void fence_proxy_async();
+void bulk_load(void* destination, const void* source, uint32_t bytes, uint64_t* barrier);
+
+void cluster_arrive();
+void cluster_wait();
+void cluster_store(uint32_t address, uint32_t value);
+void set_registers(uint32_t n);
+void dependency_wait();
+
+enum class Input { e4m3, bf16 };
+// One warpgroup product d[64][n] (+)= a b. `a`: four registers, or null for `a_matrix`.
+struct Wgmma {
+    Input input;
+    uint32_t n;
+    float* d;
+    const uint32_t* a;
+    uint64_t a_matrix, b_matrix;
+    bool b_is_mn_major, accumulate;
+};
+void wgmma(const Wgmma& operands);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(uint32_t pending);
 
 } // namespace emu

@@ -1,4 +1,4 @@
-// Memory of the emulated device and what is watched there.
+// Shared memory of the emulated blocks and what is watched there.
 //
 // Kernels are compiled with `-fsanitize=thread` and linked without its library: every load and
 // store calls one of the entry points at the end of this file. They find: reads of shared memory
@@ -6,15 +6,13 @@
 //
 // Races: an access must be ordered after every earlier conflicting one, by a barrier or by an
 // operation of the warp. Each warp has a vector clock; of each byte the last writer is kept, and
-// its last readers from two warps.
+// its last readers from two warps. Asynchronous copies count as one more warp, whose time a warp
+// learns from the barrier it waits for.
 //
-// Global buffers lie in one reserved range with gaps between them, filled with 0xFF (NaN).
-#include <stdio.h>
+// Proxies: what ordinary stores wrote may be read by tensor cores or overwritten by an asynchronous
+// copy only after the writing thread has executed `fence_proxy_async`.
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-
-#include <map>
 
 #include "state.h"
 
@@ -22,84 +20,81 @@ namespace emu {
 
 namespace {
 
-constexpr size_t GLOBAL_BYTES = size_t{16} << 30, SHARED_BYTES = 1 << 20, GAP = 4096;
+// A block's shared memory begins at a multiple of this.
+constexpr size_t STRIDE = 256 * 1024;
 constexpr uint8_t SEVERAL = 0xff;
 
 struct Access {
     uint32_t clock = 0; // 0: none
-    uint8_t warp = 0, lane = 0;
+    uint16_t warp = 0;
+    uint8_t lane = 0;
 };
 struct Shadow {
     Access writer, reader, other_reader;
-    bool written = false;
+    uint32_t fences = 0; // of the writer when it wrote
+    bool written = false, by_store = false;
 };
 
-char* reserve(size_t bytes) {
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) perror("memory"), exit(2);
-    return static_cast<char*>(p);
-}
-
-char* const global_start = reserve(GLOBAL_BYTES);
-char* const shared_start = reserve(SHARED_BYTES);
-uint64_t global_next = GAP;
-std::map<uint64_t, uint64_t> buffers; // address -> bytes
+char* const shared_start = reserve(STRIDE * MAX_CLUSTER);
 size_t shared_bytes;
-std::vector<Shadow> shadow;
+std::vector<Shadow> shadow; // of all blocks of the cluster, `shared_bytes` each
+
+bool is_shared(const char* p) { return p >= shared_start && p < shared_start + STRIDE * MAX_CLUSTER; }
 
 bool is_before(const Access& access, const Fibre& fibre) {
     if (access.clock == 0) return true;
-    const Warp& warp = block.warps[fibre.warp];
+    const Warp& warp = cluster.warps[fibre.warp];
     if (access.warp != fibre.warp) return access.clock <= warp.clock[access.warp];
     return access.lane == fibre.lane || access.clock < warp.clock[fibre.warp];
 }
 
-void check_shared(size_t offset, size_t bytes, bool is_write, void* pc) {
+// Whether the byte was stored by a thread that has executed no proxy fence since.
+bool is_dirty(const Shadow& s) {
+    return s.by_store && cluster.fibres[s.writer.warp * LANES + s.writer.lane].fences == s.fences;
+}
+
+void read_by(Shadow& s, const Access& now) {
+    Access& slot = s.reader.clock == 0 || s.reader.warp == now.warp ? s.reader : s.other_reader;
+    const bool several = slot.clock == now.clock && slot.warp == now.warp && slot.lane != now.lane;
+    slot = now;
+    if (several) slot.lane = SEVERAL;
+}
+
+Shadow* shadow_of(uint32_t rank, size_t offset) { return &shadow[rank * shared_bytes + offset]; }
+
+void check_bounds(size_t offset, size_t bytes, bool is_write, void* pc) {
     if (offset + bytes > shared_bytes)
         fail_at(pc, "%s of %zu bytes at shared offset %zu, the block has %zu",
                 is_write ? "store" : "load", bytes, offset, shared_bytes);
-    const Fibre& fibre = self();
-    const Access now = {block.warps[fibre.warp].clock[fibre.warp], static_cast<uint8_t>(fibre.warp),
-                        static_cast<uint8_t>(fibre.lane)};
-    for (size_t i = offset; i < offset + bytes; ++i) {
-        Shadow& s = shadow[i];
-        const Access* conflict = nullptr;
-        if (!is_before(s.writer, fibre)) conflict = &s.writer;
-        if (is_write && !is_before(s.reader, fibre)) conflict = &s.reader;
-        if (is_write && !is_before(s.other_reader, fibre)) conflict = &s.other_reader;
-        if (conflict)
-            fail_at(pc, "race at shared offset %zu: %s, unordered after a %s by warp %u lane %u", i,
-                    is_write ? "store" : "load", conflict == &s.writer ? "store" : "load",
-                    conflict->warp, conflict->lane);
-        if (is_write) {
-            s.writer = now, s.reader = s.other_reader = Access(), s.written = true;
-            continue;
-        }
-        if (!s.written) fail_at(pc, "load of shared offset %zu, which was never written", i);
-        Access& slot = s.reader.clock == 0 || s.reader.warp == now.warp ? s.reader : s.other_reader;
-        const bool several = slot.clock == now.clock && slot.warp == now.warp && slot.lane != now.lane;
-        slot = now;
-        if (several) slot.lane = SEVERAL;
-    }
 }
 
-void check_global(const char* p, size_t bytes, bool is_write, void* pc) {
-    static uint64_t start = 1, end = 0; // the buffer of the last access
-    const uint64_t address = reinterpret_cast<uint64_t>(p);
-    if (address >= start && address + bytes <= end) return;
-    auto next = buffers.upper_bound(address);
-    if (next != buffers.begin()) {
-        --next;
-        start = next->first, end = start + next->second;
-        if (address + bytes <= end) return;
-        const size_t over = address + bytes - end;
-        start = 1, end = 0;
-        if (over < GAP)
-            fail_at(pc, "%s of %zu bytes ends %zu bytes behind a buffer of %zu bytes",
-                    is_write ? "store" : "load", bytes, over, static_cast<size_t>(next->second));
+[[noreturn]] void fail_race(void* pc, size_t offset, bool is_write, const Access& other, bool other_writes) {
+    const char* what = is_write ? "store" : "load";
+    if (other.warp == async_warp())
+        fail_at(pc, "race at shared offset %zu: %s, unordered after an asynchronous copy", offset, what);
+    fail_at(pc, "race at shared offset %zu: %s, unordered after a %s by warp %u lane %u", offset, what,
+            other_writes ? "store" : "load", other.warp, other.lane);
+}
+
+// An access of the running thread; `is_store` is false for what an asynchronous copy will write.
+void check_shared(uint32_t rank, size_t offset, size_t bytes, bool is_write, bool is_store, void* pc) {
+    check_bounds(offset, bytes, is_write, pc);
+    const Fibre& fibre = self();
+    const Access now = {cluster.warps[fibre.warp].clock[fibre.warp], static_cast<uint16_t>(fibre.warp),
+                        static_cast<uint8_t>(fibre.lane)};
+    Shadow* s = shadow_of(rank, offset);
+    for (size_t i = offset; i < offset + bytes; ++i, ++s) {
+        if (!is_before(s->writer, fibre)) fail_race(pc, i, is_write, s->writer, true);
+        if (is_write) {
+            for (const Access* reader : {&s->reader, &s->other_reader})
+                if (!is_before(*reader, fibre)) fail_race(pc, i, true, *reader, false);
+            s->writer = now, s->reader = s->other_reader = Access();
+            s->written = true, s->by_store = is_store, s->fences = fibre.fences;
+            continue;
+        }
+        if (!s->written) fail_at(pc, "load of shared offset %zu, which was never written", i);
+        read_by(*s, now);
     }
-    fail_at(pc, "%s of %zu bytes outside of every buffer", is_write ? "store" : "load", bytes);
 }
 
 } // namespace
@@ -107,42 +102,95 @@ void check_global(const char* p, size_t bytes, bool is_write, void* pc) {
 void memory_start(size_t bytes) {
     if (bytes > 227 * 1024) FAIL("%zu bytes of shared memory; no block has more than 232448", bytes);
     shared_bytes = bytes;
-    block.shared = shared_start;
-    memset(shared_start, 0xff, bytes);
-    shadow.assign(bytes, Shadow());
+    for (size_t rank = 0; rank < cluster.blocks.size(); ++rank)
+        memset(shared_start + rank * STRIDE, 0xff, bytes);
+    shadow.assign(bytes * cluster.blocks.size(), Shadow());
 }
 
 void* shared_memory(size_t bytes) {
     if (bytes > shared_bytes)
         FAIL("uses %zu bytes of shared memory, launched with %zu", bytes, shared_bytes);
-    return shared_start;
+    return shared_start + current->rank * STRIDE;
 }
 
-uint32_t shared_offset(const void* p) {
+uint32_t shared_address(const void* p) {
     const char* byte = static_cast<const char*>(p);
-    if (byte < shared_start || byte >= shared_start + SHARED_BYTES)
-        FAIL("an address that is not in shared memory");
-    return static_cast<uint32_t>(byte - shared_start);
+    if (!is_shared(byte)) FAIL("an address that is not in shared memory");
+    const size_t at = byte - shared_start;
+    return static_cast<uint32_t>(at / STRIDE << 24 | at % STRIDE);
+}
+
+char* shared_at(uint32_t address) {
+    return shared_start + (address >> 24) * STRIDE + (address & 0xffffffu);
 }
 
 void shared_poison(const void* p, size_t bytes) {
     memset(const_cast<void*>(p), 0xff, bytes);
-    for (size_t i = 0; i < bytes; ++i) shadow[shared_offset(p) + i].written = false;
+    const uint32_t address = shared_address(p);
+    Shadow* s = shadow_of(address >> 24, address & 0xffffffu);
+    for (size_t i = 0; i < bytes; ++i) s[i].written = false;
 }
 
-void shared_written(const void* p, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) shadow[shared_offset(p) + i].written = true;
+void shared_landed(const void* p, size_t bytes, uint32_t clock) {
+    const uint32_t address = shared_address(p);
+    Shadow* s = shadow_of(address >> 24, address & 0xffffffu);
+    for (size_t i = 0; i < bytes; ++i) {
+        s[i].writer = {clock, static_cast<uint16_t>(async_warp()), 0};
+        s[i].written = true, s[i].by_store = false;
+    }
+}
+
+void check_not_dirty(const void* p, size_t bytes, void* pc) {
+    const uint32_t address = shared_address(p);
+    check_bounds(address & 0xffffffu, bytes, true, pc);
+    const Shadow* s = shadow_of(address >> 24, address & 0xffffffu);
+    for (size_t i = 0; i < bytes; ++i)
+        if (is_dirty(s[i]))
+            fail_at(pc, "an asynchronous copy to shared offset %zu, stored to by warp %u lane %u without "
+                        "fence_proxy_async", (address & 0xffffffu) + i, s[i].writer.warp, s[i].writer.lane);
+}
+
+void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp) {
+    void* pc = __builtin_return_address(0);
+    check_bounds(offset, bytes, false, pc);
+    const Fibre& first = cluster.fibres[warp * LANES];
+    const uint32_t clock = cluster.warps[warp].clock[warp];
+    Shadow* s = shadow_of(rank, offset);
+    for (size_t i = offset; i < offset + bytes; ++i, ++s) {
+        if (!s->written) fail_at(pc, "a tensor core reads shared offset %zu, which was never written", i);
+        // Same-warp stores count as ordered only after a later operation of the warp; the fence is one.
+        if (s->writer.warp != warp && !is_before(s->writer, first)) fail_race(pc, i, false, s->writer, true);
+        if (is_dirty(*s))
+            fail_at(pc, "a tensor core reads shared offset %zu, stored by warp %u lane %u without "
+                        "fence_proxy_async", i, s->writer.warp, s->writer.lane);
+        // All four warps of the group read; the first and the last stand for them.
+        s->reader = {clock, static_cast<uint16_t>(warp), SEVERAL};
+        const uint32_t other = warp + GROUP_WARPS - 1;
+        s->other_reader = {cluster.warps[other].clock[other], static_cast<uint16_t>(other), SEVERAL};
+    }
 }
 
 void check_access(const void* p, size_t bytes, bool is_write, void* pc) {
     const char* byte = static_cast<const char*>(p);
-    if (byte >= shared_start && byte < shared_start + SHARED_BYTES) {
-        if (current) check_shared(byte - shared_start, bytes, is_write, pc);
-    } else if (byte >= global_start && byte < global_start + GLOBAL_BYTES) {
+    if (is_shared(byte)) {
+        if (!current) return;
+        const uint32_t address = shared_address(p);
+        if (address >> 24 != current->rank)
+            fail_at(pc, "a plain access to the shared memory of block %u of the cluster", address >> 24);
+        check_shared(address >> 24, address & 0xffffffu, bytes, is_write, true, pc);
+    } else if (is_global(byte)) {
         if (reinterpret_cast<uintptr_t>(p) % bytes && bytes <= 16 && !(bytes & (bytes - 1)))
             fail_at(pc, "%zu bytes at an address that is no multiple of it", bytes);
         check_global(byte, bytes, is_write, pc);
     }
+}
+
+void check_remote(uint32_t address, size_t bytes, void* pc) {
+    const uint32_t rank = address >> 24;
+    if (rank >= cluster.blocks.size()) fail_at(pc, "shared memory of block %u; the cluster has %zu", rank,
+                                               cluster.blocks.size());
+    if (cluster.blocks[rank].live == 0) fail_at(pc, "shared memory of block %u, which has ended", rank);
+    check_shared(rank, address & 0xffffffu, bytes, true, true, pc);
 }
 
 // Atomics are not ordered against each other, so they are no races; a plain access beside them
@@ -150,9 +198,10 @@ void check_access(const void* p, size_t bytes, bool is_write, void* pc) {
 uint32_t atomic_add(uint32_t* p, uint32_t x) {
     void* pc = __builtin_return_address(0);
     const char* byte = reinterpret_cast<const char*>(p);
-    if (byte >= shared_start && byte < shared_start + SHARED_BYTES) {
-        const size_t offset = byte - shared_start;
-        if (offset + 4 > shared_bytes || !shadow[offset].written)
+    if (is_shared(byte)) {
+        const uint32_t address = shared_address(p);
+        const size_t offset = address & 0xffffffu;
+        if (offset + 4 > shared_bytes || !shadow_of(address >> 24, offset)->written)
             fail_at(pc, "atomic on shared offset %zu, which was never written", offset);
     } else {
         check_access(p, 4, true, pc);
@@ -160,24 +209,6 @@ uint32_t atomic_add(uint32_t* p, uint32_t x) {
     const uint32_t old = *p;
     *p = old + x;
     return old;
-}
-
-uint64_t allocate(uint64_t bytes) {
-    const uint64_t start = reinterpret_cast<uint64_t>(global_start) + global_next;
-    global_next += (bytes + GAP + 255) / 256 * 256;
-    if (global_next > GLOBAL_BYTES) fprintf(stderr, "emulator: out of memory\n"), exit(2);
-    buffers[start] = bytes;
-    memset(reinterpret_cast<void*>(start), 0xff, bytes);
-    return start;
-}
-
-void release(uint64_t address) {
-    const auto found = buffers.find(address);
-    if (found == buffers.end()) return;
-    const uint64_t first = (address + 4095) / 4096 * 4096;
-    const uint64_t last = (address + found->second) / 4096 * 4096;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-    buffers.erase(found);
 }
 
 } // namespace emu

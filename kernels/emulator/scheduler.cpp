@@ -1,7 +1,8 @@
-// Fibres and the order in which they run: a grid block by block, a block warp by warp.
+// Fibres and the order in which they run: a grid cluster by cluster, a cluster warp by warp.
 //
 // Seed 0 runs warps in ascending order, any other seed in an order drawn anew each round.
-// When no thread can run, the table of what each waits for is the error message.
+// When no thread can run, one asynchronous copy lands; when there is none either, the table of what
+// each waits for is the error message.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@ namespace emu {
 Thread* current;
 Launch launch;
 Mode mode;
-Block block;
+Cluster cluster;
 
 namespace {
 
@@ -33,7 +34,8 @@ uint32_t random_state = 1;
 
 } // namespace
 
-Kernel::Kernel(const char* name, void (*run)(void**)) : name(name), run(run), next(first_kernel) {
+Kernel::Kernel(const char* name, void (*run)(void**), Options options)
+    : name(name), run(run), options(options), next(first_kernel) {
     first_kernel = this;
 }
 const Kernel* Kernel::find(const char* name) {
@@ -83,7 +85,7 @@ void fibre_main() {
     Fibre& fibre = self();
     copies_at_exit(fibre);
     fibre.state = State::done;
-    barrier_exit(fibre);
+    barriers_at_exit(fibre);
     yield();
     abort(); // a finished thread is never continued
 }
@@ -98,15 +100,20 @@ void* stack_at(size_t index) {
     return stacks[index];
 }
 
-void prepare(Fibre& fibre, uint32_t index, Dim3 block_id) {
+// Thread `index` of the block with this rank in the cluster.
+void prepare(Fibre& fibre, uint32_t index, uint32_t rank, Dim3 block_id) {
     const Dim3 size = launch.block;
+    const uint32_t at = rank * size.x * size.y * size.z + index;
     fibre.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
     fibre.block_id = block_id;
-    fibre.index = index, fibre.warp = index / LANES, fibre.lane = index % LANES;
+    fibre.index = index, fibre.rank = rank;
+    fibre.warp = at / LANES, fibre.lane = at % LANES;
     fibre.state = State::ready;
+    fibre.fences = 0, fibre.waits_for = nullptr;
+    fibre.in_cluster_barrier = fibre.has_waited_for_launch = false;
     fibre.open_group.clear(), fibre.groups.clear();
     // The switch pops six registers and returns to `fibre_main`, with the stack as after a call.
-    void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(index)) + STACK);
+    void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(at)) + STACK);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(fibre_main);
     fibre.stack_pointer = top - 6;
@@ -115,33 +122,52 @@ void prepare(Fibre& fibre, uint32_t index, Dim3 block_id) {
 
 [[noreturn]] void deadlock() {
     fflush(stdout);
-    fprintf(stderr, "emulator: %s: no thread can go on\n", block.kernel);
-    static const char* const names[] = {"ready", "in an operation of its warp", "at a barrier",
-                                        "finished"};
-    for (size_t w = 0; w < block.warps.size(); ++w) {
-        uint32_t counts[4] = {};
-        for (uint32_t l = 0; l < LANES; ++l)
-            counts[static_cast<int>(block.fibres[w * LANES + l].state)]++;
-        fprintf(stderr, "  warp %zu:", w);
-        for (int s = 0; s < 4; ++s)
+    fprintf(stderr, "emulator: %s: no thread can go on\n", cluster.kernel);
+    static const char* const names[] = {"ready",        "in an operation of its warp",
+                                        "in an operation of its warpgroup",
+                                        "at a barrier", "at a barrier in shared memory",
+                                        "at the cluster's barrier", "finished"};
+    for (size_t w = 0; w < cluster.warps.size(); ++w) {
+        uint32_t counts[7] = {};
+        const Mbarrier* waits_for = nullptr;
+        for (uint32_t l = 0; l < LANES; ++l) {
+            const Fibre& fibre = cluster.fibres[w * LANES + l];
+            counts[static_cast<int>(fibre.state)]++;
+            if (fibre.state == State::in_mbarrier) waits_for = fibre.waits_for;
+        }
+        fprintf(stderr, "  block %u warp %u:", cluster.fibres[w * LANES].rank,
+                cluster.fibres[w * LANES].index / LANES);
+        for (int s = 0; s < 7; ++s)
             if (counts[s]) fprintf(stderr, " %u lanes %s", counts[s], names[s]);
+        if (waits_for) describe(*waits_for);
         fprintf(stderr, "\n");
     }
     exit(3);
 }
 
-void run_block(Dim3 block_id) {
+void run_cluster(Dim3 first_block) {
     const uint32_t n_threads = launch.block.x * launch.block.y * launch.block.z;
-    block.fibres.resize(n_threads);
-    block.warps.assign(n_threads / LANES, Warp());
-    for (size_t w = 0; w < block.warps.size(); ++w) {
-        memset(block.warps[w].clock, 0, sizeof block.warps[w].clock);
-        block.warps[w].clock[w] = 1;
+    const uint32_t n_warps = n_threads / LANES * launch.cluster;
+    cluster.fibres.resize(n_threads * launch.cluster);
+    cluster.warps.assign(n_warps, Warp());
+    cluster.groups.assign((n_warps + GROUP_WARPS - 1) / GROUP_WARPS, Group());
+    cluster.blocks.assign(launch.cluster, Block());
+    for (uint32_t w = 0; w < n_warps; ++w) {
+        cluster.warps[w].clock.assign(n_warps + 1, 0);
+        cluster.warps[w].clock[w] = 1;
     }
     memory_start(launch.shared_bytes);
-    for (uint32_t i = 0; i < n_threads; ++i) prepare(block.fibres[i], i, block_id);
-    std::vector<uint32_t> order(block.warps.size());
-    for (uint32_t w = 0; w < order.size(); ++w) order[w] = w;
+    mbarriers_start();
+    products_start();
+    cluster_start();
+    for (uint32_t rank = 0; rank < launch.cluster; ++rank) {
+        cluster.blocks[rank].live = n_threads;
+        for (uint32_t i = 0; i < n_threads; ++i)
+            prepare(cluster.fibres[rank * n_threads + i], i, rank,
+                    {first_block.x + rank, first_block.y, first_block.z});
+    }
+    std::vector<uint32_t> order(n_warps);
+    for (uint32_t w = 0; w < n_warps; ++w) order[w] = w;
     for (;;) {
         bool progressed = false, alive = false;
         if (mode.seed)
@@ -149,7 +175,7 @@ void run_block(Dim3 block_id) {
                 std::swap(order[i - 1], order[random_below(i)]);
         for (uint32_t w : order)
             for (uint32_t l = 0; l < LANES; ++l) {
-                Fibre& fibre = block.fibres[w * LANES + l];
+                Fibre& fibre = cluster.fibres[w * LANES + l];
                 if (fibre.state == State::ready) {
                     current = &fibre;
                     emu_switch(&scheduler_stack, fibre.stack_pointer);
@@ -157,26 +183,32 @@ void run_block(Dim3 block_id) {
                 }
                 alive |= fibre.state != State::done;
             }
+        current = nullptr;
         if (!alive) break;
-        if (!progressed) deadlock();
+        if (!progressed && !land_one()) deadlock();
     }
-    current = nullptr;
+    if (const size_t n = bulk_copies_under_way()) FAIL("ends with %zu bulk copies on their way", n);
+    products_at_exit();
 }
 
 } // namespace
 
 void run_grid(const Kernel& kernel, void** arguments) {
     running = &kernel, running_arguments = arguments;
-    block.kernel = kernel.name;
+    cluster.kernel = kernel.name, cluster.options = kernel.options;
+    launch.cluster = kernel.options.cluster;
+    if (launch.grid.x % launch.cluster || launch.cluster > MAX_CLUSTER)
+        FAIL("a grid of %u blocks in clusters of %u", launch.grid.x, launch.cluster);
+    launch_starts();
     random_state = mode.seed ? mode.seed * 2654435761u | 1 : 1;
     for (uint32_t z = 0; z < launch.grid.z; ++z)
         for (uint32_t y = 0; y < launch.grid.y; ++y)
-            for (uint32_t x = 0; x < launch.grid.x; ++x) run_block({x, y, z});
+            for (uint32_t x = 0; x < launch.grid.x; x += launch.cluster) run_cluster({x, y, z});
 }
 
 void fail_at(void* pc, const char* format, ...) {
     fflush(stdout);
-    fprintf(stderr, "emulator: %s", block.kernel);
+    fprintf(stderr, "emulator: %s", cluster.kernel);
     if (current) {
         const Dim3 b = current->block_id;
         fprintf(stderr, ", block (%u, %u, %u), thread %u", b.x, b.y, b.z, current->index);

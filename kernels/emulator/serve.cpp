@@ -81,6 +81,7 @@ int main(int argc, char** argv) {
         }
         case 4: {
             const uint64_t address = take<uint64_t>();
+            emu::launch_starts(); // whoever reads has waited for all launches so far
             send(reinterpret_cast<void*>(address), take<uint64_t>());
             break;
         }

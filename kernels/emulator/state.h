@@ -9,14 +9,20 @@
 
 namespace emu {
 
-constexpr uint32_t LANES = 32, MAX_WARPS = 32, MAX_BARRIERS = 16;
+constexpr uint32_t LANES = 32, MAX_BARRIERS = 16, MAX_CLUSTER = 16;
+constexpr uint32_t GROUP_WARPS = 4, GROUP_LANES = GROUP_WARPS * LANES;
 
 // How copies land and in which order warps run.
 struct Mode {
-    bool eager = false; // asynchronous copies land at issue instead of as late as allowed
+    bool eager = false; // asynchronous work is done at issue instead of as late as allowed
     uint32_t seed = 0;  // 0: warps in ascending order
 };
 extern Mode mode;
+
+// Times of all warps of the cluster as one of them knows them; the last is that of asynchronous
+// copies.
+using Clock = std::vector<uint32_t>;
+void join(Clock& clock, const Clock& other);
 
 struct Copy {
     char* destination;
@@ -25,37 +31,65 @@ struct Copy {
     bool valid;
 };
 
-enum class State { ready, in_warp, in_barrier, done };
+enum class State { ready, in_warp, in_group, in_barrier, in_mbarrier, in_cluster, done };
 
+struct Mbarrier;
 struct Fibre : Thread {
     State state;
-    uint32_t warp, lane, barrier_id;
-    void* stack;
+    uint32_t warp, lane; // the warp is numbered within the cluster
+    uint32_t barrier_id;
+    uint32_t fences; // fence_proxy_async so far
+    Mbarrier* waits_for;
+    uint32_t parity, meeting;
+    bool in_cluster_barrier, has_waited_for_launch;
     std::vector<Copy> open_group;
     std::vector<std::vector<Copy>> groups;
 };
 
 // An operation that all lanes of a warp take part in.
-enum class WarpOp { none, sync, shuffle, ballot, ldmatrix, mma };
+enum class WarpOp { none, sync, shuffle, ballot, elect, ldmatrix, mma, set_registers };
 
 struct Warp {
     WarpOp op = WarpOp::none;
     uint32_t arrived = 0;
     void* operands[LANES];
+    uint32_t registers = 0; // as set by set_registers
     // clock[v]: up to where this warp has seen warp v; clock[self] is its own time.
-    uint32_t clock[MAX_WARPS];
+    Clock clock;
 };
 
+// An operation of the four warps of a warpgroup, and its products that are under way.
+enum class GroupOp { none, fence, commit, wait, product };
+struct Products;
+struct Group {
+    GroupOp op = GroupOp::none;
+    uint32_t arrived = 0;
+    const void* operands[GROUP_LANES];
+    Products* products = nullptr;
+};
+
+// A block of the cluster.
 struct Block {
+    uint32_t live;
+    struct {
+        uint32_t arrived = 0, wanted = 0;
+    } barriers[MAX_BARRIERS];
+};
+
+struct Cluster {
     std::vector<Fibre> fibres;
     std::vector<Warp> warps;
-    char* shared = nullptr; // start of shared memory
+    std::vector<Group> groups;
+    std::vector<Block> blocks;
     const char* kernel = "";
+    Options options;
 };
-extern Block block;
+extern Cluster cluster;
 
 inline Fibre& self() { return *static_cast<Fibre*>(current); }
-inline Warp& own_warp() { return block.warps[self().warp]; }
+inline Warp& own_warp() { return cluster.warps[self().warp]; }
+// The entry of asynchronous copies in every clock.
+inline uint32_t async_warp() { return static_cast<uint32_t>(cluster.warps.size()); }
 
 // scheduler.cpp
 void run_grid(const Kernel& kernel, void** arguments);
@@ -63,16 +97,40 @@ void yield();
 uint32_t random_below(uint32_t n);
 // sync.cpp
 void collective(WarpOp op, void* operand, void (*execute)(Warp&));
-void barrier_exit(Fibre& fibre);
+void collective(GroupOp op, const void* operand, void (*execute)(Group&));
+void barriers_at_exit(Fibre& fibre);
+void cluster_start();
+// mbarrier.cpp
+void mbarriers_start();
+void complete_bytes(uint64_t key, uint32_t bytes, uint32_t clock);
+uint64_t barrier_for_copies(uint64_t* barrier);
+void describe(const Mbarrier& barrier);
 // copy.cpp
 void copies_at_exit(Fibre& fibre);
+bool land_one();
+size_t bulk_copies_under_way();
+// wgmma.cpp
+void products_start();
+void products_at_exit();
 // memory.cpp
+enum class Proxy { generic, async };
 void memory_start(size_t shared_bytes);
 void check_access(const void* p, size_t bytes, bool is_write, void* pc);
+void check_remote(uint32_t address, size_t bytes, void* pc);
+char* shared_at(uint32_t address);
 void shared_poison(const void* p, size_t bytes);
-void shared_written(const void* p, size_t bytes);
+// Bytes that an asynchronous copy has brought, at time `clock` of the copies.
+void shared_landed(const void* p, size_t bytes, uint32_t clock);
+// A read of tensor cores on behalf of `warp`.
+void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp);
+void check_not_dirty(const void* p, size_t bytes, void* pc);
+// global.cpp
+void check_global(const char* p, size_t bytes, bool is_write, void* pc);
+bool is_global(const char* p);
+void launch_starts();
 uint64_t allocate(uint64_t bytes);
 void release(uint64_t address);
+char* reserve(size_t bytes);
 
 // Prints "emulator: KERNEL, block B, thread T: ..." with the line in the kernel, and exits.
 [[noreturn]] void fail_at(void* pc, const char* format, ...) __attribute__((format(printf, 2, 3)));

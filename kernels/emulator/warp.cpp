@@ -2,6 +2,7 @@
 //
 // Products inside one instruction are exact and summed in double, with one rounding to f32; a GPU
 // keeps fewer bits and rounds otherwise, so tolerances come from the operator, never from here.
+#include <math.h>
 #include <string.h>
 
 #include "state.h"
@@ -55,9 +56,35 @@ uint32_t ballot(bool predicate) {
     return operand.result;
 }
 
+bool elect() {
+    bool chosen = false;
+    collective(WarpOp::elect, &chosen, [](Warp& warp) { *static_cast<bool*>(warp.operands[0]) = true; });
+    return chosen;
+}
+
+// The number of registers of each thread from here on; all warps of the warpgroup ask for the same.
+void set_registers(uint32_t n) {
+    if (n < 24 || n > 256 || n % 8) FAIL("%u registers: 24 to 256 in steps of 8", n);
+    collective(WarpOp::set_registers, &n, [](Warp& warp) {
+        const Fibre& fibre = self();
+        warp.registers = *static_cast<uint32_t*>(warp.operands[0]);
+        const uint32_t n_warps = launch.block.x * launch.block.y * launch.block.z / LANES;
+        uint32_t sum = 0;
+        for (uint32_t w = fibre.rank * n_warps; w < (fibre.rank + 1) * n_warps; ++w)
+            sum += cluster.warps[w].registers * LANES;
+        if (sum > 65536) FAIL("the warps of the block ask for %u registers; there are 65536", sum);
+        const uint32_t group = fibre.index / GROUP_LANES * GROUP_WARPS;
+        for (uint32_t w = group; w < group + GROUP_WARPS && w < n_warps; ++w) {
+            const uint32_t other = cluster.warps[fibre.rank * n_warps + w].registers;
+            if (other && other != warp.registers)
+                FAIL("%u registers, another warp of the warpgroup has %u", warp.registers, other);
+        }
+    });
+}
+
 void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed) {
     void* pc = __builtin_return_address(0);
-    if (shared_offset(row) % 16) fail_at(pc, "ldmatrix: a row must begin at a multiple of 16");
+    if (shared_address(row) % 16) fail_at(pc, "ldmatrix: a row must begin at a multiple of 16");
     check_access(row, 16, false, pc);
     MatrixLoad operand = {r, static_cast<const char*>(row), transposed};
     collective(WarpOp::ldmatrix, &operand, [](Warp& warp) {
@@ -103,6 +130,27 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
             }
         }
     });
+}
+
+// Two floats to E4M3, nearest even, saturating: by search, unlike the kernels' own conversion.
+uint32_t e4m3_pair(float low, float high) {
+    const auto convert = [](float x) -> uint32_t {
+        if (x != x) return 0x7f;
+        const double magnitude = x < 0 ? -static_cast<double>(x) : x;
+        const auto value = [](uint32_t code) {
+            const int exponent = code >> 3, mantissa = code & 7;
+            return exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
+        };
+        uint32_t below = 0; // the largest code whose value is not above
+        for (uint32_t step = 64; step; step /= 2)
+            if (below + step <= 126 && value(below + step) <= magnitude) below += step;
+        if (below < 126) {
+            const double up = value(below + 1) - magnitude, down = magnitude - value(below);
+            below += up < down || (up == down && below % 2);
+        }
+        return below | (__builtin_signbit(x) ? 128 : 0);
+    };
+    return convert(low) | convert(high) << 8;
 }
 
 } // namespace emu

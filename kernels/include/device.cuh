@@ -36,15 +36,23 @@ struct alignas(64) TensorMap {
 
 constexpr u32 WARP = 32;
 
+// A number as a type, to pass a template argument to a lambda.
+template <u32 N>
+struct Constant {
+    static constexpr u32 value = N;
+};
+
 #if defined(__CUDACC_RTC__)
 #define INLINE __device__ __forceinline__
-// Makes a kernel known to the emulator; means nothing to the GPU.
-#define EMU_KERNEL(name)
+// Makes a kernel known to the emulator, with its `emu::Options`; means nothing to the GPU.
+#define EMU_KERNEL(name, ...)
 // Before a loop of constant length whose body indexes registers.
 #define UNROLL _Pragma("unroll")
 #include "ptx_base.cuh"
 #include "ptx_async80.cuh"
 #include "ptx_mma80.cuh"
+#include "ptx_async90.cuh"
+#include "ptx_wgmma90.cuh"
 #else
 #include "host.cuh"
 #endif

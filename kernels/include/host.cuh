@@ -18,12 +18,13 @@
 #define __forceinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __cluster_dims__(...)
 #define threadIdx (emu::current->thread)
 #define blockIdx (emu::current->block_id)
 #define blockDim (emu::launch.block)
 #define gridDim (emu::launch.grid)
-#define EMU_KERNEL(name) \
-    static const emu::Kernel emu_kernel_##name(#name, [](void** p) { emu::invoke(&name, p); });
+#define EMU_KERNEL(name, ...) \
+    static const emu::Kernel emu_kernel_##name(#name, [](void** p) { emu::invoke(&name, p); }, {__VA_ARGS__});
 
 INLINE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
 INLINE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }
@@ -79,7 +80,7 @@ template <class T>
 INLINE T& shared() {
     return *static_cast<T*>(emu::shared_memory(sizeof(T)));
 }
-INLINE u32 smem_u32(const void* p) { return emu::shared_offset(p); }
+INLINE u32 smem_u32(const void* p) { return emu::shared_address(p); }
 
 INLINE void block_sync() { emu::barrier(0, 0); }
 template <int Id>
@@ -125,3 +126,5 @@ INLINE void mma_bf16_16816(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0
     const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
     emu::mma_bf16(d, a, b);
 }
+
+#include "host90.cuh"

@@ -4,7 +4,8 @@
 // Inputs   data [n_rows, k] E4M3 or bf16    scales [ceil(n_rows / 128), ceil(k / 128)] f32 (FP8)
 //          x: token m's values begin at x + m x_stride; bf16. For FP8 semantics with quantised
 //          activations x holds values on the FP8 grid (exact in bf16): the result is then that of
-//          E4M3 x E4M3 products; otherwise it is W8A16.
+//          E4M3 x E4M3 products; otherwise it is W8A16. `is_tiled`: data in the tiles of
+//          `linear_pack_fp8` (sm_90a, for layers whose activations are not quantised).
 // Outputs  out [n_tokens, out_stride], written as bf16 (`is_f32` = 0) or f32
 // Launch   grid (ceil(n_rows / 32), ceil(n_tokens / Tokens)), 256 threads. k is a multiple of 16
 //          (FP8) or 8 (bf16); scales of FP8 rows need n_rows in whole 128s or a last partial one.
@@ -36,8 +37,8 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
         const u8* __restrict__ data, const float* __restrict__ scales, const bf16* __restrict__ x, \
         void* __restrict__ out, u32 n_rows, u32 k, u32 x_stride, u32 n_tokens,        \
-        u32 out_stride, u32 is_f32) {                                                             \
-        const Weights w = {data, scales, nullptr, n_rows, k};                                     \
+        u32 out_stride, u32 is_f32, u32 is_tiled) {                                               \
+        const Weights w = {data, scales, nullptr, n_rows, k, is_tiled != 0};                                   \
         linear<Format::Fp8, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32);             \
     }                                                                                             \
     EMU_KERNEL(name)

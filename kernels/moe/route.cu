@@ -7,7 +7,8 @@
 // Outputs  ids [n_tokens, top_k] u32 in the order chosen (equal scores: lower id first)
 //          weights [n_tokens, top_k] f32, score / sum * scaling
 //          moe_group: items [<= n_pairs, 3] u32 (local expert, first, count <= max_count),
-//          n_items [1], pairs [<= n_pairs]: pairs of each local expert, ascending
+//          n_items [2]: items, and the length of `pairs`: pairs of each local expert, ascending,
+//          each expert's list filled up with ~0 to a multiple of `align` (max_count is one too)
 // Launch   route: one warp per token, 4 per block; n_experts at most 512, top_k at most 32.
 //          group: one block of 512 threads, a thread per expert.
 // Limit    latency.
@@ -90,14 +91,16 @@ struct GroupShared {
 
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     const u32* __restrict__ ids, u32* __restrict__ items, u32* __restrict__ n_items,
-    u32* __restrict__ pairs, u32 n_pairs, u32 first_expert, u32 n_experts, u32 max_count) {
+    u32* __restrict__ pairs, u32 n_pairs, u32 first_expert, u32 n_experts, u32 max_count,
+    u32 align) {
     GroupShared& s = shared<GroupShared>();
     const u32 expert = threadIdx.x, lane = lane_id(), warp = warp_id();
     u32 count = 0;
     if (expert < n_experts)
         for (u32 pair = 0; pair < n_pairs; ++pair) count += ids[pair] == first_expert + expert;
     const u32 own_items = ceil_div(count, max_count);
-    u32 pair_end = count, item_end = own_items; // running sums over the experts so far
+    const u32 length = ceil_div(count, align) * align;
+    u32 pair_end = length, item_end = own_items; // running sums over the experts so far
     for (u32 delta = 1; delta < WARP; delta *= 2) {
         const u32 p = shfl_up(pair_end, delta), i = shfl_up(item_end, delta);
         if (lane >= delta) pair_end += p, item_end += i;
@@ -105,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     if (lane == WARP - 1) s.n_pairs[warp] = pair_end, s.n_items[warp] = item_end;
     block_sync();
     for (u32 w = 0; w < warp; ++w) pair_end += s.n_pairs[w], item_end += s.n_items[w];
-    u32 at = pair_end - count;
+    u32 at = pair_end - length;
     for (u32 i = 0; i < own_items; ++i) {
         u32* item = items + (item_end - own_items + i) * 3;
         item[0] = expert;
@@ -115,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     if (count != 0)
         for (u32 pair = 0; pair < n_pairs; ++pair)
             if (ids[pair] == first_expert + expert) pairs[at++] = pair;
-    if (expert == GROUP_THREADS - 1) n_items[0] = item_end;
+    while (at < pair_end) pairs[at++] = ~0u;
+    if (expert == GROUP_THREADS - 1) n_items[0] = item_end, n_items[1] = pair_end;
 }
 EMU_KERNEL(moe_group)

@@ -109,6 +109,11 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// Name, for messages.
     fn name(&self) -> String;
 
+    /// The architecture whose variants of kernels run here, as in `kernels/MANIFEST.toml`.
+    fn arch(&self) -> &'static str {
+        "sm_80"
+    }
+
     /// Address of `bytes` new bytes, aligned to 256; their values are undefined.
     ///
     /// # Errors

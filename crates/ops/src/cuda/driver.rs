@@ -185,6 +185,10 @@ impl Device for DriverDevice {
         self.context.name().unwrap_or_else(|error| format!("unknown GPU ({error})"))
     }
 
+    fn arch(&self) -> &'static str {
+        self.archs[0]
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.bind()?;
         // SAFETY: the stream lives as long as this device.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::device::{Buffer, Device};
+use super::hopper::ExpertTiles;
 use super::linear::cut;
 use crate::weight::WeightData;
 use crate::{OpError, WeightSource};
@@ -15,8 +16,16 @@ pub struct DeviceExperts {
     /// Intermediate channels and hidden size.
     pub(crate) channels: usize,
     pub(crate) width: usize,
-    /// Codes and exponents of `w1`, `w3`, `w2`.
-    pub(crate) matrices: [(Buffer, Buffer); 3],
+    pub(crate) layout: ExpertLayout,
+}
+
+/// How the matrices of the experts lie in memory.
+#[derive(Debug, Clone)]
+pub(crate) enum ExpertLayout {
+    /// As in the checkpoint: codes and exponents of `w1`, `w3`, `w2`.
+    Rows([(Buffer, Buffer); 3]),
+    /// In tiles of `moe_pack_fp4`.
+    Tiles(ExpertTiles),
 }
 
 /// The largest E8M0 byte the expansion to bf16 can fold: a factor of 2.
@@ -60,6 +69,7 @@ impl DeviceExperts {
         };
         let up = (channels, width);
         let matrices = [upload(0, up)?, upload(1, up)?, upload(2, (width, channels))?];
-        Ok(Self { first_id, n_experts: experts.len(), channels, width, matrices })
+        let layout = ExpertLayout::Rows(matrices);
+        Ok(Self { first_id, n_experts: experts.len(), channels, width, layout })
     }
 }

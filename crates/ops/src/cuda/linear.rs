@@ -8,6 +8,7 @@ use fathom_core::num::Ue8m0;
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::{Arg, Buffer, Device};
+use super::hopper::Tiles;
 use super::ops::{Activations, Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_bytes};
 use crate::weight::{Scales, WeightData};
@@ -28,6 +29,8 @@ pub(crate) enum LinearData {
     Fp8 {
         codes: Buffer,
         scales: Buffer,
+        /// Whether the codes lie in the tiles of `linear_pack_fp8`.
+        is_tiled: bool,
     },
     Bf16(Buffer),
     F32(Buffer),
@@ -73,6 +76,7 @@ impl DeviceLinear {
             WeightData::Fp8 { codes, scales } => LinearData::Fp8 {
                 codes: upload(&cut(source, codes, |cols| cols))?,
                 scales: upload(&f32_bytes(&block_scales(source, scales)?))?,
+                is_tiled: false,
             },
             WeightData::Bf16(values) => {
                 LinearData::Bf16(upload(&cut(source, values, |cols| 2 * cols))?)
@@ -144,6 +148,9 @@ impl CudaOps {
         x.expect(OP, "x", x.rows, x.cols, Element::Bf16)?;
         if self.activations == Activations::Bf16 {
             return Ok(x.clone());
+        }
+        if self.is_hopper() {
+            return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
         }
         if let Some(quantised) = &x.quantised {
             return Ok(DeviceTensor { values: quantised.clone(), quantised: None, ..x.clone() });
@@ -218,11 +225,18 @@ impl CudaOps {
         let output = out.values.address() + (first_out * out.element.bytes()) as u64;
         let many = out.rows > 8;
         let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
+        let mut tiled = None;
         let (kernel, mut args) = match &w.data {
-            LinearData::Fp8 { codes, scales } => {
-                let codes = codes.address() + (first_row * w.cols) as u64;
-                let skipped = first_row / QUANT_BLOCK * w.cols.div_ceil(QUANT_BLOCK);
-                let scales = scales.address() + 4 * skipped as u64;
+            LinearData::Fp8 { codes, scales, is_tiled } => {
+                let n_blocks = w.cols.div_ceil(QUANT_BLOCK);
+                let stored_cols = if *is_tiled { n_blocks * QUANT_BLOCK } else { w.cols };
+                let codes = codes.address() + (first_row * stored_cols) as u64;
+                let scales = scales.address() + 4 * (first_row / QUANT_BLOCK * n_blocks) as u64;
+                if *is_tiled && x.is_taken_on_grid() {
+                    let tiles = Tiles { codes, scales, n_rows, w };
+                    return self.linear90(&tiles, x, first_col, output, out);
+                }
+                tiled = Some(Arg::U32(u32::from(*is_tiled)));
                 let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
                 (
                     kernel,
@@ -240,6 +254,7 @@ impl CudaOps {
         };
         args.extend(sizes);
         args.push(Arg::U32(is_f32));
+        args.extend(tiled);
         let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
         // SAFETY: the rows of W, the columns of x and those of out lie inside of their buffers
         // (checked above); kernels guard ragged tokens, rows and k themselves.

@@ -3,8 +3,8 @@
 //!
 //! - [`device`]: what the launchers need of a device, and device memory; [`driver`]: the GPU;
 //! - [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
-//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`), over
-//!   tensors, matrices, experts, caches and steps in device memory.
+//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`; the forms
+//!   for sm_90a in `hopper`), over tensors, matrices, experts, caches and steps in device memory.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
 //! (`kernels/emulator`) against the CPU operators. One rank only: a device has no collectives yet.
@@ -17,6 +17,7 @@ pub mod device;
 pub mod driver;
 mod experts;
 mod hc;
+mod hopper;
 mod linear;
 mod moe;
 mod ops;

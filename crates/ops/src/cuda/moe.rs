@@ -4,7 +4,8 @@
 
 use fathom_core::TokenId;
 
-use super::device::Arg;
+use super::device::{Arg, Buffer};
+use super::experts::{DeviceExperts, ExpertLayout};
 use super::linear::GEMM_SHARED_8;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_bytes};
@@ -18,6 +19,17 @@ const ITEM_TOKENS: usize = 8;
 /// Experts the grouping kernel has threads for, and its shared memory.
 const GROUP_THREADS: usize = 512;
 const GROUP_SHARED: u32 = 16 * 2 * 4;
+
+/// Work items of a step, as `moe_group` makes them.
+pub(crate) struct Groups {
+    /// `[max_items, 3]` u32 and `[2]` u32.
+    pub(crate) items: Buffer,
+    pub(crate) n_items: Buffer,
+    /// `[max_listed]` u32.
+    pub(crate) pairs: Buffer,
+    pub(crate) max_items: usize,
+    pub(crate) max_listed: usize,
+}
 
 impl MoeOps for CudaOps {
     fn route(
@@ -78,7 +90,7 @@ impl MoeOps for CudaOps {
         const OP: &str = "moe";
         super::single_rank(OP, comm)?;
         let experts = &weights.experts;
-        let (width, channels, k) = (experts.width, experts.channels, weights.top_k);
+        let (width, k) = (experts.width, weights.top_k);
         x.expect(OP, "x", x.rows, width, Element::Bf16)?;
         check_len(OP, "routing", routing.rows * routing.k, x.rows * k)?;
         check_len(OP, "experts on this rank", experts.n_experts, weights.gate.rows)?;
@@ -88,12 +100,53 @@ impl MoeOps for CudaOps {
         }
         let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
         let input = self.linear_input(x)?;
-        let n_pairs = x.rows * k;
+        let parts = match &experts.layout {
+            ExpertLayout::Rows(matrices) => {
+                self.experts80(experts, matrices, &input, routing, limit)?
+            }
+            ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit)?,
+        };
+        let shared = self.shared_expert(weights, &input, limit)?;
+        let out = self.tensor(x.rows, width, Element::Bf16)?;
+        // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
+        unsafe {
+            self.launch(Call {
+                kernel: "moe_combine",
+                grid: [width.div_ceil(1024), x.rows, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&parts.values).into(),
+                    (&routing.ids).into(),
+                    (&shared.values).into(),
+                    (&out.values).into(),
+                    (k as u32).into(),
+                    (width as u32).into(),
+                ],
+            })?;
+        }
+        Ok(out)
+    }
+}
+
+impl CudaOps {
+    /// Tokens by expert, for items of up to `item_tokens`; each expert's list of pairs is filled up to
+    /// a multiple of `align`.
+    pub(crate) fn group_pairs(
+        &self,
+        experts: &DeviceExperts,
+        routing: &DeviceRouting,
+        item_tokens: usize,
+        align: usize,
+    ) -> Result<Groups, OpError> {
+        let n_pairs = routing.rows * routing.k;
         // An expert's last item may be partial; there are no more of those than experts or pairs.
-        let max_items = n_pairs / ITEM_TOKENS + experts.n_experts.min(n_pairs);
-        let (items, n_items) = (self.buffer(12 * max_items)?, self.buffer(4)?);
-        let pairs = self.buffer(4 * n_pairs)?;
-        // SAFETY: ids are [n_pairs]; the outputs hold the most items and pairs there can be.
+        let n_used = experts.n_experts.min(n_pairs);
+        let max_items = n_pairs / item_tokens + n_used;
+        let max_listed = (n_pairs + (align - 1) * n_used).next_multiple_of(align);
+        let (items, n_items) = (self.buffer(12 * max_items)?, self.buffer(8)?);
+        let pairs = self.buffer(4 * max_listed)?;
+        // SAFETY: ids are [n_pairs]; the outputs hold the most items and listed pairs there can be.
         unsafe {
             self.launch(Call {
                 kernel: "moe_group",
@@ -108,11 +161,28 @@ impl MoeOps for CudaOps {
                     (n_pairs as u32).into(),
                     (experts.first_id as u32).into(),
                     (experts.n_experts as u32).into(),
-                    (ITEM_TOKENS as u32).into(),
+                    (item_tokens as u32).into(),
+                    (align as u32).into(),
                 ],
             })?;
         }
-        let [(w1, e1), (w3, e3), (w2, e2)] = &experts.matrices;
+        Ok(Groups { items, n_items, pairs, max_items, max_listed })
+    }
+
+    /// The experts' parts of each pair, `[n_pairs, width]` bf16, from `input` on the FP8 grid.
+    fn experts80(
+        &self,
+        experts: &DeviceExperts,
+        matrices: &[(Buffer, Buffer); 3],
+        input: &DeviceTensor,
+        routing: &DeviceRouting,
+        limit: f32,
+    ) -> Result<DeviceTensor, OpError> {
+        let (width, channels, k) = (experts.width, experts.channels, routing.k);
+        let n_pairs = routing.rows * k;
+        let Groups { items, n_items, pairs, max_items, .. } =
+            self.group_pairs(experts, routing, ITEM_TOKENS, 1)?;
+        let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
         let h = self.tensor(n_pairs, channels, Element::Bf16)?;
         // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
         // `pairs`; x has a row per token, h and the weights one per pair.
@@ -163,30 +233,9 @@ impl MoeOps for CudaOps {
                 ],
             })?;
         }
-        let shared = self.shared_expert(weights, &input, limit)?;
-        let out = self.tensor(x.rows, width, Element::Bf16)?;
-        // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
-        unsafe {
-            self.launch(Call {
-                kernel: "moe_combine",
-                grid: [width.div_ceil(1024), x.rows, 1],
-                threads: 128,
-                shared_bytes: 0,
-                args: &[
-                    (&parts.values).into(),
-                    (&routing.ids).into(),
-                    (&shared.values).into(),
-                    (&out.values).into(),
-                    (k as u32).into(),
-                    (width as u32).into(),
-                ],
-            })?;
-        }
-        Ok(out)
+        Ok(parts)
     }
-}
 
-impl CudaOps {
     /// The shared expert of `input`, already on the FP8 grid.
     fn shared_expert(
         &self,

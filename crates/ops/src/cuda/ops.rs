@@ -131,7 +131,8 @@ impl Backend for CudaOps {
     }
 
     fn load_linear(&self, source: &WeightSource) -> Result<DeviceLinear, OpError> {
-        DeviceLinear::load(&self.device, source)
+        let linear = DeviceLinear::load(&self.device, source)?;
+        if self.is_hopper() { self.tiled_linear(linear) } else { Ok(linear) }
     }
 
     fn load_experts(
@@ -140,6 +141,9 @@ impl Backend for CudaOps {
         first_id: usize,
         _n_total: usize,
     ) -> Result<DeviceExperts, OpError> {
+        if self.is_hopper() {
+            return self.tiled_experts(experts, first_id);
+        }
         DeviceExperts::load(&self.device, experts, first_id)
     }
 

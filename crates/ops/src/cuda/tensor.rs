@@ -36,7 +36,8 @@ pub struct DeviceTensor {
     /// The values.
     pub values: Buffer,
     /// The same values on the FP8 grid of a linear layer's input (bf16), where the operator that
-    /// made the tensor wrote them too.
+    /// made the tensor wrote them too. The buffer of `values` itself: they are to be taken on the
+    /// grid, and the kernel that reads them rounds them (sm_90a).
     pub(crate) quantised: Option<Buffer>,
 }
 

@@ -36,17 +36,13 @@ fn build() -> Option<PathBuf> {
     let mut files = BTreeSet::new();
     collect(&kernels, &mut files);
     let is = |path: &Path, extension: &str| path.extension().is_some_and(|e| e == extension);
-    let mut shared = DefaultHasher::new();
-    for path in files.iter().filter(|path| is(path, "cuh") || is(path, "h")) {
-        fs::read(path).unwrap().hash(&mut shared);
-    }
     let jobs: Vec<(PathBuf, PathBuf, &[&str])> = files
         .iter()
         .filter(|path| is(path, "cu") || is(path, "cpp"))
         .map(|path| {
             let flags = if is(path, "cu") { KERNEL_FLAGS } else { EMULATOR_FLAGS };
-            let mut hash = shared.clone();
-            (fs::read(path).unwrap(), path, flags, FLAGS).hash(&mut hash);
+            let mut hash = DefaultHasher::new();
+            (with_headers(path), path, flags, FLAGS).hash(&mut hash);
             (path.clone(), out.join(format!("{:016x}.o", hash.finish())), flags)
         })
         .collect();
@@ -67,6 +63,24 @@ fn build() -> Option<PathBuf> {
         run_then_rename(Command::new("g++").args(&objects), &program);
     }
     Some(program)
+}
+
+/// The texts of a source and of all the headers of ours that it includes, however deep.
+fn with_headers(path: &Path) -> Vec<String> {
+    let (mut waiting, mut seen) = (vec![path.to_owned()], BTreeSet::new());
+    let mut texts = Vec::new();
+    while let Some(path) = waiting.pop() {
+        let path = path.canonicalize().unwrap();
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let included =
+            text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+        waiting.extend(included.map(|name| path.with_file_name(name)));
+        texts.push(text);
+    }
+    texts
 }
 
 fn collect(folder: &Path, files: &mut BTreeSet<PathBuf>) {

@@ -9,7 +9,7 @@ use fathom_ops::layer::{HcHead, HcSite, MtpInputWeights};
 use fathom_ops::{Ops, Solo};
 
 use crate::compare::{BF16_STEP, assert_close, max_error};
-use crate::process::in_every_mode;
+use crate::process::{in_every_mode, in_every_mode_on_hopper};
 use crate::weights::Random;
 
 const VOCAB: usize = 37;
@@ -86,6 +86,12 @@ fn compare(device: &Arc<dyn Device>, width: usize, n_tokens: usize) {
     for ((name, got), (_, expected)) in run(&ops, width, n_tokens).iter().zip(&expected) {
         assert_close(&format!("{name}, width {width}"), got, expected, limit(name));
     }
+}
+
+#[test]
+fn linear_layers_of_more_than_eight_rows_agree_with_the_cpu_on_hopper() {
+    // Three tokens, four copies: twelve rows of `h_proj`.
+    in_every_mode_on_hopper(|device| compare(device, 384, 3));
 }
 
 #[test]

@@ -35,10 +35,21 @@ pub(crate) fn in_every_mode(case: impl Fn(&Arc<dyn Device>)) {
     }
 }
 
+/// The same with the kernels of sm_90a.
+pub(crate) fn in_every_mode_on_hopper(case: impl Fn(&Arc<dyn Device>)) {
+    for mode in MODES {
+        let Some(device) = Emulator::start_as(mode, "sm_90a") else { return };
+        let device: Arc<dyn Device> = device;
+        case(&device);
+    }
+}
+
 /// A running emulator.
 #[derive(Debug)]
 pub(crate) struct Emulator {
     pipes: Mutex<Pipes>,
+    /// Whose variants of kernels the launchers take.
+    arch: &'static str,
 }
 
 #[derive(Debug)]
@@ -49,8 +60,12 @@ struct Pipes {
 }
 
 impl Emulator {
-    /// Starts a process; prints a line and returns `None` without a compiler.
+    /// Starts a process for the kernels of sm_80; prints a line and returns `None` without a compiler.
     pub(crate) fn start(mode: Mode) -> Option<Arc<Self>> {
+        Self::start_as(mode, "sm_80")
+    }
+
+    fn start_as(mode: Mode, arch: &'static str) -> Option<Arc<Self>> {
         let Some(program) = build::emulator() else {
             println!("skipped: no C++ compiler (g++) to build the block emulator with");
             return None;
@@ -63,7 +78,7 @@ impl Emulator {
             .spawn()
             .unwrap();
         let (requests, answers) = (child.stdin.take(), child.stdout.take().unwrap());
-        Some(Arc::new(Self { pipes: Mutex::new(Pipes { child, requests, answers }) }))
+        Some(Arc::new(Self { pipes: Mutex::new(Pipes { child, requests, answers }), arch }))
     }
 
     fn call(
@@ -122,6 +137,10 @@ impl Request {
 impl Device for Emulator {
     fn name(&self) -> String {
         "block emulator".to_owned()
+    }
+
+    fn arch(&self) -> &'static str {
+        self.arch
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {

@@ -1,0 +1,364 @@
+//! Launchers of the kernels for sm_90a: FP8 linear layers and routed experts on tensor cores in FP8.
+//!
+//! Weights lie in tiles, packed on the device when they are loaded; activations are rounded to the FP8
+//! grid by the kernel that reads them, or by `act_quant_tiles` where there are many. A device of this
+//! architecture that is asked for unquantised activations runs the kernels of sm_80 instead.
+//!
+//! Not here: what the kernels do (`kernels/linear/linear90.cu`, `kernels/moe/experts90.cu`).
+
+use fathom_core::parallel::QUANT_BLOCK;
+
+use super::device::{Arg, Buffer};
+use super::experts::{DeviceExperts, ExpertLayout};
+use super::linear::{DeviceLinear, LinearData, cut};
+use super::moe::Groups;
+use super::ops::{Activations, Call, CudaOps};
+use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_values};
+use crate::error::check_len;
+use crate::weight::WeightData;
+use crate::{OpError, WeightSource};
+
+/// Threads of a block of every kernel here, and blocks that fill the largest Hopper card.
+const THREADS: u32 = 384;
+const MAX_BLOCKS: usize = 132;
+/// Rows of a tile, its bytes in FP8 and in FP4, and channels of a tile of gate and up.
+const TILE_ROWS: usize = 64;
+const FP8_TILE: usize = 8192;
+const FP4_TILE: usize = 4352;
+const GATE_UP_CHANNELS: usize = 32;
+/// Tokens of a block of the forms for few tokens.
+const FEW: usize = 8;
+
+/// Shared memory of `Pipeline` (`kernels/include/pipeline90.cuh`): `parts` blocks of x in a slot.
+const fn pipeline_bytes(tile: usize, parts: usize, tokens: usize, slots: usize) -> u32 {
+    let weights = (slots * 2 * tile).next_multiple_of(1024);
+    let x = slots * parts * tokens * (QUANT_BLOCK + 4);
+    let sums = (3 - parts) * tokens / 2 * 128 * 4;
+    (weights + x + sums + 16 * slots).next_multiple_of(1024) as u32
+}
+const LINEAR_SHARED_8: u32 = pipeline_bytes(FP8_TILE, 2, FEW, 6);
+const LINEAR_SHARED_64: u32 = pipeline_bytes(FP8_TILE, 2, 64, 4);
+const LINEAR_SHARED_128: u32 = pipeline_bytes(FP8_TILE, 1, 128, 4);
+const EXPERTS_SHARED_8: u32 = pipeline_bytes(FP4_TILE, 2, FEW, 8);
+const EXPERTS_SHARED_128: u32 = pipeline_bytes(FP4_TILE, 1, 128, 5);
+
+/// Rows of a matrix in tiles that a product uses.
+pub(crate) struct Tiles<'a> {
+    /// Addresses of the first row's tile and of its scales.
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) n_rows: usize,
+    pub(crate) w: &'a DeviceLinear,
+}
+
+/// The experts of a layer in the tiles of `moe_pack_fp4`, with whether they are wide.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpertTiles {
+    gate_up: (Buffer, bool),
+    down: (Buffer, bool),
+}
+
+/// Rows of activations in the tiles of `act_quant_tiles`.
+struct XTiles {
+    codes: Buffer,
+    scales: Buffer,
+    rows: usize,
+}
+
+impl DeviceTensor {
+    /// Whether the values are to be taken on the FP8 grid by whoever reads them.
+    pub(crate) fn is_taken_on_grid(&self) -> bool {
+        self.quantised.as_ref().is_some_and(|grid| grid.address() == self.values.address())
+    }
+}
+
+impl CudaOps {
+    /// Whether the forms of this file are used.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.device.arch() == "sm_90a" && self.activations == Activations::Fp8Grid
+    }
+
+    /// The matrix with FP8 codes in tiles; others as they are.
+    pub(crate) fn tiled_linear(&self, linear: DeviceLinear) -> Result<DeviceLinear, OpError> {
+        let LinearData::Fp8 { codes, scales, .. } = &linear.data else { return Ok(linear) };
+        let (n_tiles, n_blocks) =
+            (linear.rows.div_ceil(TILE_ROWS), linear.cols.div_ceil(QUANT_BLOCK));
+        let tiles = self.buffer(n_tiles * n_blocks * FP8_TILE)?;
+        // SAFETY: codes are [rows, cols], cols a multiple of 16 as loading checked; `tiles` has room
+        // for every tile of the grid.
+        unsafe {
+            self.launch(Call {
+                kernel: "linear_pack_fp8",
+                grid: [n_blocks, n_tiles, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    codes.into(),
+                    (&tiles).into(),
+                    (linear.rows as u32).into(),
+                    (linear.cols as u32).into(),
+                ],
+            })?;
+        }
+        // Products may start before a launch before them has ended, and read weights at once.
+        tiles.read(0, 1)?;
+        let data = LinearData::Fp8 { codes: tiles, scales: scales.clone(), is_tiled: true };
+        Ok(DeviceLinear { data, ..linear })
+    }
+
+    /// Rows of `x` as tiles: those that `pairs` lists (divided by `per_row`), or all.
+    fn x_tiles(
+        &self,
+        x: &DeviceTensor,
+        groups: Option<(&Groups, usize)>,
+    ) -> Result<XTiles, OpError> {
+        let rows = groups.map_or(x.rows.next_multiple_of(8), |(groups, _)| groups.max_listed);
+        let n_blocks = x.cols.div_ceil(QUANT_BLOCK);
+        let codes = self.buffer(n_blocks * rows * QUANT_BLOCK)?;
+        let scales = self.buffer(n_blocks * rows * 4)?;
+        let (pairs, n_items) = groups
+            .map_or((Arg::NULL, Arg::NULL), |(g, _)| ((&g.pairs).into(), (&g.n_items).into()));
+        let per_row = groups.map_or(1, |(_, per_row)| per_row);
+        // SAFETY: x is [rows, cols] bf16, and listed pairs divided by `per_row` are rows of it; the
+        // outputs have `rows` rows of whole blocks.
+        unsafe {
+            self.launch(Call {
+                kernel: "act_quant_tiles",
+                grid: [rows.div_ceil(16), n_blocks, 1],
+                threads: 256,
+                shared_bytes: 0,
+                args: &[
+                    (&x.values).into(),
+                    pairs,
+                    n_items,
+                    (&codes).into(),
+                    (&scales).into(),
+                    (x.cols as u32).into(),
+                    (x.rows as u32).into(),
+                    (rows as u32).into(),
+                    (per_row as u32).into(),
+                ],
+            })?;
+        }
+        Ok(XTiles { codes, scales, rows })
+    }
+
+    /// `x W^T` for rows of W in tiles, to columns of `out` that begin at address `output`. The caller
+    /// has checked that all of it lies inside.
+    pub(crate) fn linear90(
+        &self,
+        w: &Tiles<'_>,
+        x: &DeviceTensor,
+        first_col: usize,
+        output: u64,
+        out: &DeviceTensor,
+    ) -> Result<(), OpError> {
+        const OP: &str = "linear90";
+        let (n_rows, k, rows) = (w.n_rows, w.w.cols, out.rows);
+        let n_tiles = n_rows.div_ceil(TILE_ROWS);
+        // Blocks that share a row tile: by the matrix alone, so that the order of addition is too.
+        let cluster = match w.w.rows.div_ceil(TILE_ROWS) {
+            120.. => 1,
+            60..120 => 2,
+            _ => 4,
+        };
+        let tiles = if rows > FEW {
+            check_len(OP, "columns of x", x.cols, k)?;
+            Some(self.x_tiles(x, None)?)
+        } else {
+            None
+        };
+        let whole = n_tiles.div_ceil(2) * rows.div_ceil(128);
+        let (kernel, grid, shared_bytes) = match (tiles.is_some(), cluster) {
+            (true, _) if 4 * whole >= 3 * MAX_BLOCKS => {
+                ("linear90_128", [n_tiles.div_ceil(2), rows.div_ceil(128), 1], LINEAR_SHARED_128)
+            }
+            (true, cluster) => {
+                let kernel = ["linear90_64_c1", "linear90_64_c2", "linear90_64_c4"][cluster / 2];
+                (kernel, [cluster * n_tiles, rows.div_ceil(64), 1], LINEAR_SHARED_64)
+            }
+            (false, cluster) => {
+                let kernel = ["linear90_8_c1", "linear90_8_c2", "linear90_8_c4"][cluster / 2];
+                (kernel, [cluster * n_tiles, 1, 1], LINEAR_SHARED_8)
+            }
+        };
+        let (codes, scales) = tiles
+            .as_ref()
+            .map_or((Arg::NULL, Arg::NULL), |x| ((&x.codes).into(), (&x.scales).into()));
+        let x_rows = tiles.as_ref().map_or(0, |x| x.rows);
+        let is_f32 = u32::from(out.element == Element::F32);
+        let sizes = [n_rows, k, x.cols, x_rows, rows, out.cols].map(|n| Arg::U32(n as u32));
+        let mut args = vec![
+            Arg::Address(w.codes),
+            Arg::Address(w.scales),
+            Arg::Address(x.values.address() + 2 * first_col as u64),
+            codes,
+            scales,
+            Arg::Address(output),
+        ];
+        args.extend(sizes);
+        args.extend([Arg::U32(is_f32), Arg::U32(2 * cluster as u32)]);
+        // SAFETY: the caller's checks; kernels guard ragged tokens, rows and k themselves.
+        unsafe { self.launch(Call { kernel, grid, threads: THREADS, shared_bytes, args: &args }) }
+    }
+
+    /// Packs `[w1, w3, w2]` of each expert.
+    pub(crate) fn tiled_experts(
+        &self,
+        experts: &[[WeightSource; 3]],
+        first_id: usize,
+    ) -> Result<DeviceExperts, OpError> {
+        let shape = |w: &WeightSource| (w.n_rows(), w.n_cols());
+        let (channels, width) = experts.first().map_or((0, 0), |[w1, ..]| shape(w1));
+        for [w1, w3, w2] in experts {
+            for (source, expected) in
+                [(w1, (channels, width)), (w3, (channels, width)), (w2, (width, channels))]
+            {
+                if shape(source) != expected || !expected.1.is_multiple_of(32) {
+                    let got = shape(source);
+                    let reason = format!("is {got:?}, expected {expected:?}, columns in 32s");
+                    return Err(OpError::Weight { name: source.name.clone(), reason });
+                }
+            }
+        }
+        let gate_up = experts.iter().map(|[w1, w3, _]| (w1, Some(w3))).collect::<Vec<_>>();
+        let down = experts.iter().map(|[_, _, w2]| (w2, None)).collect::<Vec<_>>();
+        let gate_up_tiles = channels.div_ceil(GATE_UP_CHANNELS);
+        let layout = ExpertLayout::Tiles(ExpertTiles {
+            gate_up: self.packed(&gate_up, gate_up_tiles)?,
+            down: self.packed(&down, width.div_ceil(TILE_ROWS))?,
+        });
+        Ok(DeviceExperts { first_id, n_experts: experts.len(), channels, width, layout })
+    }
+
+    /// One matrix (or gate and up) of all experts in `n_tiles` row tiles each; whether it is wide.
+    fn packed(
+        &self,
+        matrices: &[(&WeightSource, Option<&WeightSource>)],
+        n_tiles: usize,
+    ) -> Result<(Buffer, bool), OpError> {
+        let (rows, k) = matrices.first().map_or((0, 0), |(w, _)| (w.n_rows(), w.n_cols()));
+        let n_blocks = k.div_ceil(QUANT_BLOCK);
+        let bytes = n_tiles * n_blocks * FP4_TILE;
+        let tiles = self.buffer(matrices.len() * bytes)?;
+        let n_wide = self.uploaded(&[0; 4])?;
+        let parts = |source: &WeightSource| {
+            let WeightData::Fp4 { codes, scales } = &source.data else {
+                let reason = "the CUDA backend takes FP4 experts only".to_owned();
+                return Err(OpError::Weight { name: source.name.clone(), reason });
+            };
+            let codes = self.uploaded(&cut(source, codes, |cols| cols / 2))?;
+            Ok((codes, self.uploaded(&cut(source, scales, |cols| cols / 32))?))
+        };
+        let pack = |wide: bool| {
+            for (index, (matrix, up)) in matrices.iter().enumerate() {
+                let (codes, exponents) = parts(matrix)?;
+                let up = up.map(parts).transpose()?;
+                let (up_codes, up_exponents) =
+                    up.as_ref().map_or((Arg::NULL, Arg::NULL), |(c, e)| (c.into(), e.into()));
+                // SAFETY: codes and exponents are those of [rows, k], up's too; the expert's tiles
+                // begin at its place.
+                unsafe {
+                    self.launch(Call {
+                        kernel: "moe_pack_fp4",
+                        grid: [n_blocks, n_tiles, 1],
+                        threads: 128,
+                        shared_bytes: 0,
+                        args: &[
+                            (&codes).into(),
+                            (&exponents).into(),
+                            up_codes,
+                            up_exponents,
+                            Arg::Address(tiles.address() + (index * bytes) as u64),
+                            (&n_wide).into(),
+                            (rows as u32).into(),
+                            (k as u32).into(),
+                            u32::from(wide).into(),
+                        ],
+                    })?;
+                }
+            }
+            Ok(())
+        };
+        pack(false)?;
+        let is_wide = u32_values(&n_wide.read(0, 4)?)[0] != 0;
+        if is_wide {
+            pack(true)?;
+        }
+        Ok((tiles, is_wide))
+    }
+
+    /// The experts' parts of each pair, `[n_pairs, width]` bf16; `x` as it is.
+    pub(crate) fn experts90(
+        &self,
+        experts: &DeviceExperts,
+        tiles: &ExpertTiles,
+        x: &DeviceTensor,
+        routing: &DeviceRouting,
+        limit: f32,
+    ) -> Result<DeviceTensor, OpError> {
+        let (width, channels, k) = (experts.width, experts.channels, routing.k);
+        let n_pairs = routing.rows * k;
+        // An expert is chosen at most once by a token.
+        let is_few = routing.rows <= FEW;
+        let groups = self.group_pairs(experts, routing, if is_few { FEW } else { 128 }, 8)?;
+        let shared_bytes = if is_few { EXPERTS_SHARED_8 } else { EXPERTS_SHARED_128 };
+        let run = |kernels: [&'static str; 4],
+                   (matrix, is_wide): &(Buffer, bool),
+                   n_tiles: usize,
+                   x: &DeviceTensor,
+                   per_row,
+                   rest: &[Arg]| {
+            let x_tiles =
+                if is_few { None } else { Some(self.x_tiles(x, Some((&groups, per_row)))?) };
+            let n_units = if is_few { n_tiles } else { n_tiles.div_ceil(2) };
+            let (codes, scales) = x_tiles
+                .as_ref()
+                .map_or((Arg::NULL, Arg::NULL), |x| ((&x.codes).into(), (&x.scales).into()));
+            let mut args = vec![
+                matrix.into(),
+                (&groups.items).into(),
+                (&groups.n_items).into(),
+                (&groups.pairs).into(),
+                (&x.values).into(),
+                codes,
+                scales,
+                (x_tiles.as_ref().map_or(0, |x| x.rows) as u32).into(),
+            ];
+            args.extend_from_slice(rest);
+            // SAFETY: tiles are those of all experts; items name local experts and runs of `pairs`;
+            // x has a row per token (or per pair) and the results one per pair.
+            unsafe {
+                self.launch(Call {
+                    kernel: kernels[usize::from(!is_few) + 2 * usize::from(*is_wide)],
+                    grid: [(groups.max_items * n_units).min(MAX_BLOCKS), 1, 1],
+                    threads: THREADS,
+                    shared_bytes,
+                    args: &args,
+                })
+            }
+        };
+        let h = self.tensor(n_pairs, channels, Element::Bf16)?;
+        let kernels = [
+            "moe_gate_up90_8",
+            "moe_gate_up90_128",
+            "moe_gate_up90_8_wide",
+            "moe_gate_up90_128_wide",
+        ];
+        let rest = [
+            (&routing.weights).into(),
+            (&h.values).into(),
+            (channels as u32).into(),
+            (width as u32).into(),
+            (k as u32).into(),
+            limit.into(),
+        ];
+        run(kernels, &tiles.gate_up, channels.div_ceil(GATE_UP_CHANNELS), x, k, &rest)?;
+        let parts = self.tensor(n_pairs, width, Element::Bf16)?;
+        let kernels =
+            ["moe_down90_8", "moe_down90_128", "moe_down90_8_wide", "moe_down90_128_wide"];
+        let rest = [(&parts.values).into(), (width as u32).into(), (channels as u32).into()];
+        run(kernels, &tiles.down, width.div_ceil(TILE_ROWS), &h, 1, &rest)?;
+        Ok(parts)
+    }
+}

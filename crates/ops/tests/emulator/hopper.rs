@@ -1,0 +1,255 @@
+//! The forms for sm_90a: routed experts and FP8 linear layers on tensor cores in FP8.
+
+use std::sync::Arc;
+
+use fathom_core::Numerics;
+use fathom_core::num::{e4m3_from_f32, e4m3_to_f32, fp8_block_scale};
+use fathom_core::parallel::ExpertShard;
+use fathom_ops::cpu::CpuOps;
+use fathom_ops::cuda::{Activations, Arg, Buffer, CudaOps, Device, Launch};
+use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
+use fathom_ops::{Backend, MoeOps, Ops, Scales, Solo, WeightData, WeightSource};
+
+use crate::compare::{BF16_STEP, assert_close};
+use crate::process::in_every_mode_on_hopper;
+use crate::weights::Random;
+
+const WIDTH: usize = 352; // two blocks of 128 and three quarters of one
+const CHANNELS: usize = 160; // five row tiles of gate and up: an odd number
+const EXPERTS: usize = 10;
+const TOP_K: usize = 3;
+/// No row of the table names expert 0, every one names expert 1.
+const TABLE: [[u16; TOP_K]; 4] = [[1, 5, 2], [3, 1, 9], [4, 7, 1], [8, 1, 6]];
+
+/// The scales of the matrix's groups of 32 spread over 2^15.
+fn widened(source: WeightSource) -> WeightSource {
+    let WeightData::Fp4 { codes, scales } = source.data else { unreachable!("FP4") };
+    let scales = scales.iter().enumerate().map(|(i, &byte)| byte - 15 * (i % 2) as u8).collect();
+    WeightSource { data: WeightData::Fp4 { codes, scales }, ..source }
+}
+
+fn weights<B: Backend>(ops: &B, is_wide: bool) -> MoeWeights<B> {
+    let mut random = Random::new(8);
+    let mut matrix = |rows, cols| {
+        let matrix = random.fp4(rows, cols);
+        if is_wide { widened(matrix) } else { matrix }
+    };
+    let experts: Vec<_> = (0..EXPERTS)
+        .map(|_| [matrix(CHANNELS, WIDTH), matrix(CHANNELS, WIDTH), matrix(WIDTH, CHANNELS)])
+        .collect();
+    let mut random = Random::new(9);
+    MoeWeights {
+        gate: ops.load_linear(&random.bf16(EXPERTS, WIDTH)).unwrap(),
+        router: Router::Hash(ops.load_expert_table(TABLE.as_flattened(), TOP_K).unwrap()),
+        experts: ops.load_experts(&experts, 0, EXPERTS).unwrap(),
+        shard: ExpertShard { experts: 0..EXPERTS, channels: 0..CHANNELS },
+        experts_are_slices: false,
+        shared: SharedExpert {
+            w1: ops.load_linear(&random.fp8(CHANNELS, WIDTH)).unwrap(),
+            w3: ops.load_linear(&random.fp8(CHANNELS, WIDTH)).unwrap(),
+            w2: ops.load_linear(&random.fp8(WIDTH, CHANNELS)).unwrap(),
+            is_slice: false,
+        },
+        top_k: TOP_K,
+        routed_scaling_factor: 1.5,
+        swiglu_limit: Some(2.5),
+    }
+}
+
+/// The layer's output for tokens whose ids cycle through `ids` (rows of the table).
+fn run<B: Ops>(ops: &B, n_tokens: usize, ids: &[u32], is_wide: bool) -> Vec<f32> {
+    let weights = weights(ops, is_wide);
+    let values = Random::new(n_tokens as u64).values(n_tokens * WIDTH, 1.5);
+    let x = ops.upload(n_tokens, WIDTH, &values).unwrap();
+    let tokens: Vec<u32> = ids.iter().copied().cycle().take(n_tokens).collect();
+    let routing = ops.route(&weights, &x, &tokens).unwrap();
+    let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+    ops.download(&out).unwrap()
+}
+
+fn compare(n_tokens: usize, ids: &[u32], is_wide: bool) {
+    let expected = run(&CpuOps::new(Numerics::Bf16), n_tokens, ids, is_wide);
+    in_every_mode_on_hopper(|device| {
+        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+        let got = run(&ops, n_tokens, ids, is_wide);
+        assert_close("experts", &got, &expected, BF16_STEP);
+    });
+}
+
+#[test]
+fn experts_of_few_tokens_agree_with_the_cpu() {
+    compare(1, &[2], false);
+    compare(7, &[0, 1, 2, 3], false);
+}
+
+#[test]
+fn experts_with_ragged_numbers_of_tokens_agree_with_the_cpu() {
+    // Expert 1 gets all 21 tokens, expert 0 none, the others 5 or 6.
+    compare(21, &[0, 1, 2, 3], false);
+}
+
+#[test]
+fn an_expert_with_more_tokens_than_an_item_holds_agrees_with_the_cpu() {
+    compare(135, &[0, 0, 1], false);
+}
+
+#[test]
+fn experts_whose_scales_cannot_be_folded_agree_with_the_cpu() {
+    compare(3, &[0, 3], true);
+    compare(40, &[1, 2], true);
+}
+
+#[test]
+fn a_token_has_the_same_bits_however_many_others_are_in_the_step() {
+    in_every_mode_on_hopper(|device| {
+        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+        let weights = weights(&ops, false);
+        let values = Random::new(4).values(70 * WIDTH, 1.5);
+        let outputs: Vec<Vec<f32>> = [2, 70]
+            .map(|n_tokens: usize| {
+                let x = ops.upload(n_tokens, WIDTH, &values[..n_tokens * WIDTH]).unwrap();
+                let routing = ops.route(&weights, &x, &vec![3; n_tokens]).unwrap();
+                let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+                ops.download(&out).unwrap()
+            })
+            .into();
+        assert_eq!(outputs[0], outputs[1][..2 * WIDTH]);
+    });
+}
+
+/// Rows and columns of the matrix of the linear tests: ragged tiles, five blocks of K.
+const ROWS: usize = 144;
+const COLS: usize = 528;
+
+/// A matrix packed for the kernels, and its values.
+struct Matrix {
+    tiles: Buffer,
+    scales: Buffer,
+    values: Vec<f64>,
+}
+
+fn launch(
+    device: &Arc<dyn Device>,
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    args: &[Arg],
+) {
+    let shared_bytes = if threads == 384 { 225 * 1024 } else { 0 };
+    let launch = Launch { kernel, grid, block: [threads, 1, 1], shared_bytes, args };
+    // SAFETY: the emulator checks every access itself.
+    unsafe { device.launch(launch) }.unwrap();
+}
+
+fn sizes<const N: usize>(values: [usize; N]) -> [Arg; N] {
+    values.map(|value| Arg::U32(value as u32))
+}
+
+fn matrix(device: &Arc<dyn Device>) -> Matrix {
+    let mut random = Random::new(12);
+    let source = random.fp8(ROWS, COLS);
+    let WeightData::Fp8 { codes, scales: Scales::Ue8m0(bytes) } = &source.data else {
+        unreachable!("FP8")
+    };
+    let n_blocks = COLS.div_ceil(128);
+    let scales: Vec<f32> = bytes.iter().map(|&b| 2_f32.powi(i32::from(b) - 127)).collect();
+    let value = |(i, &code): (usize, &u8)| {
+        let scale = scales[i / COLS / 128 * n_blocks + i % COLS / 128];
+        f64::from(e4m3_to_f32(code)) * f64::from(scale)
+    };
+    let values = codes.iter().enumerate().map(value).collect();
+    let tiles = Buffer::new(device, ROWS.div_ceil(64) * n_blocks * 8192).unwrap();
+    let plain = Buffer::from_bytes(device, codes).unwrap();
+    let mut args = vec![Arg::from(&plain), Arg::from(&tiles)];
+    args.extend(sizes([ROWS, COLS]));
+    let grid = [n_blocks as u32, ROWS.div_ceil(64) as u32, 1];
+    launch(device, "linear_pack_fp8", grid, 128, &args);
+    tiles.read(0, 1).unwrap();
+    let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Matrix { tiles, scales: Buffer::from_bytes(device, &bytes).unwrap(), values }
+}
+
+/// The product by `kernel`, which takes `tokens` to a block and clusters of `cluster`.
+fn product(
+    device: &Arc<dyn Device>,
+    w: &Matrix,
+    x: &[f32],
+    kernel: &'static str,
+    tokens: usize,
+    cluster: usize,
+) -> Vec<f32> {
+    let (rows, n_blocks, n_tiles) = (x.len() / COLS, COLS.div_ceil(128), ROWS.div_ceil(64));
+    let x_rows = rows.next_multiple_of(8);
+    let bytes: Vec<u8> = x.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+    let x = Buffer::from_bytes(device, &bytes).unwrap();
+    let codes = Buffer::new(device, n_blocks * x_rows * 128).unwrap();
+    let scales = Buffer::new(device, n_blocks * x_rows * 4).unwrap();
+    if tokens > 8 {
+        let mut args = vec![(&x).into(), Arg::NULL, Arg::NULL, (&codes).into(), (&scales).into()];
+        args.extend(sizes([COLS, rows, x_rows, 1]));
+        let grid = [x_rows.div_ceil(16) as u32, n_blocks as u32, 1];
+        launch(device, "act_quant_tiles", grid, 256, &args);
+    }
+    let out = Buffer::new(device, rows * ROWS * 4).unwrap();
+    let buffers = [&w.tiles, &w.scales, &x, &codes, &scales, &out];
+    let mut args: Vec<Arg> = buffers.into_iter().map(Arg::from).collect();
+    args.extend(sizes([ROWS, COLS, COLS, x_rows, rows, ROWS, 1, 2 * cluster]));
+    let blocks = if tokens == 128 { n_tiles.div_ceil(2) } else { cluster * n_tiles };
+    let grid = [blocks as u32, rows.div_ceil(tokens) as u32, 1];
+    launch(device, kernel, grid, 384, &args);
+    let bytes = out.read(0, rows * ROWS * 4).unwrap();
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// The same in f64, of x on the FP8 grid.
+fn exact(w: &Matrix, x: &[f32]) -> Vec<f32> {
+    let mut out = Vec::new();
+    for row in x.chunks(COLS) {
+        let grid: Vec<f64> = row
+            .chunks(128)
+            .flat_map(|block| {
+                let scale = fp8_block_scale(block.iter().fold(0.0, |m: f32, x| m.max(x.abs())));
+                let scale = scale.to_f32();
+                block.iter().map(move |x| f64::from(e4m3_to_f32(e4m3_from_f32(x / scale)) * scale))
+            })
+            .collect();
+        for weights in w.values.chunks(COLS) {
+            out.push(weights.iter().zip(&grid).map(|(a, b)| a * b).sum::<f64>() as f32);
+        }
+    }
+    out
+}
+
+#[test]
+fn linear_layers_of_every_form_are_exact_up_to_their_sums() {
+    in_every_mode_on_hopper(|device| {
+        let w = matrix(device);
+        let x = Random::new(6).values(133 * COLS, 1.0);
+        for (kernel, rows, tokens, cluster) in [
+            ("linear90_8_c1", 5, 8, 1),
+            ("linear90_8_c4", 8, 8, 4),
+            ("linear90_64_c1", 70, 64, 1),
+            ("linear90_64_c2", 33, 64, 2),
+            ("linear90_128", 133, 128, 2),
+        ] {
+            let x = &x[..rows * COLS];
+            let got = product(device, &w, x, kernel, tokens, cluster);
+            assert_close(kernel, &got, &exact(&w, x), 1e-6);
+        }
+    });
+}
+
+#[test]
+fn linear_layers_have_the_same_bits_in_every_form() {
+    in_every_mode_on_hopper(|device| {
+        let w = matrix(device);
+        let x = Random::new(7).values(8 * COLS, 1.0);
+        for (cluster, few, some) in
+            [(1, "linear90_8_c1", "linear90_64_c1"), (2, "linear90_8_c2", "linear90_64_c2")]
+        {
+            let expected = product(device, &w, &x, few, 8, cluster);
+            assert_eq!(product(device, &w, &x, some, 64, cluster), expected);
+            assert_eq!(product(device, &w, &x, "linear90_128", 128, cluster), expected);
+        }
+    });
+}
