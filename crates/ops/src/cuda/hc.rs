@@ -14,14 +14,16 @@ use crate::{Batch, Communicator, OpError};
 
 /// Channels of one block of the mixing products, in every copy. Fixed, so that the order of
 /// additions depends on the width alone.
-const SLICE: usize = 512;
+const SLICE: usize = 128;
 /// Threads of a block there, and of the kernels that take a token per block.
-const MIX_THREADS: u32 = 64;
+const MIX_THREADS: u32 = 128;
 const TOKEN_THREADS: u32 = 256;
+/// Tokens of a block there.
+const MIX_TOKENS: usize = 32;
 /// The widest row those hold in registers.
 const MAX_WIDTH: usize = 8192;
 /// Shared memory of `MixShared`, `PreShared`, `NormShared`.
-const MIX_SHARED: u32 = 2 * 25 * 4;
+const MIX_SHARED: u32 = 4 * MIX_TOKENS as u32 * 25 * 4;
 const PRE_SHARED: u32 = (8 + 25 + 4) * 4;
 const NORM_SHARED: u32 = 8 * 4;
 
@@ -127,11 +129,11 @@ impl CudaOps {
         let n_splits = width.div_ceil(SLICE);
         let partial = self.buffer(4 * x.rows * n_splits * (n_mix + 1))?;
         // SAFETY: x is [rows, 4 * width] bf16, fn [n_mix, 4 * width] f32, and `partial` has
-        // n_mix + 1 sums per row and split; width and slice are multiples of 8.
+        // n_mix + 1 sums per row and split; width is a multiple of 8.
         unsafe {
             self.launch(Call {
                 kernel: if n_mix == HC_MIX { OP } else { "hc_mix_head" },
-                grid: [n_splits, x.rows, 1],
+                grid: [n_splits, x.rows.div_ceil(MIX_TOKENS), 1],
                 threads: MIX_THREADS,
                 shared_bytes: MIX_SHARED,
                 args: &[
@@ -139,7 +141,7 @@ impl CudaOps {
                     function.f32(OP, "f32 fn")?.into(),
                     (&partial).into(),
                     (width as u32).into(),
-                    (SLICE as u32).into(),
+                    (x.rows as u32).into(),
                 ],
             })?;
         }
@@ -240,8 +242,8 @@ impl HyperConnectionOps for CudaOps {
         unsafe {
             self.launch(Call {
                 kernel: OP,
-                grid: [y.cols.div_ceil(SLICE), x.rows, 1],
-                threads: MIX_THREADS,
+                grid: [y.cols.div_ceil(1024), x.rows, 1],
+                threads: 128,
                 shared_bytes: 0,
                 args: &[
                     (&x.values).into(),
@@ -250,7 +252,6 @@ impl HyperConnectionOps for CudaOps {
                     (&mix.comb.values).into(),
                     (&out.values).into(),
                     (y.cols as u32).into(),
-                    (SLICE as u32).into(),
                 ],
             })?;
         }
@@ -278,7 +279,7 @@ impl HyperConnectionOps for CudaOps {
         unsafe {
             self.launch(Call {
                 kernel: OP,
-                grid: [n_splits, x.rows, 1],
+                grid: [n_splits, x.rows.div_ceil(MIX_TOKENS), 1],
                 threads: MIX_THREADS,
                 shared_bytes: MIX_SHARED,
                 args: &[
@@ -290,7 +291,7 @@ impl HyperConnectionOps for CudaOps {
                     (&mix.comb.values).into(),
                     (&out.values).into(),
                     (width as u32).into(),
-                    (SLICE as u32).into(),
+                    (x.rows as u32).into(),
                 ],
             })?;
         }
