@@ -10,7 +10,8 @@
 //          n_items [2]: items, and the length of `pairs`: pairs of each local expert, ascending,
 //          each expert's list filled up with ~0 to a multiple of `align` (max_count is one too)
 // Launch   route: one warp per token, 4 per block; n_experts at most 512, top_k at most 32.
-//          group: one block of 512 threads, a thread per expert.
+//          group: one block of 512 threads: counted and placed by warps, added up by a thread per
+//          expert (at most 512).
 // Limit    latency.
 // Arch     sm_80 and later.
 // CPU twin `MoeOps::route` (ids equal unless scores differ by less than 1e-6; weights 1e-5 relative);
@@ -85,19 +86,52 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS* WARP) moe_route_hash(
 }
 EMU_KERNEL(moe_route_hash)
 
+constexpr u32 GROUP_WARPS = GROUP_THREADS / WARP;
+
 struct GroupShared {
-    u32 n_pairs[GROUP_THREADS / WARP], n_items[GROUP_THREADS / WARP];
+    u32 n_pairs[GROUP_WARPS], n_items[GROUP_WARPS];
+    // Of each warp's part of the pairs: how many each expert has, then where the next one goes.
+    u32 counts[GROUP_WARPS][GROUP_THREADS];
 };
+
+// The lanes with the same expert; none for a lane that is not valid.
+INLINE u32 same_expert(u32 expert, bool valid) {
+    u32 mask = ballot(valid);
+    UNROLL
+    for (u32 bit = 0; bit < 9; ++bit) {
+        const bool is_set = expert >> bit & 1;
+        const u32 lanes = ballot(is_set);
+        mask &= is_set ? lanes : ~lanes;
+    }
+    return valid ? mask : 0;
+}
 
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     const u32* __restrict__ ids, u32* __restrict__ items, u32* __restrict__ n_items,
     u32* __restrict__ pairs, u32 n_pairs, u32 first_expert, u32 n_experts, u32 max_count,
     u32 align) {
     GroupShared& s = shared<GroupShared>();
-    const u32 expert = threadIdx.x, lane = lane_id(), warp = warp_id();
+    const u32 expert = threadIdx.x, lane = lane_id(), warp = warp_id(), lower = (1u << lane) - 1;
+    // Each warp has a run of pairs and goes through it 32 at a time: places ascend with the pairs.
+    const u32 per_warp = ceil_div(ceil_div(n_pairs, GROUP_WARPS), WARP) * WARP;
+    const u32 start = warp * per_warp, end = min_u32(n_pairs, start + per_warp);
+    u32* counts = s.counts[warp];
+    for (u32 i = lane; i < GROUP_THREADS; i += WARP) counts[i] = 0;
+    warp_sync();
+    for (u32 first = start; first < end; first += WARP) {
+        const u32 pair = first + lane, own = pair < end ? ids[pair] - first_expert : ~0u;
+        const u32 mask = same_expert(own, own < n_experts);
+        if (mask != 0 && (mask & lower) == 0) counts[own] += popcount(mask);
+        warp_sync();
+    }
+    block_sync();
     u32 count = 0;
-    if (expert < n_experts)
-        for (u32 pair = 0; pair < n_pairs; ++pair) count += ids[pair] == first_expert + expert;
+    UNROLL
+    for (u32 w = 0; w < GROUP_WARPS; ++w) {
+        const u32 of_warp = s.counts[w][expert];
+        s.counts[w][expert] = count;
+        count += of_warp;
+    }
     const u32 own_items = ceil_div(count, max_count);
     const u32 length = ceil_div(count, align) * align;
     u32 pair_end = length, item_end = own_items; // running sums over the experts so far
@@ -108,17 +142,25 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     if (lane == WARP - 1) s.n_pairs[warp] = pair_end, s.n_items[warp] = item_end;
     block_sync();
     for (u32 w = 0; w < warp; ++w) pair_end += s.n_pairs[w], item_end += s.n_items[w];
-    u32 at = pair_end - length;
+    const u32 at = pair_end - length;
     for (u32 i = 0; i < own_items; ++i) {
         u32* item = items + (item_end - own_items + i) * 3;
         item[0] = expert;
         item[1] = at + i * max_count;
         item[2] = min_u32(max_count, count - i * max_count);
     }
-    if (count != 0)
-        for (u32 pair = 0; pair < n_pairs; ++pair)
-            if (ids[pair] == first_expert + expert) pairs[at++] = pair;
-    while (at < pair_end) pairs[at++] = ~0u;
+    for (u32 i = count; i < length; ++i) pairs[at + i] = ~0u;
+    UNROLL
+    for (u32 w = 0; w < GROUP_WARPS; ++w) s.counts[w][expert] += at;
     if (expert == GROUP_THREADS - 1) n_items[0] = item_end, n_items[1] = pair_end;
+    block_sync();
+    for (u32 first = start; first < end; first += WARP) {
+        const u32 pair = first + lane, own = pair < end ? ids[pair] - first_expert : ~0u;
+        const u32 mask = same_expert(own, own < n_experts);
+        if (mask != 0) pairs[counts[own] + popcount(mask & lower)] = pair;
+        warp_sync();
+        if (mask != 0 && (mask & lower) == 0) counts[own] += popcount(mask);
+        warp_sync();
+    }
 }
 EMU_KERNEL(moe_group)

@@ -18,7 +18,7 @@ use crate::{Communicator, OpError};
 const ITEM_TOKENS: usize = 8;
 /// Experts the grouping kernel has threads for, and its shared memory.
 const GROUP_THREADS: usize = 512;
-const GROUP_SHARED: u32 = 16 * 2 * 4;
+const GROUP_SHARED: u32 = 16 * (2 + 512) * 4;
 
 /// Work items of a step, as `moe_group` makes them.
 pub(crate) struct Groups {
