@@ -95,7 +95,7 @@ INLINE void experts(const Experts& e, const bf16* rows, const XTiles& x) {
     if (warp < 4) {
         if (S == Share::Rows) give_up_registers<40>();
         if (warp == 0 && elect()) {
-            for_each_item([&](const Work& work, u32, u32, u32) { copy_weights<F>(s, ring, work); });
+            for_each_item([&](const Work& work, u32, u32, u32) { copy_weights<F, true>(s, ring, work); });
         } else if (S == Share::K && warp > 0) {
             for_each_item([&](const Work& work, u32, u32 first, u32 count) {
                 fill_x(s, ring, work, e.k, [&](u32 token) -> const bf16* {

@@ -22,8 +22,11 @@ INLINE void bulk_load(void* destination, const void* source, u32 bytes, u64* bar
 INLINE u32 cluster_rank() { return emu::current->rank; }
 INLINE void cluster_arrive() { emu::cluster_arrive(); }
 INLINE void cluster_wait() { emu::cluster_wait(); }
+INLINE void cluster_store(u32* p, u32 rank, u32 x) {
+    emu::cluster_store((emu::shared_address(p) & 0xffffffu) | rank << 24, x);
+}
 INLINE void cluster_store(float* p, u32 rank, float x) {
-    emu::cluster_store((emu::shared_address(p) & 0xffffffu) | rank << 24, float_bits(x));
+    cluster_store(reinterpret_cast<u32*>(p), rank, float_bits(x));
 }
 
 INLINE bool elect() { return emu::elect(); }

@@ -121,8 +121,8 @@ INLINE void clear_x(P& s) {
     block_sync();
 }
 
-// Warp 0, one lane: the weights.
-template <Format F, class P, class R>
+// Warp 0, one lane: the weights. `Once`: no other block will read them.
+template <Format F, bool Once, class P, class R>
 INLINE void copy_weights(P& s, R& ring, const Work& work) {
     for (u32 i = 0; i < work.n_stages(); ++i, ring.next()) {
         mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
@@ -131,7 +131,7 @@ INLINE void copy_weights(P& s, R& ring, const Work& work) {
         UNROLL
         for (u32 group = 0; group < 2; ++group)
             if (i < work.n_blocks[group])
-                bulk_load<true>(s.w[ring.slot][group], work.tiles[group] + static_cast<u64>(i) * tile_bytes<F>,
+                bulk_load<Once>(s.w[ring.slot][group], work.tiles[group] + static_cast<u64>(i) * tile_bytes<F>,
                                 tile_bytes<F>, &s.full[ring.slot]);
     }
 }

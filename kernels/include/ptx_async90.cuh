@@ -60,15 +60,18 @@ INLINE u32 cluster_rank() {
 INLINE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 INLINE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // Stores to the place that corresponds to `p` in the shared memory of block `rank`.
-INLINE void cluster_store(float* p, u32 rank, float x) {
+INLINE void cluster_store(u32* p, u32 rank, u32 x) {
     asm volatile(
         "{\n"
         ".reg .u32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "st.shared::cluster.f32 [remote], %2;\n"
+        "st.shared::cluster.u32 [remote], %2;\n"
         "}" ::"r"(smem_u32(p)),
-        "r"(rank), "f"(x)
+        "r"(rank), "r"(x)
         : "memory");
+}
+INLINE void cluster_store(float* p, u32 rank, float x) {
+    cluster_store(reinterpret_cast<u32*>(p), rank, float_bits(x));
 }
 
 // One lane of the warp, always the same.

@@ -63,7 +63,7 @@ INLINE void split(const Linear& l, const bf16* rows, u32 x_stride, const XTiles&
     dependency_trigger();
     if (warp < 4) {
         if (warp == 0 && elect()) {
-            copy_weights<Format::Fp8>(s, ring, work);
+            copy_weights<Format::Fp8, true>(s, ring, work);
         } else if (FROM_ROWS && warp > 0) {
             dependency_wait();
             if constexpr (FROM_ROWS)
@@ -117,7 +117,7 @@ INLINE void whole(const Linear& l, const XTiles& x, u32 n_segments) {
     if (warp < 4) {
         give_up_registers<40>();
         if (warp == 0 && elect()) {
-            copy_weights<Format::Fp8>(s, ring, work);
+            copy_weights<Format::Fp8, false>(s, ring, work);
         } else if (warp == 1 && elect()) {
             dependency_wait();
             copy_x<Share::Rows>(s, ring, work, x, first_token, ceil_div(count, 8) * 8);

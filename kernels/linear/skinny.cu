@@ -1,4 +1,5 @@
-// linear_fp8_*, linear_bf16_*: `out = x W^T` for up to 8 (_8) or 32 (_32) tokens per block row.
+// linear_fp8_*, linear_bf16_*: `out = x W^T` for up to 8 (_8) or 32 (_32) tokens per block row;
+// linear_bf16_each_*: the same for up to five matrices and one x in one launch.
 //
 // Source   `fp8_gemm` (block scales 128 x 128) and `F.linear` of the official release.
 // Inputs   data [n_rows, k] E4M3 or bf16    scales [ceil(n_rows / 128), ceil(k / 128)] f32 (FP8)
@@ -7,7 +8,10 @@
 //          E4M3 x E4M3 products; otherwise it is W8A16. `is_tiled`: data in the tiles of
 //          `linear_pack_fp8` (sm_90a, for layers whose activations are not quantised).
 // Outputs  out [n_tokens, out_stride], written as bf16 (`is_f32` = 0) or f32
-// Launch   grid (ceil(n_rows / 32), ceil(n_tokens / Tokens)), 256 threads. k is a multiple of 16
+//          Groups (wo_a): group z has rows z n_rows ..+ n_rows of the matrix, columns z k ..+ k of x and
+//          columns z n_rows ..+ n_rows of out; n_rows in whole 128s then.
+//          _each: matrices one after the other along the grid's first axis; no rows: none.
+// Launch   grid (ceil(n_rows / 32), ceil(n_tokens / Tokens), groups), 256 threads. k is a multiple of 16
 //          (FP8) or 8 (bf16); scales of FP8 rows need n_rows in whole 128s or a last partial one.
 // Limit    memory for few tokens: every weight byte is read once per block row of tokens.
 // Arch     sm_80 and later; no FP8 arithmetic needed.
@@ -15,10 +19,18 @@
 
 #include "../include/skinny_gemm.cuh"
 
+// `row_block`: which 32 rows of the matrix.
 template <Format F, u32 Tokens, u32 Stages>
-INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32) {
+INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32,
+                   u32 row_block) {
+    // Where this group's part of each begins.
+    const u32 group = blockIdx.z, row_bytes = F == Format::Bf16 ? 2 * w.k : w.is_tiled ? ceil_div(w.k, K_BLOCK) * K_BLOCK : w.k;
+    w.data += static_cast<u64>(group) * w.n_rows * row_bytes;
+    if (F == Format::Fp8) w.scales += static_cast<u64>(group) * (w.n_rows / K_BLOCK) * ceil_div(w.k, K_BLOCK);
+    x += static_cast<u64>(group) * w.k;
+    const u32 first_column = group * w.n_rows;
     auto& s = shared<GemmShared<Tokens, Stages>>();
-    const u32 first_token = blockIdx.y * Tokens, first_row = blockIdx.x * ROW_TILES * TILE_ROWS;
+    const u32 first_token = blockIdx.y * Tokens, first_row = row_block * ROW_TILES * TILE_ROWS;
     const u32 tile = warp_id() % ROW_TILES;
     gemm<F, Tokens, Stages>(s, w, first_row + tile * TILE_ROWS, x, x_stride, n_tokens,
                             [&](u32 token) { return first_token + token; });
@@ -26,7 +38,7 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
         const u32 row = i % (ROW_TILES * TILE_ROWS), token = i / (ROW_TILES * TILE_ROWS);
         if (first_row + row >= w.n_rows || first_token + token >= n_tokens) continue;
         const float sum = gemm_sum(s, row / TILE_ROWS, row % TILE_ROWS, token);
-        const u64 at = static_cast<u64>(first_token + token) * out_stride + first_row + row;
+        const u64 at = static_cast<u64>(first_token + token) * out_stride + first_column + first_row + row;
         if (is_f32) static_cast<float*>(out)[at] = sum;
         else static_cast<bf16*>(out)[at] = bf16_from_f32(sum);
     }
@@ -39,7 +51,8 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
         void* __restrict__ out, u32 n_rows, u32 k, u32 x_stride, u32 n_tokens,        \
         u32 out_stride, u32 is_f32, u32 is_tiled) {                                               \
         const Weights w = {data, scales, nullptr, n_rows, k, is_tiled != 0};                                   \
-        linear<Format::Fp8, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32);             \
+        linear<Format::Fp8, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32,    \
+                                            blockIdx.x);                                          \
     }                                                                                             \
     EMU_KERNEL(name)
 #define LINEAR_BF16(name, tokens, stages)                                                         \
@@ -47,7 +60,8 @@ INLINE void linear(const Weights& w, const bf16* x, void* out, u32 x_stride, u32
         const u8* __restrict__ data, const bf16* __restrict__ x, void* __restrict__ out,          \
         u32 n_rows, u32 k, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32) {              \
         const Weights w = {data, nullptr, nullptr, n_rows, k};                                    \
-        linear<Format::Bf16, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32);            \
+        linear<Format::Bf16, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32,   \
+                                             blockIdx.x);                                         \
     }                                                                                             \
     EMU_KERNEL(name)
 
@@ -55,3 +69,45 @@ LINEAR_FP8(linear_fp8_8, 8, 4)
 LINEAR_FP8(linear_fp8_32, 32, 2)
 LINEAR_BF16(linear_bf16_8, 8, 4)
 LINEAR_BF16(linear_bf16_32, 32, 2)
+
+// Several matrices times the same x: what a layer's compressors and indexer read of its input.
+struct Matrices {
+    static constexpr u32 MAX = 5;
+    const u8* data[MAX];
+    void* out[MAX]; // [n_tokens, n_rows]
+    u32 n_rows[MAX], is_f32[MAX];
+};
+
+template <u32 Tokens, u32 Stages>
+INLINE void linear_each(const Matrices& m, const bf16* x, u32 k, u32 n_tokens) {
+    u32 first = 0;
+    UNROLL
+    for (u32 i = 0; i < Matrices::MAX; ++i) {
+        const u32 n_blocks = ceil_div(m.n_rows[i], ROW_TILES * TILE_ROWS);
+        if (blockIdx.x >= first && blockIdx.x < first + n_blocks) {
+            const Weights w = {m.data[i], nullptr, nullptr, m.n_rows[i], k};
+            linear<Format::Bf16, Tokens, Stages>(w, x, m.out[i], k, n_tokens, m.n_rows[i], m.is_f32[i],
+                                                 blockIdx.x - first);
+            return;
+        }
+        first += n_blocks;
+    }
+}
+
+#define LINEAR_BF16_EACH(name, tokens, stages)                                                    \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) name(                           \
+        const bf16* __restrict__ x, u32 k, u32 n_tokens, const u8* __restrict__ data0,            \
+        void* __restrict__ out0, u32 rows0, u32 f32_0, const u8* __restrict__ data1,              \
+        void* __restrict__ out1, u32 rows1, u32 f32_1, const u8* __restrict__ data2,              \
+        void* __restrict__ out2, u32 rows2, u32 f32_2, const u8* __restrict__ data3,              \
+        void* __restrict__ out3, u32 rows3, u32 f32_3, const u8* __restrict__ data4,              \
+        void* __restrict__ out4, u32 rows4, u32 f32_4) {                                          \
+        const Matrices m = {{data0, data1, data2, data3, data4},                                  \
+                            {out0, out1, out2, out3, out4},                                       \
+                            {rows0, rows1, rows2, rows3, rows4},                                  \
+                            {f32_0, f32_1, f32_2, f32_3, f32_4}};                                 \
+        linear_each<tokens, stages>(m, x, k, n_tokens);                                           \
+    }                                                                                             \
+    EMU_KERNEL(name)
+LINEAR_BF16_EACH(linear_bf16_each_8, 8, 4)
+LINEAR_BF16_EACH(linear_bf16_each_32, 32, 2)

@@ -18,6 +18,11 @@ use crate::{Communicator, OpError};
 const SPLIT_KEYS: usize = 256;
 const KEY_BLOCK: usize = 64;
 const HEAD_TILE: usize = 16;
+/// Shared memory of the forms for sm_90a.
+const SPARSE_SHARED_90: u32 = 211 * 1024;
+const SELECT_SHARED_90: u32 = (256 + 2 * 8 * 256 + 256 + 16 + 3 + 32) * 4;
+/// Candidates of a token from which on a cluster of eight blocks selects, not one block.
+const ENTRIES_OF_A_BLOCK: usize = 16_384;
 /// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
 const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4;
 const COMPRESS_SHARED: u32 = 512 * 4;
@@ -50,18 +55,27 @@ impl AttentionOps for CudaOps {
     ) -> Result<Projected<DeviceTensor>, OpError> {
         let input = self.linear_input(x)?;
         let pair = |compressor: &CompressorWeights<Self>| {
-            let u = self.linear(&compressor.wkv, x, Element::F32)?;
-            Ok::<_, OpError>([u, self.linear(&compressor.wgate, x, Element::F32)?])
+            [(compressor.wkv.clone(), Element::F32), (compressor.wgate.clone(), Element::F32)]
         };
-        let indexer = weights.indexer.as_ref();
+        let mut matrices = Vec::new();
+        matrices.extend(weights.compressor.iter().flat_map(pair));
+        for indexer in &weights.indexer {
+            matrices.extend(pair(&indexer.compressor));
+            matrices.push((indexer.weights_proj.clone(), Element::Bf16));
+        }
+        let mut products = self.linear_each(&matrices, x)?.into_iter();
+        let mut next = || products.next().ok_or(absent("attn_project", "product"));
+        let compressor = weights.compressor.as_ref().map(|_| Ok::<_, OpError>([next()?, next()?]));
+        let compressor = compressor.transpose()?;
+        let index =
+            weights.indexer.as_ref().map(|_| Ok::<_, OpError>(([next()?, next()?], next()?)));
+        let (index_compressor, index_weights) = index.transpose()?.unzip();
         Ok(Projected {
             qr: self.linear(&weights.wq_a, &input, Element::Bf16)?,
             kv: self.linear(&weights.wkv, &input, Element::Bf16)?,
-            compressor: weights.compressor.as_ref().map(pair).transpose()?,
-            index_compressor: indexer.map(|i| pair(&i.compressor)).transpose()?,
-            index_weights: indexer
-                .map(|i| self.linear(&i.weights_proj, x, Element::Bf16))
-                .transpose()?,
+            compressor,
+            index_compressor,
+            index_weights,
         })
     }
 
@@ -217,14 +231,20 @@ impl AttentionOps for CudaOps {
             })?;
         }
         let (chosen, counts) = (self.buffer(4 * rows * top_k)?, self.buffer(4 * rows)?);
+        let is_long = self.device.arch() == "sm_90a" && max_entries > ENTRIES_OF_A_BLOCK;
+        let (kernel, n_blocks, shared_bytes) = if is_long {
+            ("index_top_k90", 8 * rows, SELECT_SHARED_90)
+        } else {
+            ("index_top_k", rows, SELECT_SHARED)
+        };
         // SAFETY: `scores` was written for every row with more than top_k candidates; the outputs
         // have top_k entries and a count per row.
         unsafe {
             self.launch(Call {
-                kernel: "index_top_k",
-                grid: [rows, 1, 1],
+                kernel,
+                grid: [n_blocks, 1, 1],
                 threads: 512,
-                shared_bytes: SELECT_SHARED,
+                shared_bytes,
                 args: &[
                     (&scores).into(),
                     positions,
@@ -292,11 +312,8 @@ impl AttentionOps for CudaOps {
         let group_width = weights.wo_a.cols;
         o.expect(OP, "o", o.rows, n_groups * group_width, Element::Bf16)?;
         let z = self.tensor(o.rows, n_groups * rank, Element::Bf16)?;
-        for group in 0..n_groups {
-            let part =
-                Part { first_row: group * rank, n_rows: rank, first_col: group * group_width };
-            self.linear_part(&weights.wo_a, part, o, &z, group * rank)?;
-        }
+        let part = Part { n_rows: rank, n_groups };
+        self.linear_part(&weights.wo_a, part, o, &z)?;
         self.quantised_linear(&weights.wo_b, &z)
     }
 }
@@ -333,6 +350,10 @@ impl CudaOps {
         let n_splits = key_blocks.div_ceil(SPLIT_KEYS / KEY_BLOCK);
         let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
         let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
+        let (kernel, head_tile, threads, shared_bytes) = match self.device.arch() {
+            "sm_90a" => ("attn_sparse90", 64, 384, SPARSE_SHARED_90),
+            _ => (OP, HEAD_TILE, 128, SPARSE_SHARED),
+        };
         let acc = self.buffer(4 * run * n_splits * n_heads * HEAD_DIM)?;
         let stats = self.buffer(4 * run * n_splits * n_heads * 2)?;
         let [positions, sequence_of, sequences] = step.row_args();
@@ -343,10 +364,10 @@ impl CudaOps {
             // room for `run` rows of all splits and heads.
             unsafe {
                 self.launch(Call {
-                    kernel: OP,
-                    grid: [n_splits, n_heads.div_ceil(HEAD_TILE), n],
-                    threads: 128,
-                    shared_bytes: SPARSE_SHARED,
+                    kernel,
+                    grid: [n_splits, n_heads.div_ceil(head_tile), n],
+                    threads,
+                    shared_bytes,
                     args: &[
                         (&q.values).into(),
                         (&stores.window).into(),

@@ -42,15 +42,6 @@ const LINEAR_SHARED_128: u32 = pipeline_bytes(FP8_TILE, 1, 128, 4);
 const EXPERTS_SHARED_8: u32 = pipeline_bytes(FP4_TILE, 2, FEW, 8);
 const EXPERTS_SHARED_128: u32 = pipeline_bytes(FP4_TILE, 1, 128, 5);
 
-/// Rows of a matrix in tiles that a product uses.
-pub(crate) struct Tiles<'a> {
-    /// Addresses of the first row's tile and of its scales.
-    pub(crate) codes: u64,
-    pub(crate) scales: u64,
-    pub(crate) n_rows: usize,
-    pub(crate) w: &'a DeviceLinear,
-}
-
 /// The experts of a layer in the tiles of `moe_pack_fp4`, with whether they are wide.
 #[derive(Debug, Clone)]
 pub(crate) struct ExpertTiles {
@@ -143,31 +134,26 @@ impl CudaOps {
         Ok(XTiles { codes, scales, rows })
     }
 
-    /// `x W^T` for rows of W in tiles, to columns of `out` that begin at address `output`. The caller
-    /// has checked that all of it lies inside.
+    /// `x W^T` for the matrix `w`, whose codes lie in tiles. The caller has checked the shapes.
     pub(crate) fn linear90(
         &self,
-        w: &Tiles<'_>,
+        w: &DeviceLinear,
+        codes: &Buffer,
+        scales: &Buffer,
         x: &DeviceTensor,
-        first_col: usize,
-        output: u64,
         out: &DeviceTensor,
     ) -> Result<(), OpError> {
         const OP: &str = "linear90";
-        let (n_rows, k, rows) = (w.n_rows, w.w.cols, out.rows);
+        let (n_rows, k, rows) = (w.rows, w.cols, out.rows);
+        check_len(OP, "columns of x", x.cols, k)?;
         let n_tiles = n_rows.div_ceil(TILE_ROWS);
         // Blocks that share a row tile: by the matrix alone, so that the order of addition is too.
-        let cluster = match w.w.rows.div_ceil(TILE_ROWS) {
+        let cluster = match n_tiles {
             120.. => 1,
             60..120 => 2,
             _ => 4,
         };
-        let tiles = if rows > FEW {
-            check_len(OP, "columns of x", x.cols, k)?;
-            Some(self.x_tiles(x, None)?)
-        } else {
-            None
-        };
+        let tiles = if rows > FEW { Some(self.x_tiles(x, None)?) } else { None };
         let whole = n_tiles.div_ceil(2) * rows.div_ceil(128);
         let (kernel, grid, shared_bytes) = match (tiles.is_some(), cluster) {
             (true, _) if 4 * whole >= 3 * MAX_BLOCKS => {
@@ -182,19 +168,19 @@ impl CudaOps {
                 (kernel, [cluster * n_tiles, 1, 1], LINEAR_SHARED_8)
             }
         };
-        let (codes, scales) = tiles
+        let (x_codes, x_scales) = tiles
             .as_ref()
             .map_or((Arg::NULL, Arg::NULL), |x| ((&x.codes).into(), (&x.scales).into()));
         let x_rows = tiles.as_ref().map_or(0, |x| x.rows);
         let is_f32 = u32::from(out.element == Element::F32);
         let sizes = [n_rows, k, x.cols, x_rows, rows, out.cols].map(|n| Arg::U32(n as u32));
         let mut args = vec![
-            Arg::Address(w.codes),
-            Arg::Address(w.scales),
-            Arg::Address(x.values.address() + 2 * first_col as u64),
-            codes,
-            scales,
-            Arg::Address(output),
+            codes.into(),
+            scales.into(),
+            (&x.values).into(),
+            x_codes,
+            x_scales,
+            (&out.values).into(),
         ];
         args.extend(sizes);
         args.extend([Arg::U32(is_f32), Arg::U32(2 * cluster as u32)]);

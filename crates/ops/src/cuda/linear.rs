@@ -8,7 +8,6 @@ use fathom_core::num::Ue8m0;
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::{Arg, Buffer, Device};
-use super::hopper::Tiles;
 use super::ops::{Activations, Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_bytes};
 use crate::weight::{Scales, WeightData};
@@ -134,11 +133,10 @@ fn block_scales(source: &WeightSource, scales: &Scales) -> Result<Vec<f32>, OpEr
 /// Rows of `W` and columns of `x` and `out` that a product uses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
-    /// First row of W, a multiple of 128, and number of rows.
-    pub(crate) first_row: usize,
+    /// Rows of W from its first on, of each group: group `g` has the rows from `g n_rows` on and the
+    /// columns of x from `g cols` on. Several groups have whole 128s of rows.
     pub(crate) n_rows: usize,
-    /// First column of x.
-    pub(crate) first_col: usize,
+    pub(crate) n_groups: usize,
 }
 
 impl CudaOps {
@@ -181,9 +179,58 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         let out = self.tensor(x.rows, w.rows, element)?;
         x.expect("linear", "x", x.rows, w.cols, Element::Bf16)?;
-        let part = Part { first_row: 0, n_rows: w.rows, first_col: 0 };
-        self.linear_part(w, part, x, &out, 0)?;
+        let part = Part { n_rows: w.rows, n_groups: 1 };
+        self.linear_part(w, part, x, &out)?;
         Ok(out)
+    }
+
+    /// `x W^T` of up to five matrices, in one launch if all of them are bf16.
+    pub(crate) fn linear_each(
+        &self,
+        matrices: &[(DeviceLinear, Element)],
+        x: &DeviceTensor,
+    ) -> Result<Vec<DeviceTensor>, OpError> {
+        const OP: &str = "linear_bf16_each";
+        const MAX: usize = 5;
+        let data = |(w, _): &(DeviceLinear, Element)| match &w.data {
+            LinearData::Bf16(values) => Some(values.clone()),
+            _ => None,
+        };
+        let Some(values) = matrices.iter().map(data).collect::<Option<Vec<_>>>() else {
+            return matrices.iter().map(|(w, element)| self.linear(w, x, *element)).collect();
+        };
+        if matrices.len() > MAX {
+            let got = matrices.len();
+            return Err(OpError::OutOfRange { op: OP, what: "matrix", got, limit: MAX });
+        }
+        let mut args = vec![Arg::from(&x.values)];
+        args.extend([x.cols, x.rows].map(|n| Arg::U32(n as u32)));
+        let (mut outs, mut n_blocks) = (Vec::new(), 0);
+        for ((w, element), values) in matrices.iter().zip(&values) {
+            x.expect(OP, "x", x.rows, w.cols, Element::Bf16)?;
+            let out = self.tensor(x.rows, w.rows, *element)?;
+            n_blocks += w.rows.div_ceil(GEMM_ROWS);
+            args.extend([Arg::from(values), Arg::from(&out.values)]);
+            args.extend([w.rows as u32, u32::from(*element == Element::F32)].map(Arg::U32));
+            outs.push(out);
+        }
+        for _ in matrices.len()..MAX {
+            args.extend([Arg::NULL, Arg::NULL, Arg::U32(0), Arg::U32(0)]);
+        }
+        let many = x.rows > 8;
+        let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
+        // SAFETY: every matrix is [rows, cols] bf16 with x's columns, a multiple of 8 as loading
+        // checked, and has an output of its own.
+        unsafe {
+            self.launch(Call {
+                kernel: if many { "linear_bf16_each_32" } else { "linear_bf16_each_8" },
+                grid: [n_blocks, x.rows.div_ceil(tokens), 1],
+                threads: GEMM_THREADS,
+                shared_bytes,
+                args: &args,
+            })?;
+        }
+        Ok(outs)
     }
 
     /// The same for an FP8 layer: quantised input, bf16 output.
@@ -195,17 +242,16 @@ impl CudaOps {
         self.linear(w, &self.linear_input(x)?, Element::Bf16)
     }
 
-    /// Some rows of `W` times some columns of `x`, into columns of `out` from `first_out` on.
+    /// Groups of rows of `W` times groups of columns of `x`, into groups of columns of `out`.
     pub(crate) fn linear_part(
         &self,
         w: &DeviceLinear,
         part: Part,
         x: &DeviceTensor,
         out: &DeviceTensor,
-        first_out: usize,
     ) -> Result<(), OpError> {
         const OP: &str = "linear";
-        let Part { first_row, n_rows, first_col } = part;
+        let Part { n_rows, n_groups } = part;
         let fits = |arg, got: usize, limit: usize| {
             if got <= limit {
                 Ok(())
@@ -214,39 +260,32 @@ impl CudaOps {
             }
         };
         x.expect(OP, "x", out.rows, x.cols, Element::Bf16)?;
-        fits("row of W", first_row + n_rows, w.rows)?;
-        fits("column of x", first_col + w.cols, x.cols)?;
-        fits("column of out", first_out + n_rows, out.cols)?;
+        fits("row of W", n_groups * n_rows, w.rows)?;
+        fits("column of x", n_groups * w.cols, x.cols)?;
+        fits("column of out", n_groups * n_rows, out.cols)?;
         // Vector loads begin at multiples of 8 values.
-        fits("misaligned column", first_col % 8 + x.cols % 8, 0)?;
-        fits("misaligned row", first_row % QUANT_BLOCK, 0)?;
+        fits("misaligned column", x.cols % 8, 0)?;
+        fits("misaligned row", if n_groups > 1 { n_rows % QUANT_BLOCK } else { 0 }, 0)?;
         let is_f32 = u32::from(out.element == Element::F32);
-        let input = Arg::Address(x.values.address() + 2 * first_col as u64);
-        let output = out.values.address() + (first_out * out.element.bytes()) as u64;
         let many = out.rows > 8;
         let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
         let mut tiled = None;
         let (kernel, mut args) = match &w.data {
             LinearData::Fp8 { codes, scales, is_tiled } => {
-                let n_blocks = w.cols.div_ceil(QUANT_BLOCK);
-                let stored_cols = if *is_tiled { n_blocks * QUANT_BLOCK } else { w.cols };
-                let codes = codes.address() + (first_row * stored_cols) as u64;
-                let scales = scales.address() + 4 * (first_row / QUANT_BLOCK * n_blocks) as u64;
                 if *is_tiled && x.is_taken_on_grid() {
-                    let tiles = Tiles { codes, scales, n_rows, w };
-                    return self.linear90(&tiles, x, first_col, output, out);
+                    fits("group of an FP8 layer", n_groups, 1)?;
+                    return self.linear90(w, codes, scales, x, out);
                 }
                 tiled = Some(Arg::U32(u32::from(*is_tiled)));
                 let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
                 (
                     kernel,
-                    vec![Arg::Address(codes), Arg::Address(scales), input, Arg::Address(output)],
+                    vec![codes.into(), scales.into(), (&x.values).into(), (&out.values).into()],
                 )
             }
             LinearData::Bf16(values) => {
-                let values = values.address() + 2 * (first_row * w.cols) as u64;
                 let kernel = if many { "linear_bf16_32" } else { "linear_bf16_8" };
-                (kernel, vec![Arg::Address(values), input, Arg::Address(output)])
+                (kernel, vec![values.into(), (&x.values).into(), (&out.values).into()])
             }
             LinearData::F32(_) => {
                 return Err(OpError::Shape { op: OP, arg: "f32 matrix", got: 4, expected: 2 });
@@ -256,12 +295,12 @@ impl CudaOps {
         args.push(Arg::U32(is_f32));
         args.extend(tiled);
         let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
-        // SAFETY: the rows of W, the columns of x and those of out lie inside of their buffers
+        // SAFETY: the groups' rows of W, columns of x and columns of out lie inside of their buffers
         // (checked above); kernels guard ragged tokens, rows and k themselves.
         unsafe {
             self.launch(Call {
                 kernel,
-                grid: [n_rows.div_ceil(GEMM_ROWS), out.rows.div_ceil(tokens), 1],
+                grid: [n_rows.div_ceil(GEMM_ROWS), out.rows.div_ceil(tokens), n_groups],
                 threads: GEMM_THREADS,
                 shared_bytes,
                 args: &args,

@@ -20,7 +20,10 @@ use crate::weights::Random;
 
 const WIDTH: usize = 256;
 const RANK: usize = 128;
-const HEADS: usize = 5;
+const HEADS: usize = 6;
+const GROUPS: usize = 2;
+/// Rows of a group of `wo_a`.
+const GROUP_RANK: usize = 128;
 const INDEX_HEADS: usize = 8;
 const TOP_K: usize = 16;
 
@@ -60,14 +63,14 @@ fn weights<B: Backend>(ops: &B, kind: LayerKind) -> AttentionWeights<B> {
     AttentionWeights {
         kind,
         n_heads: HEADS,
-        n_groups: 1,
+        n_groups: GROUPS,
         wq_a: ops.load_linear(&random.fp8(RANK, WIDTH)).unwrap(),
         q_norm: random.norm(ops, RANK),
         wq_b: ops.load_linear(&random.fp8(HEADS * HEAD_DIM, RANK)).unwrap(),
         wkv: ops.load_linear(&random.fp8(HEAD_DIM, WIDTH)).unwrap(),
         kv_norm: random.norm(ops, HEAD_DIM),
-        wo_a: ops.load_linear(&random.fp8(128, HEADS * HEAD_DIM)).unwrap(),
-        wo_b: ops.load_linear(&random.fp8(WIDTH, 128)).unwrap(),
+        wo_a: ops.load_linear(&random.fp8(GROUPS * GROUP_RANK, HEADS / GROUPS * HEAD_DIM)).unwrap(),
+        wo_b: ops.load_linear(&random.fp8(WIDTH, GROUPS * GROUP_RANK)).unwrap(),
         attn_sink: random.vector(ops, HEADS, 0.0),
         rope: ops.load_vector(&frequencies).unwrap(),
         compressor: compresses.then(|| compressor(ops, &mut random, kind, HEAD_DIM)),
@@ -327,5 +330,13 @@ fn ratio_128_layers_agree_with_the_cpu() {
 
 #[test]
 fn ratio_4_layers_agree_with_the_cpu_on_hopper() {
-    in_every_mode_on_hopper(|device| from_the_start(device, LayerKind::Csa));
+    in_every_mode_on_hopper(|device| {
+        from_the_start(device, LayerKind::Csa);
+        from_128(device, LayerKind::Csa);
+    });
+}
+
+#[test]
+fn window_layers_agree_with_the_cpu_on_hopper() {
+    in_every_mode_on_hopper(|device| from_128(device, LayerKind::Window));
 }

@@ -253,3 +253,48 @@ fn linear_layers_have_the_same_bits_in_every_form() {
         }
     });
 }
+
+/// The numbers of the `k` highest scores, ascending; of equal ones the lower.
+fn highest(scores: &[f32], k: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+    order.truncate(k);
+    order.sort_unstable();
+    order
+}
+
+#[test]
+fn a_cluster_selects_the_highest_scores_and_the_lower_of_equal_ones() {
+    const K: usize = 96;
+    // More than a round of each block, little more than K, and no more than K.
+    let n_entries = [4500, 97, 40];
+    in_every_mode_on_hopper(|device| {
+        let mut random = Random::new(2);
+        // Few different values: many are equal.
+        let scores: Vec<f32> =
+            (0..3 * n_entries[0]).map(|_| (random.unit() * 40.0).round()).collect();
+        let bytes: Vec<u8> = scores.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let positions = n_entries.map(|n| (4 * n as u32 + 1).to_le_bytes());
+        let scores_in = Buffer::from_bytes(device, &bytes).unwrap();
+        let positions = Buffer::from_bytes(device, positions.as_flattened()).unwrap();
+        let chosen = Buffer::new(device, 3 * K * 4).unwrap();
+        let counts = Buffer::new(device, 3 * 4).unwrap();
+        let mut args: Vec<Arg> =
+            [&scores_in, &positions, &chosen, &counts].into_iter().map(Arg::from).collect();
+        args.extend(sizes([n_entries[0], K]));
+        let (kernel, shared_bytes) = ("index_top_k90", 20 * 1024);
+        let launch =
+            Launch { kernel, grid: [24, 1, 1], block: [512, 1, 1], shared_bytes, args: &args };
+        // SAFETY: the emulator checks every access itself.
+        unsafe { device.launch(launch) }.unwrap();
+        for (token, &n) in n_entries.iter().enumerate() {
+            let expected = highest(&scores[token * n_entries[0]..][..n], K);
+            let count = counts.read(4 * token, 4).unwrap();
+            assert_eq!(count, (expected.len() as u32).to_le_bytes());
+            let bytes = chosen.read(4 * token * K, 4 * expected.len()).unwrap();
+            let got: Vec<u32> =
+                bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+            assert_eq!(got, expected, "{n} entries");
+        }
+    });
+}
