@@ -80,18 +80,19 @@ struct Matrices {
 
 template <u32 Tokens, u32 Stages>
 INLINE void linear_each(const Matrices& m, const bf16* x, u32 k, u32 n_tokens) {
-    u32 first = 0;
+    Weights w = {nullptr, nullptr, nullptr, 0, k};
+    void* out = nullptr;
+    u32 first = 0, row_block = 0, is_f32 = 0;
     UNROLL
     for (u32 i = 0; i < Matrices::MAX; ++i) {
         const u32 n_blocks = ceil_div(m.n_rows[i], ROW_TILES * TILE_ROWS);
         if (blockIdx.x >= first && blockIdx.x < first + n_blocks) {
-            const Weights w = {m.data[i], nullptr, nullptr, m.n_rows[i], k};
-            linear<Format::Bf16, Tokens, Stages>(w, x, m.out[i], k, n_tokens, m.n_rows[i], m.is_f32[i],
-                                                 blockIdx.x - first);
-            return;
+            w.data = m.data[i], w.n_rows = m.n_rows[i];
+            out = m.out[i], is_f32 = m.is_f32[i], row_block = blockIdx.x - first;
         }
         first += n_blocks;
     }
+    linear<Format::Bf16, Tokens, Stages>(w, x, out, k, n_tokens, w.n_rows, is_f32, row_block);
 }
 
 #define LINEAR_BF16_EACH(name, tokens, stages)                                                    \

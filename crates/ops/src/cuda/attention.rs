@@ -59,7 +59,7 @@ impl AttentionOps for CudaOps {
         };
         let mut matrices = Vec::new();
         matrices.extend(weights.compressor.iter().flat_map(pair));
-        for indexer in &weights.indexer {
+        if let Some(indexer) = &weights.indexer {
             matrices.extend(pair(&indexer.compressor));
             matrices.push((indexer.weights_proj.clone(), Element::Bf16));
         }

@@ -56,6 +56,11 @@ struct XTiles {
     rows: usize,
 }
 
+/// Whether the experts are those that `experts90` takes.
+pub(crate) fn are_fp4(experts: &[[WeightSource; 3]]) -> bool {
+    experts.iter().flatten().all(|source| matches!(source.data, WeightData::Fp4 { .. }))
+}
+
 impl DeviceTensor {
     /// Whether the values are to be taken on the FP8 grid by whoever reads them.
     pub(crate) fn is_taken_on_grid(&self) -> bool {

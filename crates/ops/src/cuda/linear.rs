@@ -140,17 +140,23 @@ pub(crate) struct Part {
 }
 
 impl CudaOps {
-    /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged.
+    /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged; on
+    /// sm_90a marked, for its kernels to round it.
     pub(crate) fn linear_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
+        if self.is_hopper() {
+            return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
+        }
+        self.rounded_input(x)
+    }
+
+    /// The same with the values themselves on the grid, on every architecture.
+    pub(crate) fn rounded_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
         const OP: &str = "act_quant_grid";
         x.expect(OP, "x", x.rows, x.cols, Element::Bf16)?;
         if self.activations == Activations::Bf16 {
             return Ok(x.clone());
         }
-        if self.is_hopper() {
-            return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
-        }
-        if let Some(quantised) = &x.quantised {
+        if let Some(quantised) = x.quantised.as_ref().filter(|_| !x.is_taken_on_grid()) {
             return Ok(DeviceTensor { values: quantised.clone(), quantised: None, ..x.clone() });
         }
         if !x.cols.is_multiple_of(8) {

@@ -101,9 +101,7 @@ impl MoeOps for CudaOps {
         let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
         let input = self.linear_input(x)?;
         let parts = match &experts.layout {
-            ExpertLayout::Rows(matrices) => {
-                self.experts80(experts, matrices, &input, routing, limit)?
-            }
+            ExpertLayout::Rows(matrices) => self.experts80(experts, matrices, x, routing, limit)?,
             ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit)?,
         };
         let shared = self.shared_expert(weights, &input, limit)?;
@@ -169,12 +167,12 @@ impl CudaOps {
         Ok(Groups { items, n_items, pairs, max_items, max_listed })
     }
 
-    /// The experts' parts of each pair, `[n_pairs, width]` bf16, from `input` on the FP8 grid.
+    /// The experts' parts of each pair, `[n_pairs, width]` bf16; `x` as it is.
     fn experts80(
         &self,
         experts: &DeviceExperts,
         matrices: &[(Buffer, Buffer); 3],
-        input: &DeviceTensor,
+        x: &DeviceTensor,
         routing: &DeviceRouting,
         limit: f32,
     ) -> Result<DeviceTensor, OpError> {
@@ -182,6 +180,7 @@ impl CudaOps {
         let n_pairs = routing.rows * k;
         let Groups { items, n_items, pairs, max_items, .. } =
             self.group_pairs(experts, routing, ITEM_TOKENS, 1)?;
+        let input = self.rounded_input(x)?;
         let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
         let h = self.tensor(n_pairs, channels, Element::Bf16)?;
         // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
@@ -210,7 +209,7 @@ impl CudaOps {
                 ],
             })?;
         }
-        let h = self.linear_input(&h)?;
+        let h = self.rounded_input(&h)?;
         let parts = self.tensor(n_pairs, width, Element::Bf16)?;
         // SAFETY: w2 is [n_experts, width, channels]; h and `parts` have a row per pair.
         unsafe {

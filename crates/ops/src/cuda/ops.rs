@@ -141,7 +141,7 @@ impl Backend for CudaOps {
         first_id: usize,
         _n_total: usize,
     ) -> Result<DeviceExperts, OpError> {
-        if self.is_hopper() {
+        if self.is_hopper() && super::hopper::are_fp4(experts) {
             return self.tiled_experts(experts, first_id);
         }
         DeviceExperts::load(&self.device, experts, first_id)
