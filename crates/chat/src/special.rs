@@ -125,7 +125,8 @@ impl Special {
 #[derive(Debug, Clone, Default)]
 pub struct SpecialTokens {
     ids: HashMap<Special, TokenId>,
-    by_id: HashMap<TokenId, Special>,
+    /// By id: every sampled token is looked up here.
+    by_id: Vec<(TokenId, Special)>,
 }
 
 impl SpecialTokens {
@@ -138,12 +139,13 @@ impl SpecialTokens {
             match find(special.text()) {
                 Some(id) => {
                     tokens.ids.insert(special, id);
-                    tokens.by_id.insert(id, special);
+                    tokens.by_id.push((id, special));
                 }
                 None if special.is_required() => return Err(special),
                 None => {}
             }
         }
+        tokens.by_id.sort_unstable_by_key(|&(id, _)| id);
         Ok(tokens)
     }
 
@@ -154,7 +156,8 @@ impl SpecialTokens {
 
     /// Which control token an id stands for, if any.
     pub fn of(&self, id: TokenId) -> Option<Special> {
-        self.by_id.get(&id).copied()
+        let at = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        Some(self.by_id[at].1)
     }
 
     /// Beginning of sentence.

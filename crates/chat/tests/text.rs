@@ -128,11 +128,49 @@ fn the_release_tokenizer_takes_our_own_pipeline_and_a_different_one_does_not() {
     );
 }
 
+/// Letters in an order in which no two of them follow each other twice: 2,704.
+fn letters_in_pairs() -> String {
+    let letters: Vec<char> = ('a'..='z').chain('A'..='Z').collect();
+    let mut sequence = String::new();
+    for (i, &first) in letters.iter().enumerate() {
+        sequence.push(first);
+        for &second in &letters[i + 1..] {
+            sequence.extend([first, second]);
+        }
+    }
+    sequence
+}
+
+#[test]
+fn long_pieces_are_encoded_like_the_reference_where_merges_reach_far() {
+    // Of the pairs in the sequence the last merges first. What the first letter merges with then
+    // depends on where the sequence ends, far beyond what two windows have in common.
+    let sequence = letters_in_pairs();
+    let tokenizer = changed(|json| {
+        let pairs = (1..sequence.len()).rev().map(|end| &sequence[end - 1..=end]);
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        for (pair, id) in pairs.clone().zip(5000..) {
+            vocab.entry(pair).or_insert_with(|| id.into());
+        }
+        json["model"]["merges"] =
+            pairs.map(|pair| serde_json::json!([pair[..1], pair[1..]])).collect();
+    });
+    let tokenizer = tokenizer.unwrap();
+    assert!(tokenizer.is_fast());
+    for n_cut in 0..4 {
+        let text = sequence.repeat(6)[n_cut..].to_owned() + &sequence[..1000 + n_cut / 2];
+        assert_eq!(
+            tokenizer.encode_plain(&text).unwrap(),
+            tokenizer.encode_plain_reference(&text).unwrap()
+        );
+    }
+}
+
 #[test]
 fn a_long_run_of_anything_is_encoded_like_the_reference() {
     let tokenizer = tokenizer();
-    for unit in ["a", " ", "\n", "1", "-", "中", "é", "the ", "　"] {
-        let text = unit.repeat(5000);
+    for unit in ["a", " ", "\n", "1", "-", "中", "é", "the ", "　", "the", "returnse", "🎉"] {
+        let text = unit.repeat(20_000 / unit.len());
         assert_eq!(
             tokenizer.encode_plain(&text).unwrap(),
             tokenizer.encode_plain_reference(&text).unwrap(),
@@ -146,6 +184,33 @@ proptest! {
 
     #[test]
     fn our_own_pipeline_gives_the_ids_of_the_reference(text in any_text()) {
+        let tokenizer = tokenizer();
+        prop_assert_eq!(
+            tokenizer.encode_plain(&text).unwrap(),
+            tokenizer.encode_plain_reference(&text).unwrap()
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn long_pieces_get_the_ids_of_the_reference(
+        mut random in any::<u64>(),
+        syllables in prop::sample::select(vec![
+            &["a", "b"][..],
+            &["th", "e", "in", "er", "on", "re", "s", "t"],
+            &["e", "t", "a", "o", "i", "n", "s", "h", "r", "d", "l", "u", "def", "return"],
+            &["é", "ß", "a", "ñ", "ο", "ж"],
+        ]),
+    ) {
+        // One piece of several windows: nothing but letters.
+        let mut text = String::new();
+        while text.len() < 12_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            text.push_str(syllables[(random >> 33) as usize % syllables.len()]);
+        }
         let tokenizer = tokenizer();
         prop_assert_eq!(
             tokenizer.encode_plain(&text).unwrap(),

@@ -4,37 +4,55 @@
 //! waits in the queue is merged if, when its turn comes, the symbols at its place still make the
 //! same token: exactly the rule of the reference implementation, whose ids this must give.
 //!
-//! Pieces that are one token on their own (most words) are found by one look-up.
+//! Pieces that are one token on their own (most words) are found by one look-up. Pieces of any
+//! length take time and memory in proportion: a long one is merged in windows whose tokens are
+//! joined where that provably changes nothing ([`Bpe::encode_long`]).
 //!
 //! Not here: where pieces come from (`split`).
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use fathom_core::TokenId;
 use serde_json::Value;
+
+use super::tables::{Key, Merge, MergeTable, WordTable, hash, key};
 
 /// Merges and the words that are single tokens.
 pub(super) struct Bpe {
     /// `[256]`: the token of each byte.
     bytes: Vec<TokenId>,
-    merges: FastMap<u64, Merge>,
-    words: FastMap<Box<[u8]>, TokenId>,
+    merges: MergeTable,
+    words: WordTable,
+    /// Whether different pairs make the same token. Then a pair's place in the queue may be taken by
+    /// another one's, and only the queue gives the reference's order.
+    has_twins: bool,
+    /// `[vocab_size]`: how many bytes each token stands for; 0 for those that merges cannot make.
+    lengths: Vec<u32>,
+    /// The most bytes that a token stands for.
+    longest: usize,
 }
 
-type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<FastHasher>>;
+/// Bytes of a long piece that are merged at once, and how many of them are merged again together
+/// with what follows. Both are far beyond what a token spans in any tokenizer worth the name; for
+/// others they grow with the longest token.
+const WINDOW: usize = 4096;
+const OVERLAP: usize = 512;
 
-#[derive(Clone, Copy)]
-struct Merge {
-    rank: u32,
-    token: TokenId,
-}
+/// Longest piece that is merged without a queue: looking at all pairs is quicker there.
+const SHORT: usize = 32;
 
 /// Buffers that one text's pieces share.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
+    /// Tokens of a window, and of the two tokens at a seam.
+    window: Vec<TokenId>,
+    seam: Vec<TokenId>,
+    /// Short pieces that were merged: names and rare words come again and again. Nothing at first,
+    /// because most texts are short.
+    recent: Vec<Recent>,
+    n_merged: usize,
     /// Rank, position and token of pairs to merge, the next one first.
     queue: BinaryHeap<Reverse<(u32, u32, TokenId)>>,
 }
@@ -49,6 +67,23 @@ struct Symbol {
 }
 
 const END: u32 = u32::MAX;
+
+/// A piece and the tokens it was merged to.
+#[derive(Clone, Copy)]
+struct Recent {
+    key: Key,
+    n_tokens: usize,
+    tokens: [TokenId; Self::MOST],
+}
+
+impl Recent {
+    const NONE: Self = Self { key: [0; 2], n_tokens: 0, tokens: [0; Self::MOST] };
+    /// Most tokens that are kept, and kept pieces as bits of an index: 100 KB.
+    const MOST: usize = 6;
+    const BITS: u32 = 11;
+    /// Merged pieces after which a text counts as long.
+    const AFTER: usize = 64;
+}
 
 impl Bpe {
     /// Reads the `model` of a tokenizer.json, where `bytes_of` gives a vocabulary entry's bytes.
@@ -88,7 +123,9 @@ impl Bpe {
         }
         let bytes = bytes.into_iter().collect::<Option<Vec<TokenId>>>()?;
 
-        let mut merges = FastMap::default();
+        let mut merges = Vec::new();
+        let mut made = HashSet::new();
+        let mut has_twins = false;
         for (rank, merge) in model.get("merges")?.as_array()?.iter().enumerate() {
             let (left, right) = match merge {
                 Value::String(pair) => pair.split_once(' ')?,
@@ -100,35 +137,182 @@ impl Bpe {
             };
             let token = *ids.get(format!("{left}{right}").as_str())?;
             let merge = Merge { rank: u32::try_from(rank).ok()?, token };
-            merges.insert(pair(*ids.get(left)?, *ids.get(right)?), merge);
+            has_twins |= !made.insert(token);
+            merges.push(([*ids.get(left)?, *ids.get(right)?], merge));
         }
 
-        let mut bpe = Self { bytes, merges, words: FastMap::default() };
+        let n_ids = entries.iter().map(|&(_, id)| id as usize + 1).max().unwrap_or(0);
+        let mut lengths = vec![0; n_ids];
+        for (entry, id) in &entries {
+            lengths[*id as usize] = u32::try_from(entry.len()).ok()?;
+        }
+        let longest = entries.iter().map(|(entry, _)| entry.len()).max().unwrap_or(0);
+        let merges = MergeTable::new(&merges, &bytes);
+        let words = WordTable::new(Vec::new());
+        let mut bpe = Self { bytes, merges, words, has_twins, lengths, longest };
         let mut scratch = Scratch::default();
         let mut out = Vec::new();
-        for (entry, id) in entries {
+        entries.retain(|(entry, id)| {
             out.clear();
-            bpe.merge(&entry, &mut scratch, &mut out);
-            if out == [id] {
-                bpe.words.insert(entry.into_boxed_slice(), id);
-            }
-        }
+            bpe.merge(entry, &mut scratch, &mut out);
+            out == [*id]
+        });
+        bpe.words = WordTable::new(entries);
         Some(bpe)
     }
 
     /// Appends the ids of a piece.
     pub(super) fn encode(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        match self.words.get(piece) {
-            Some(&id) => out.push(id),
-            None => self.merge(piece, scratch, out),
+        let Some(key) = key(piece) else {
+            match self.words.get_long(piece) {
+                Some(id) => out.push(id),
+                None if piece.len() > self.window() => self.encode_long(piece, scratch, out),
+                None => self.merge(piece, scratch, out),
+            }
+            return;
+        };
+        if let Some(id) = self.words.get_short(key) {
+            out.push(id);
+            return;
+        }
+        if scratch.n_merged < Recent::AFTER {
+            scratch.n_merged += 1;
+            self.merge(piece, scratch, out);
+            return;
+        }
+        scratch.recent.resize(1 << Recent::BITS, Recent::NONE);
+        let slot = (hash(key) >> (64 - Recent::BITS)) as usize;
+        let recent = &scratch.recent[slot];
+        if recent.key == key {
+            out.extend_from_slice(&recent.tokens[..recent.n_tokens]);
+            return;
+        }
+        let first = out.len();
+        self.merge(piece, scratch, out);
+        let merged = &out[first..];
+        if merged.len() <= Recent::MOST {
+            let mut tokens = [0; Recent::MOST];
+            tokens[..merged.len()].copy_from_slice(merged);
+            scratch.recent[slot] = Recent { key, n_tokens: merged.len(), tokens };
         }
     }
 
+    fn window(&self) -> usize {
+        WINDOW.max(8 * self.longest)
+    }
+
+    /// Appends the ids of a piece of any length, with work and memory for one window at a time.
+    ///
+    /// Each window begins at the end of a token of the one before it, `OVERLAP` bytes or more before
+    /// that one's end. The tokens left and right of such a seam stand if merging the bytes of just
+    /// these two gives the same two: the first merge across any seam would only have seen bytes of
+    /// the two tokens beside it, so it would happen there as well. If it does, the seam moves left.
+    fn encode_long(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+        let (window, overlap) = (self.window(), OVERLAP.max(self.longest));
+        let first = out.len();
+        let mut at = 0;
+        let mut end = window.min(piece.len());
+        let mut n_back = 1;
+        let mut tokens = std::mem::take(&mut scratch.window);
+        loop {
+            tokens.clear();
+            self.merge(&piece[at..end], scratch, &mut tokens);
+            if out.len() > first && !self.is_seam(&piece[..end], at, out, &tokens, scratch) {
+                // Twice as far each time, so that going back costs no more than the way back.
+                let keep = first.max(out.len().saturating_sub(n_back));
+                n_back *= 2;
+                at -= out.drain(keep..).map(|token| self.len(token)).sum::<usize>();
+                continue;
+            }
+            n_back = 1;
+            if end == piece.len() {
+                out.append(&mut tokens);
+                scratch.window = tokens;
+                return;
+            }
+            for &token in &tokens {
+                if at + self.len(token) > end - overlap {
+                    break;
+                }
+                at += self.len(token);
+                out.push(token);
+            }
+            end = piece.len().min(at + window);
+        }
+    }
+
+    /// Whether the last token so far and the first of the next window, which meet at `at`, stay as
+    /// they are side by side.
+    fn is_seam(
+        &self,
+        piece: &[u8],
+        at: usize,
+        before: &[TokenId],
+        after: &[TokenId],
+        scratch: &mut Scratch,
+    ) -> bool {
+        let (Some(&left), Some(&right)) = (before.last(), after.first()) else { return true };
+        let mut seam = std::mem::take(&mut scratch.seam);
+        seam.clear();
+        self.merge(&piece[at - self.len(left)..at + self.len(right)], scratch, &mut seam);
+        let stands = seam == [left, right];
+        scratch.seam = seam;
+        stands
+    }
+
+    fn len(&self, token: TokenId) -> usize {
+        self.lengths[token as usize] as usize
+    }
+
     fn merge(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        let Scratch { symbols, queue } = scratch;
+        if piece.len() <= SHORT && !self.has_twins {
+            self.merge_short(piece, out);
+        } else {
+            self.merge_queued(piece, scratch, out);
+        }
+    }
+
+    /// Looks at all pairs for the next one to merge.
+    fn merge_short(&self, piece: &[u8], out: &mut Vec<TokenId>) {
+        let mut n = piece.len();
+        let mut tokens = [0; SHORT];
+        for (token, &byte) in tokens.iter_mut().zip(piece) {
+            *token = self.bytes[usize::from(byte)];
+        }
+        // What becomes of each token and the one after it.
+        let mut ranks = [Merge::NEVER; SHORT];
+        let mut merged = [0; SHORT];
+        for (at, pair) in piece.windows(2).enumerate() {
+            let merge = self.merges.of_bytes(pair[0], pair[1]);
+            (ranks[at], merged[at]) = (merge.rank, merge.token);
+        }
+        while n > 1 {
+            let lowest = ranks[..n - 1].iter().copied().min().unwrap_or(Merge::NEVER);
+            if lowest == Merge::NEVER {
+                break;
+            }
+            let at = ranks[..n - 1].iter().position(|&rank| rank == lowest).unwrap_or(0);
+            tokens[at] = merged[at];
+            tokens.copy_within(at + 2..n, at + 1);
+            ranks.copy_within(at + 1..n - 1, at);
+            merged.copy_within(at + 1..n - 1, at);
+            n -= 1;
+            for left in [at.wrapping_sub(1), at] {
+                if left < n - 1 {
+                    let merge = self.merges.get(tokens[left], tokens[left + 1]);
+                    (ranks[left], merged[left]) = (merge.rank, merge.token);
+                }
+            }
+        }
+        out.extend_from_slice(&tokens[..n]);
+    }
+
+    /// Keeps pairs in a queue, the next one to merge first.
+    fn merge_queued(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+        let Scratch { symbols, queue, .. } = scratch;
         symbols.clear();
         queue.clear();
-        let n = u32::try_from(piece.len()).expect("a piece is shorter than 4 GiB");
+        let n = u32::try_from(piece.len()).expect("a window is shorter than 4 GiB");
         symbols.extend(piece.iter().zip(0..n).map(|(&byte, i)| Symbol {
             token: self.bytes[usize::from(byte)],
             previous: i.checked_sub(1).unwrap_or(END),
@@ -145,7 +329,8 @@ impl Bpe {
             }
             let right = symbols[left.next as usize];
             // The pair may have changed since it was queued.
-            if self.merges.get(&pair(left.token, right.token)).is_none_or(|m| m.token != token) {
+            let merge = self.merges.get(left.token, right.token);
+            if merge.rank == Merge::NEVER || merge.token != token {
                 continue;
             }
             symbols[left.next as usize].merged_away = true;
@@ -169,49 +354,9 @@ impl Bpe {
         right: u32,
         queue: &mut BinaryHeap<Reverse<(u32, u32, TokenId)>>,
     ) {
-        let tokens = pair(symbols[left as usize].token, symbols[right as usize].token);
-        if let Some(merge) = self.merges.get(&tokens) {
+        let merge = self.merges.get(symbols[left as usize].token, symbols[right as usize].token);
+        if merge.rank != Merge::NEVER {
             queue.push(Reverse((merge.rank, left, merge.token)));
         }
-    }
-}
-
-fn pair(left: TokenId, right: TokenId) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-/// A quick hash for token pairs and words: multiply and rotate, as in rustc's own tables. All
-/// keys come from the tokenizer file, so no request can make them collide.
-#[derive(Default)]
-pub(super) struct FastHasher(u64);
-
-impl FastHasher {
-    fn add(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-impl Hasher for FastHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.add(u64::from_le_bytes(*word));
-        }
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        self.add(u64::from_le_bytes(last));
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.add(word);
-    }
-
-    fn write_usize(&mut self, word: usize) {
-        self.add(word as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        // The table takes its index from the low bits and its tag from the high ones.
-        self.0 ^ self.0 >> 32
     }
 }

@@ -16,15 +16,19 @@
 
 mod bpe;
 mod split;
+mod tables;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fathom_core::TokenId;
 use serde_json::Value;
 use tokenizers::{AddedVocabulary, DecoderWrapper};
 
 use crate::special::{Special, SpecialTokens};
-use bpe::{Bpe, Scratch};
+use bpe::Bpe;
+
+pub(crate) use bpe::Scratch as EncodeScratch;
 
 /// A `tokenizer.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,7 @@ pub struct Tokenizer {
 }
 
 struct Inner {
+    instance: u64,
     /// The pipeline as the file describes it.
     raw: tokenizers::Tokenizer,
     /// The same without its added vocabulary.
@@ -96,7 +101,10 @@ impl Tokenizer {
         let json: Value = serde_json::from_slice(bytes)
             .map_err(|source| TokenizerError::Malformed { reason: source.to_string() })?;
         let fast = fast_pipeline(&json);
-        let tokenizer = Self { inner: Arc::new(Inner { raw, plain, fast, special, tokens }) };
+        static N_INSTANCES: AtomicU64 = AtomicU64::new(0);
+        let instance = N_INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let tokenizer =
+            Self { inner: Arc::new(Inner { instance, raw, plain, fast, special, tokens }) };
         for special in Special::ALL {
             let Some(id) = tokenizer.special().get(special) else { continue };
             let ids = tokenizer.encode_with_special(special.text())?;
@@ -112,12 +120,29 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] if the pipeline fails on this text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let Some(bpe) = &self.inner.fast else { return self.encode_plain_reference(text) };
         // Text averages a little over three bytes per token.
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut scratch = Scratch::default();
-        split::split(text, |piece| bpe.encode(piece.as_bytes(), &mut scratch, &mut ids));
+        self.encode_into(text, &mut EncodeScratch::default(), &mut ids)?;
         Ok(ids)
+    }
+
+    /// Appends what [`Self::encode_plain`] gives.
+    pub(crate) fn encode_into(
+        &self,
+        text: &str,
+        scratch: &mut EncodeScratch,
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
+        match &self.inner.fast {
+            Some(bpe) => split::split(text, |piece| bpe.encode(piece.as_bytes(), scratch, ids)),
+            None => ids.extend(self.encode_plain_reference(text)?),
+        }
+        Ok(())
+    }
+
+    /// Tells this tokenizer and its clones from every other one in this process.
+    pub(crate) fn instance(&self) -> u64 {
+        self.inner.instance
     }
 
     /// What [`Self::encode_plain`] must give, by the `tokenizers` crate alone: for comparisons.

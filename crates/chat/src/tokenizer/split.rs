@@ -41,10 +41,6 @@ impl Class {
     /// `[A-Za-z]`.
     const LATIN: u8 = 1 << 7;
 
-    fn of(character: char) -> Self {
-        TABLE.class(character)
-    }
-
     fn is(self, any: u8) -> bool {
         self.0 & any != 0
     }
@@ -52,6 +48,8 @@ impl Class {
 
 /// Classes by code point: blocks of 256, equal ones stored once.
 struct ClassTable {
+    /// Those of ASCII, which most text is.
+    ascii: [u8; 128],
     block_of: Vec<u16>,
     blocks: Vec<[u8; 256]>,
 }
@@ -83,7 +81,8 @@ impl ClassTable {
                 }
             }
         }
-        let mut table = Self { block_of: Vec::new(), blocks: Vec::new() };
+        let ascii = *flat.first_chunk().expect("the table covers all of Unicode");
+        let mut table = Self { ascii, block_of: Vec::new(), blocks: Vec::new() };
         let (blocks, _) = flat.as_chunks::<256>();
         for block in blocks {
             let known = table.blocks.iter().position(|other| other == block);
@@ -98,101 +97,117 @@ impl ClassTable {
 
     fn class(&self, character: char) -> Class {
         let code = character as usize;
-        Class(self.blocks[usize::from(self.block_of[code >> 8])][code & 0xff])
+        match self.ascii.get(code) {
+            Some(&class) => Class(class),
+            None => Class(self.blocks[usize::from(self.block_of[code >> 8])][code & 0xff]),
+        }
+    }
+
+    /// Length in bytes of the characters that `text` begins with and `belongs` holds for.
+    fn run_len(&self, text: &str, belongs: impl Fn(Class) -> bool) -> usize {
+        let mut at = 0;
+        while let Some(&byte) = text.as_bytes().get(at) {
+            match self.ascii.get(usize::from(byte)) {
+                Some(&class) if belongs(Class(class)) => at += 1,
+                Some(_) => break,
+                None => match text[at..].chars().next() {
+                    Some(character) if belongs(self.class(character)) => {
+                        at += character.len_utf8();
+                    }
+                    _ => break,
+                },
+            }
+        }
+        at
+    }
+
+    /// The third expression, on text that the first two left in one piece.
+    fn split_run<'a>(&self, run: &'a str, emit: &mut impl FnMut(&'a str)) {
+        let mut unmatched_from = 0;
+        let mut at = 0;
+        while at < run.len() {
+            let rest = &run[at..];
+            let len = self.match_len(rest);
+            if len == 0 {
+                // What nothing matches is a piece of its own, up to the next match.
+                at += rest.chars().next().map_or(1, char::len_utf8);
+                continue;
+            }
+            if unmatched_from < at {
+                emit(&run[unmatched_from..at]);
+            }
+            emit(&run[at..at + len]);
+            at += len;
+            unmatched_from = at;
+        }
+        if unmatched_from < run.len() {
+            emit(&run[unmatched_from..]);
+        }
+    }
+
+    /// Length of the match at the beginning of `text`, 0 if there is none. `text` is not empty.
+    fn match_len(&self, text: &str) -> usize {
+        let mut characters = text.chars();
+        let Some(first) = characters.next() else { return 0 };
+        let class = self.class(first);
+        let after_first = &text[first.len_utf8()..];
+        let second = characters.next().map_or(Class(0), |second| self.class(second));
+
+        // [!-~ punctuation][A-Za-z]+
+        if first.is_ascii() && class.is(Class::PUNCTUATION) && second.is(Class::LATIN) {
+            return 1 + self.run_len(after_first, |class| class.is(Class::LATIN));
+        }
+        // [^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+
+        if class.is(Class::WORD) || (!class.is(Class::NO_PREFIX) && second.is(Class::WORD)) {
+            return first.len_utf8() + self.run_len(after_first, |class| class.is(Class::WORD));
+        }
+        // ` ?[\p{P}\p{S}]+[\r\n]*`
+        if class.is(Class::PUNCTUATION) || (first == ' ' && second.is(Class::PUNCTUATION)) {
+            let marks = self.run_len(after_first, |class| class.is(Class::PUNCTUATION));
+            let len = first.len_utf8() + marks;
+            return len + self.run_len(&text[len..], |class| class.is(Class::NEWLINE));
+        }
+        if !class.is(Class::SPACE) {
+            return 0;
+        }
+        let spaces = &text[..self.run_len(text, |class| class.is(Class::SPACE))];
+        // \s*[\r\n]+
+        if let Some(last) = spaces.rfind(['\r', '\n']) {
+            return last + 1;
+        }
+        // \s+(?!\S)|\s+
+        if spaces.len() == text.len() {
+            return spaces.len();
+        }
+        let last = spaces.chars().next_back().map_or(0, char::len_utf8);
+        if last < spaces.len() { spaces.len() - last } else { spaces.len() }
     }
 }
 
 /// Calls `emit` with the pieces of `text`, in order; they concatenate to it.
 pub(super) fn split<'a>(text: &'a str, mut emit: impl FnMut(&'a str)) {
+    let table = &*TABLE;
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
-        let kind = Class::of(first).0 & (Class::NUMBER | Class::CJK);
+        let kind = table.class(first).0 & (Class::NUMBER | Class::CJK);
         let is_kind = |class: Class| class.0 & (Class::NUMBER | Class::CJK) == kind;
         if kind == Class::NUMBER {
             // No other expression has anything to say about digits.
             let len: usize = rest
                 .chars()
                 .take(3)
-                .take_while(|&character| is_kind(Class::of(character)))
+                .take_while(|&character| is_kind(table.class(character)))
                 .map(char::len_utf8)
                 .sum();
             let (piece, after) = rest.split_at(len);
             emit(piece);
             rest = after;
         } else {
-            let (run, after) = rest.split_at(run_len(rest, is_kind));
-            split_run(run, &mut emit);
+            let (run, after) = rest.split_at(table.run_len(rest, is_kind));
+            table.split_run(run, &mut emit);
             rest = after;
         }
     }
-}
-
-/// Length in bytes of the characters that `text` begins with and `belongs` holds for.
-fn run_len(text: &str, belongs: impl Fn(Class) -> bool) -> usize {
-    text.char_indices()
-        .find(|&(_, character)| !belongs(Class::of(character)))
-        .map_or(text.len(), |(at, _)| at)
-}
-
-/// The third expression, on text that the first two left in one piece.
-fn split_run<'a>(run: &'a str, emit: &mut impl FnMut(&'a str)) {
-    let mut unmatched_from = 0;
-    let mut at = 0;
-    while at < run.len() {
-        let rest = &run[at..];
-        let len = match_len(rest);
-        if len == 0 {
-            // What nothing matches is a piece of its own, up to the next match.
-            at += rest.chars().next().map_or(1, char::len_utf8);
-            continue;
-        }
-        if unmatched_from < at {
-            emit(&run[unmatched_from..at]);
-        }
-        emit(&run[at..at + len]);
-        at += len;
-        unmatched_from = at;
-    }
-    if unmatched_from < run.len() {
-        emit(&run[unmatched_from..]);
-    }
-}
-
-/// Length of the match at the beginning of `text`, 0 if there is none. `text` is not empty.
-fn match_len(text: &str) -> usize {
-    let mut characters = text.chars();
-    let Some(first) = characters.next() else { return 0 };
-    let class = Class::of(first);
-    let after_first = &text[first.len_utf8()..];
-    let second = characters.next().map_or(Class(0), Class::of);
-
-    // [!-~ punctuation][A-Za-z]+
-    if first.is_ascii() && class.is(Class::PUNCTUATION) && second.is(Class::LATIN) {
-        return 1 + run_len(after_first, |class| class.is(Class::LATIN));
-    }
-    // [^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+
-    if class.is(Class::WORD) || (!class.is(Class::NO_PREFIX) && second.is(Class::WORD)) {
-        return first.len_utf8() + run_len(after_first, |class| class.is(Class::WORD));
-    }
-    // ` ?[\p{P}\p{S}]+[\r\n]*`
-    if class.is(Class::PUNCTUATION) || (first == ' ' && second.is(Class::PUNCTUATION)) {
-        let len = first.len_utf8() + run_len(after_first, |class| class.is(Class::PUNCTUATION));
-        return len + run_len(&text[len..], |class| class.is(Class::NEWLINE));
-    }
-    if !class.is(Class::SPACE) {
-        return 0;
-    }
-    let spaces = &text[..run_len(text, |class| class.is(Class::SPACE))];
-    // \s*[\r\n]+
-    if let Some(last) = spaces.rfind(['\r', '\n']) {
-        return last + 1;
-    }
-    // \s+(?!\S)|\s+
-    if spaces.len() == text.len() {
-        return spaces.len();
-    }
-    let last = spaces.chars().next_back().map_or(0, char::len_utf8);
-    if last < spaces.len() { spaces.len() - last } else { spaces.len() }
 }
 
 #[cfg(test)]
