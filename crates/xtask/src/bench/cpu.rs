@@ -5,11 +5,11 @@
 //! decoding a synthetic checkpoint against reading memory.
 
 use std::fs;
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
+use super::{commit, machine, unix_time_s};
 use crate::python;
 use crate::workspace::{Workspace, succeeds};
 
@@ -45,27 +45,4 @@ pub(super) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
         .with_context(|| format!("writing {}", path.display()))?;
     println!("written to benches/results/cpu.json");
     Ok(true)
-}
-
-fn unix_time_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The commit, with `+` if the working tree differs from it.
-fn commit(workspace: &Workspace) -> Result<String> {
-    let output = workspace
-        .command("git")
-        .args(["describe", "--always", "--abbrev=12", "--dirty=+"])
-        .output()
-        .context("cannot run git")?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// The processor's name and the number of threads this process may use.
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or("unknown processor", |(_, name)| name);
-    let threads = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    format!("{model}, {threads} threads")
 }
