@@ -24,6 +24,7 @@ pub use conversation::{
 };
 pub use detokenize::Detokenizer;
 pub use encode::prompt::{Opening, Prompt, Segment};
+pub use encode::turn_cache::{Scope, TurnCache, TurnCacheStats};
 pub use encode::{EncodeError, render};
 pub use parse::{
     AnswerEnd, Delta, End, OutputParser, ParsedCall, ParsedMessage, ParserOptions, Phase,

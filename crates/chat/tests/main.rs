@@ -11,3 +11,4 @@ mod strict;
 mod strings;
 mod support;
 mod text;
+mod turn_cache;

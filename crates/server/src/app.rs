@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fathom_chat::TurnCache;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +15,10 @@ use crate::registry::Registry;
 use crate::telemetry::Tracer;
 use crate::tls::Tls;
 
+/// Memory for turns of conversations and their token ids: what some fifteen conversations of a
+/// million tokens take.
+const TURN_CACHE_BYTES: usize = 128 << 20;
+
 /// The server's shared state.
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
@@ -22,6 +27,8 @@ pub(crate) struct App {
     pub(crate) tls: Option<Tls>,
     pub(crate) metrics: Metrics,
     pub(crate) tracer: Option<Tracer>,
+    /// Turns of conversations that were tokenised before.
+    pub(crate) turns: TurnCache,
     /// Tasks that write event streams; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when a shutdown was asked for: new requests are refused from then on.
@@ -43,6 +50,7 @@ impl App {
             config,
             registry,
             metrics: Metrics::default(),
+            turns: TurnCache::new(TURN_CACHE_BYTES),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             random: Random::default(),

@@ -19,6 +19,10 @@ use crate::compression::{Inflate, inflate};
 use crate::config::LimitsConfig;
 use crate::error::{self, Refusal};
 
+/// Bodies beyond this are parsed on a thread for blocking work: a conversation of a million tokens
+/// would hold up every other answer for tens of milliseconds.
+const INLINE_BYTES: usize = 64 * 1024;
+
 /// A body that is one JSON object.
 pub(crate) struct JsonBody(pub(crate) Object);
 
@@ -31,7 +35,11 @@ impl FromRequest<Arc<App>> for JsonBody {
         let is_compressed = check_media_type(request.headers(), app.config.server.accept_gzip)?;
         let body = read(request, limits).await?;
         let body = if is_compressed { decompress(body, limits).await? } else { body };
-        Ok(Self(parse_object(&body)?))
+        if body.len() <= INLINE_BYTES {
+            return Ok(Self(parse_object(&body)?));
+        }
+        let parsed = tokio::task::spawn_blocking(move || parse_object(&body)).await;
+        Ok(Self(parsed.map_err(|error| error::internal(&error))??))
     }
 }
 

@@ -20,6 +20,7 @@ mod render;
 pub mod strings;
 mod thinking;
 mod tools;
+pub mod turn_cache;
 
 use crate::conversation::{Conversation, Effort, Message, ResponseFormat, Role, ThinkingMode};
 use crate::special::Special;

@@ -12,7 +12,7 @@ use std::ops::Range;
 use fathom_core::TokenId;
 
 use crate::special::Special;
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{EncodeScratch, Tokenizer, TokenizerError};
 
 /// Where the model's answer begins: what the output parser has to know about the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -145,17 +145,35 @@ impl Prompt {
     pub fn token_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, TokenizerError> {
         // Prompts average a little over three bytes per token.
         let mut ids = Vec::with_capacity(self.text.len() / 3);
-        for segment in self.segments() {
-            match segment {
-                Segment::Text(text) => ids.extend(tokenizer.encode_plain(text)?),
-                Segment::Control(special) => {
-                    let token = special.text();
-                    let id = tokenizer.special().get(special);
-                    ids.push(id.ok_or(TokenizerError::MissingToken { token })?);
-                }
-            }
+        let mut scratch = EncodeScratch::default();
+        for turn in self.turns() {
+            turn.encode(tokenizer, &mut scratch, &mut ids)?;
         }
         Ok(ids)
+    }
+
+    /// The prompt in order, cut before every control token that begins a turn.
+    pub(super) fn turns(&self) -> impl Iterator<Item = Turn<'_>> {
+        let mut first = 0;
+        std::iter::from_fn(move || {
+            let start = match first {
+                0 => 0,
+                _ => self.controls.get(first)?.0.start,
+            };
+            if start == self.text.len() {
+                return None;
+            }
+            let begins =
+                |(_, special): &(_, Special)| matches!(special, Special::User | Special::Assistant);
+            let rest = self.controls.get(first + 1..).unwrap_or_default();
+            let n_controls = 1 + rest.iter().position(begins).unwrap_or(rest.len());
+            let last = (first + n_controls).min(self.controls.len());
+            let end = self.controls.get(last).map_or(self.text.len(), |(range, _)| range.start);
+            let controls = &self.controls[first..last];
+            // A prompt without control tokens is one turn, and this is past it.
+            first = last.max(1);
+            Some(Turn { text: &self.text[start..end], controls, start })
+        })
     }
 
     /// Token ids as the release's raw pipeline gives them: control tokens spelled by a client
@@ -165,5 +183,36 @@ impl Prompt {
     /// [`TokenizerError::Encode`] if the pipeline fails on the text.
     pub fn raw_token_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, TokenizerError> {
         tokenizer.encode_with_special(&self.text)
+    }
+}
+
+/// A stretch of a prompt that begins and ends where control tokens do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn<'a> {
+    pub(super) text: &'a str,
+    /// The control tokens in it; their places are those in the whole prompt.
+    pub(super) controls: &'a [(Range<usize>, Special)],
+    /// Where in the prompt the turn begins.
+    pub(super) start: usize,
+}
+
+impl Turn<'_> {
+    /// Appends the turn's ids.
+    pub(super) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        scratch: &mut EncodeScratch,
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
+        let mut at = 0;
+        for (range, special) in self.controls {
+            let (start, end) = (range.start - self.start, range.end - self.start);
+            tokenizer.encode_into(&self.text[at..start], scratch, ids)?;
+            let token = special.text();
+            let id = tokenizer.special().get(*special);
+            ids.push(id.ok_or(TokenizerError::MissingToken { token })?);
+            at = end;
+        }
+        tokenizer.encode_into(&self.text[at..], scratch, ids)
     }
 }

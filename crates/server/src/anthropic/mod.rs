@@ -52,7 +52,7 @@ pub(crate) async fn create(
     let plan = Plan::new(chat, &resolved, &app.config)?;
     let turn = caller.begin(Instant::now())?;
     let n_bytes = plan.n_bytes();
-    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app.config)).await?;
+    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
     let ignored = prepared.ignored().to_vec();
     let n_prompt = prepared.n_prompt();
     let room = model.engine.limits().max_model_len.saturating_sub(n_prompt);
@@ -85,6 +85,6 @@ pub(crate) async fn count_tokens(
     record.note_unknown(&request.chat.unknown);
     let plan = Plan::new(request.chat, &resolved, &app.config)?;
     let n_bytes = plan.n_bytes();
-    let ids = off_the_reactor(&app, n_bytes, move |_| plan.token_ids()).await?;
+    let ids = off_the_reactor(&app, n_bytes, move |app| plan.token_ids(&app)).await?;
     Ok(deliver::whole(&record, &TokenCount { input_tokens: ids.len() })?)
 }

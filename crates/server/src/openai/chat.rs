@@ -58,7 +58,7 @@ pub(crate) async fn create(
     let plan = Plan::new(request, &resolved, &app.config)?;
     let turn = caller.begin(Instant::now())?;
     let n_bytes = plan.n_bytes();
-    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app.config)).await?;
+    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
     let form = Form { reasoning: prepared.shows_reasoning(), ..form };
     let ignored = prepared.ignored().to_vec();
     let n_prompt = prepared.n_prompt();

@@ -125,13 +125,13 @@ impl Plan {
     ///
     /// # Errors
     /// `context_length_exceeded`, and internal errors of the tokenizer.
-    pub(crate) fn encode(mut self, config: &ServerConfig) -> Result<Prepared, ApiError> {
-        let (ids, opening) = self.render()?;
+    pub(crate) fn encode(mut self, app: &App) -> Result<Prepared, ApiError> {
+        let (ids, opening) = self.render(app)?;
         let model = Arc::clone(&self.model);
-        let default = config.limits.default_max_tokens;
+        let default = app.config.limits.default_max_tokens;
         let sampling = std::mem::take(&mut self.sampling);
         let field = self.prompt_field;
-        let run = Run::new(model, ids, field, sampling, self.logprobs, default, config)?;
+        let run = Run::new(model, ids, field, sampling, self.logprobs, default, &app.config)?;
         Ok(Prepared { opening, plan: self, run })
     }
 
@@ -139,26 +139,54 @@ impl Plan {
     ///
     /// # Errors
     /// Internal errors of the tokenizer.
-    pub(crate) fn token_ids(&self) -> Result<Vec<TokenId>, ApiError> {
-        self.render().map(|(ids, _)| ids)
+    pub(crate) fn token_ids(&self, app: &App) -> Result<Vec<TokenId>, ApiError> {
+        self.render(app).map(|(ids, _)| ids)
     }
 
-    fn render(&self) -> Result<(Vec<TokenId>, Opening), ApiError> {
+    fn render(&self, app: &App) -> Result<(Vec<TokenId>, Opening), ApiError> {
         let prompt =
             fathom_chat::render(&self.conversation).map_err(|error| error::internal(&error))?;
         let tokenizer = &self.model.tokenizer;
-        let ids =
-            if self.raw { prompt.raw_token_ids(tokenizer) } else { prompt.token_ids(tokenizer) };
+        let ids = if self.raw {
+            prompt.raw_token_ids(tokenizer)
+        } else {
+            // As for the prefix cache: not even how long it takes tells one user of another's text.
+            let isolates = app.config.cache.isolate_by_user;
+            let user = self.sampling.user_id.as_deref().filter(|_| isolates);
+            let scope = app.turns.scope(&[user, self.sampling.cache_salt.as_deref()]);
+            app.turns.token_ids(&prompt, tokenizer, scope)
+        };
         Ok((ids.map_err(|error| error::internal(&error))?, prompt.opening()))
     }
 
     /// Bytes of text that make up the prompt, roughly.
     pub(crate) fn n_bytes(&self) -> usize {
-        let texts = self.conversation.messages.iter().map(|message| match &message.content {
-            Content::Text(text) => text.len(),
-            Content::Absent | Content::Parts(_) => 0,
-        });
-        texts.sum()
+        let Conversation { messages, tools, .. } = &self.conversation;
+        let of_call = |call: &ToolCall| match &call.arguments {
+            Arguments::Text(text) => text.len(),
+            Arguments::Object(object) => object.values().map(json_bytes).sum(),
+        };
+        let of_message = |message: &Message| {
+            let content = match &message.content {
+                Content::Text(text) => text.len(),
+                Content::Absent | Content::Parts(_) => 0,
+            };
+            let calls: usize = message.tool_calls.iter().map(of_call).sum();
+            content + message.reasoning.as_ref().map_or(0, String::len) + calls
+        };
+        messages.iter().map(of_message).sum::<usize>() + tools.iter().map(json_bytes).sum::<usize>()
+    }
+}
+
+/// About how long a value is as text.
+fn json_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 5,
+        Value::String(text) => text.len() + 3,
+        Value::Array(items) => items.iter().map(json_bytes).sum(),
+        Value::Object(entries) => {
+            entries.iter().map(|(key, value)| key.len() + 5 + json_bytes(value)).sum()
+        }
     }
 }
 

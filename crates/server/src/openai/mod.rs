@@ -26,8 +26,8 @@ use crate::error;
 use crate::record::Record;
 use crate::registry::Resolved;
 
-/// Text beyond which a prompt is made on a thread for blocking work: a few milliseconds' worth.
-const INLINE_BYTES: usize = 4 * 1024;
+/// Text beyond which a prompt is made on a thread for blocking work: under a millisecond's worth.
+const INLINE_BYTES: usize = 8 * 1024;
 
 /// The model that a client means by `name`, if it may use it.
 pub(crate) fn resolve(

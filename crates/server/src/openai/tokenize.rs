@@ -47,7 +47,7 @@ pub(crate) async fn tokenize(
         TokenizeRequest::Chat { request, token_strs } => {
             let plan = Plan::new(*request, &resolved, &app.config)?;
             let n_bytes = plan.n_bytes();
-            let ids = move |_| plan.token_ids();
+            let ids = move |app: Arc<App>| plan.token_ids(&app);
             (off_the_reactor(&app, n_bytes, ids).await?, token_strs)
         }
     };
