@@ -5,9 +5,10 @@ use fathom_protocol::openai::response::{
     AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
     LogprobEntry, Logprobs, StopReason, TopLogprob, Usage,
 };
-use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta};
+use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta, DeltaWriter};
 use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
 use insta::assert_snapshot;
+use proptest::prelude::*;
 
 #[test]
 fn a_completion_has_the_fields_of_the_contract_in_its_order() {
@@ -168,4 +169,40 @@ fn each_status_has_the_types_of_both_surfaces() {
 fn the_model_list_satisfies_both_sdks() {
     let model = Model::new("deepseek-v4-flash", 1_735_000_000, 65_536, 393_216);
     assert_snapshot!(serde_json::to_string(&ModelList::new(vec![model])).unwrap(), @r#"{"object":"list","data":[{"id":"deepseek-v4-flash","object":"model","created":1735000000,"owned_by":"deepseek-ai","type":"model","display_name":"deepseek-v4-flash","created_at":"2024-12-24T00:26:40Z","lifecycle":"active","max_model_len":65536,"max_output_tokens":65536,"max_input_tokens":65536,"max_tokens":65536}],"has_more":false,"first_id":"deepseek-v4-flash","last_id":"deepseek-v4-flash"}"#);
+}
+
+proptest! {
+    #[test]
+    fn a_stream_written_delta_by_delta_has_the_bytes_of_its_chunks(
+        texts in prop::collection::vec(any::<String>(), 4),
+        index in any::<u32>(),
+        (alias, include_usage) in any::<(bool, bool)>(),
+    ) {
+        // A model may be called anything, also what the writer looks for.
+        for model in [texts[0].as_str(), "\"choices\":[", "choices\":["] {
+            let chunk = ChatChunk {
+                id: "chatcmpl-0",
+                object: "chat.completion.chunk",
+                created: 1_735_000_000,
+                model,
+                system_fingerprint: &texts[1],
+                choices: Vec::new(),
+                usage: include_usage.then_some(None),
+            };
+            let writer = DeltaWriter::new(&chunk);
+            for delta in [
+                Delta::Role { thinking: alias },
+                Delta::Reasoning { text: &texts[2], alias },
+                Delta::Content(&texts[2]),
+                Delta::Call { index, id: &texts[2], name: &texts[3] },
+                Delta::Arguments { index, text: &texts[3] },
+            ] {
+                let mut written = b"before".to_vec();
+                writer.append(index, &delta, &mut written);
+                let choices = vec![ChunkChoice { index, delta, logprobs: None }];
+                let expected = sse::event(&ChatChunk { choices, ..chunk.clone() });
+                prop_assert_eq!(&written[6..], &expected[..]);
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
 use fathom_engine::{GenerateError, TokenEvent, TokenStream};
@@ -21,6 +21,9 @@ use crate::auth::Turn;
 use crate::metrics::Phase;
 use crate::record::Record;
 use crate::registry::ModelEntry;
+
+/// Times between tokens are counted this many at once: all streams share the counters' lock.
+const MAX_GAPS: usize = 32;
 
 /// Reads one choice's tokens and says what is new.
 pub(crate) trait Answer {
@@ -69,6 +72,8 @@ pub(crate) struct Generation<A: Answer> {
     n_completion: u64,
     n_reasoning: u64,
     failed: bool,
+    /// Times between tokens that the metrics have not been told.
+    gaps: Vec<Duration>,
     /// Counts against the key's limits as long as the generation lives.
     turn: Turn,
 }
@@ -104,6 +109,7 @@ impl<A: Answer> Generation<A> {
             n_completion: 0,
             n_reasoning: 0,
             failed: false,
+            gaps: Vec::new(),
             turn,
         }
     }
@@ -117,6 +123,26 @@ impl<A: Answer> Generation<A> {
             let Some((index, event)) = self.event().await else { return Ok(None) };
             if let Some(update) = self.take(index, event)? {
                 return Ok(Some(update));
+            }
+        }
+    }
+
+    /// As [`Generation::next`] if it would not wait; `None` if it would.
+    pub(crate) fn next_ready(&mut self) -> Option<Result<Option<Update<A::Piece>>, GenerateError>> {
+        loop {
+            let mut running = self.choices.iter_mut().enumerate();
+            let ready = running.find_map(|(index, choice)| {
+                choice.answer.as_ref()?;
+                Some((index, choice.stream.try_recv()?))
+            });
+            let Some((index, event)) = ready else {
+                let all_ended = self.choices.iter().all(|choice| choice.answer.is_none());
+                return all_ended.then_some(Ok(None));
+            };
+            match self.take(index, event) {
+                Ok(Some(update)) => return Some(Ok(Some(update))),
+                Ok(None) => {}
+                Err(failure) => return Some(Err(failure)),
             }
         }
     }
@@ -159,8 +185,11 @@ impl<A: Answer> Generation<A> {
             TokenEvent::Token { id, logprob } => {
                 let now = Instant::now();
                 if let Some(last) = choice.last_token.replace(now) {
-                    let gap = now.saturating_duration_since(last);
-                    self.app.metrics.count_gap(self.model.canonical_id(), gap);
+                    self.gaps.push(now.saturating_duration_since(last));
+                    if self.gaps.len() == MAX_GAPS {
+                        self.app.metrics.count_gaps(self.model.canonical_id(), &self.gaps);
+                        self.gaps.clear();
+                    }
                 }
                 let pieces = answer.push(id, logprob.as_ref());
                 if answer.is_enough() {
@@ -213,6 +242,7 @@ impl<A: Answer> Generation<A> {
 
 impl<A: Answer> Drop for Generation<A> {
     fn drop(&mut self) {
+        self.app.metrics.count_gaps(self.model.canonical_id(), &self.gaps);
         let times = self.choices.first().map(|choice| choice.stream.times());
         let unfinished = self.choices.iter().find(|choice| choice.answer.is_some());
         if let Some(choice) = unfinished.filter(|_| !self.failed) {

@@ -126,14 +126,14 @@ impl Metrics {
         counters.time_to_first_token.observe(seconds(first_token, times.submitted));
     }
 
-    /// Counts the time between two tokens of one choice.
-    pub(crate) fn count_gap(&self, model: &str, gap: Duration) {
+    /// Counts times between two tokens of one choice.
+    pub(crate) fn count_gaps(&self, model: &str, gaps: &[Duration]) {
+        if gaps.is_empty() {
+            return;
+        }
         let mut counters = self.lock();
-        // The entry exists from the second gap on, without allocating its name again.
-        if let Some(known) = counters.models.get_mut(model) {
-            known.inter_token.observe(gap.as_secs_f64());
-        } else {
-            let known = counters.models.entry(model.to_owned()).or_default();
+        let known = counters.models.entry(model.to_owned()).or_default();
+        for gap in gaps {
             known.inter_token.observe(gap.as_secs_f64());
         }
     }

@@ -7,6 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::response::{FinishReason, Logprobs, StopReason, Usage};
+use crate::sse;
 
 /// One event of a stream.
 #[derive(Debug, Clone, Serialize)]
@@ -53,6 +54,43 @@ impl Serialize for ChunkChoice<'_> {
             _ => map.serialize_entry("finish_reason", &())?,
         }
         map.end()
+    }
+}
+
+/// Writes one delta after the other as events of one stream.
+///
+/// What all chunks of a stream share is serialised once. The bytes are those of [`sse::event`] for
+/// a [`ChatChunk`] with one [`ChunkChoice`] without logprobs.
+#[derive(Debug, Clone)]
+pub struct DeltaWriter {
+    /// Up to the choice.
+    head: Vec<u8>,
+    /// From behind the choice on.
+    tail: Vec<u8>,
+}
+
+impl DeltaWriter {
+    /// A writer for the stream that `chunk`, which has no choices, belongs to.
+    #[must_use]
+    pub fn new(chunk: &ChatChunk<'_>) -> Self {
+        const CHOICES: &[u8] = br#""choices":["#;
+        let mut head = sse::event(chunk);
+        // Quotes inside of strings are escaped, so this is the field itself.
+        let at = head.windows(CHOICES.len()).position(|bytes| bytes == CHOICES);
+        let tail = head.split_off(at.map_or(head.len(), |at| at + CHOICES.len()));
+        Self { head, tail }
+    }
+
+    /// Appends the event that carries `delta`; anything but [`Delta::End`], whose chunk says more.
+    pub fn append(&self, index: u32, delta: &Delta<'_>, out: &mut Vec<u8>) {
+        const SERIALISES: &str = "deltas hold strings and numbers, which always serialise";
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"{\"index\":");
+        serde_json::to_writer(&mut *out, &index).expect(SERIALISES);
+        out.extend_from_slice(b",\"delta\":");
+        serde_json::to_writer(&mut *out, delta).expect(SERIALISES);
+        out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}");
+        out.extend_from_slice(&self.tail);
     }
 }
 

@@ -154,17 +154,19 @@ impl Frames for Events {
         Some(Event::MessageStart { message }.to_frame())
     }
 
-    fn update(&mut self, update: Update<Piece>, usage: Usage) -> Vec<Vec<u8>> {
-        let mut events = Vec::with_capacity(update.pieces.len() + 2);
+    fn update(&mut self, update: Update<Piece>, usage: Usage, events: &mut Vec<u8>) {
+        let mut said = Vec::with_capacity(update.pieces.len() + 2);
         for piece in update.pieces {
-            self.blocks.push(piece, &mut events);
+            self.blocks.push(piece, &mut said);
         }
         if let Some(ending) = update.ending {
-            self.blocks.end(&mut events);
+            self.blocks.end(&mut said);
             let delta = self.form.end(ending);
-            events.push(Event::MessageDelta { delta, usage: usage.into() });
+            said.push(Event::MessageDelta { delta, usage: usage.into() });
         }
-        events.iter().map(Event::to_frame).collect()
+        for event in &said {
+            events.append(&mut event.to_frame());
+        }
     }
 
     fn usage(&self, _usage: Usage) -> Option<Vec<u8>> {

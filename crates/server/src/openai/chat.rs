@@ -11,7 +11,7 @@ use fathom_protocol::openai::response::{
     AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
     LogprobEntry, Logprobs, Usage,
 };
-use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta};
+use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta, DeltaWriter};
 use fathom_protocol::openai::{self, ChatRequest};
 use fathom_protocol::{ApiError, Surface, sse};
 
@@ -67,8 +67,7 @@ pub(crate) async fn create(
         Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
     let generation = Generation::new(context, choices);
     let mut response = if streams {
-        let begun = vec![false; form.n as usize];
-        deliver::stream(&app, generation, Chunks { form, begun, n_ended: 0 })
+        deliver::stream(&app, generation, Chunks::new(form))
     } else {
         let (own_app, own_record) = (Arc::clone(&app), Arc::clone(&record));
         let answer = async move { collect(&own_app, &own_record, generation, &form).await };
@@ -102,6 +101,21 @@ struct Form {
     alias: bool,
     usage_on_final: bool,
     n: u32,
+}
+
+impl Form {
+    /// A chunk without choices.
+    fn chunk(&self) -> ChatChunk<'_> {
+        ChatChunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices: Vec::new(),
+            usage: self.include_usage.then_some(None),
+        }
+    }
 }
 
 /// A choice while its pieces come in.
@@ -201,6 +215,7 @@ async fn collect(
 /// Writes chunks in the order the contract gives them.
 struct Chunks {
     form: Form,
+    deltas: DeltaWriter,
     /// Whether a choice has had its role chunk.
     begun: Vec<bool>,
     n_ended: u32,
@@ -209,12 +224,11 @@ struct Chunks {
 impl Frames for Chunks {
     type Piece = Piece;
 
-    fn update(&mut self, update: Update<Piece>, usage: Usage) -> Vec<Vec<u8>> {
+    fn update(&mut self, update: Update<Piece>, usage: Usage, events: &mut Vec<u8>) {
         let Update { index, pieces, ending } = update;
-        let mut frames = Vec::with_capacity(pieces.len() + 2);
         if !std::mem::replace(&mut self.begun[index as usize], true) {
             let delta = Delta::Role { thinking: self.form.reasoning };
-            frames.push(self.chunk(ChunkChoice { index, delta, logprobs: None }, None));
+            self.chunk(ChunkChoice { index, delta, logprobs: None }, None, events);
         }
         for piece in &pieces {
             let alias = self.form.alias;
@@ -225,33 +239,40 @@ impl Frames for Chunks {
                 Piece::Arguments { index, text } => Delta::Arguments { index: *index, text },
                 Piece::CallEnd { .. } => continue,
             };
-            let logprobs = self.logprobs(piece);
-            frames.push(self.chunk(ChunkChoice { index, delta, logprobs }, None));
+            match self.logprobs(piece) {
+                // Nearly every chunk of a stream.
+                None => self.deltas.append(index, &delta, events),
+                logprobs => self.chunk(ChunkChoice { index, delta, logprobs }, None, events),
+            }
         }
         if let Some(Ending { finish_reason, stop_reason }) = ending {
             self.n_ended += 1;
             let last = self.n_ended == self.form.n && self.form.usage_on_final;
             let delta = Delta::End { finish_reason, stop_reason };
             let choice = ChunkChoice { index, delta, logprobs: None };
-            frames.push(self.chunk(choice, last.then_some(usage)));
+            self.chunk(choice, last.then_some(usage), events);
         }
-        frames
     }
 
     fn usage(&self, usage: Usage) -> Option<Vec<u8>> {
-        let chunk = ChatChunk { usage: Some(Some(usage)), ..self.empty() };
+        let chunk = ChatChunk { usage: Some(Some(usage)), ..self.form.chunk() };
         self.form.include_usage.then(|| sse::event(&chunk))
     }
 }
 
 impl Chunks {
-    fn chunk(&self, choice: ChunkChoice<'_>, usage: Option<Usage>) -> Vec<u8> {
-        let mut chunk = self.empty();
+    fn new(form: Form) -> Self {
+        let deltas = DeltaWriter::new(&form.chunk());
+        Self { begun: vec![false; form.n as usize], deltas, form, n_ended: 0 }
+    }
+
+    fn chunk(&self, choice: ChunkChoice<'_>, usage: Option<Usage>, events: &mut Vec<u8>) {
+        let mut chunk = self.form.chunk();
         chunk.choices = vec![choice];
         if usage.is_some() {
             chunk.usage = Some(usage);
         }
-        sse::event(&chunk)
+        events.append(&mut sse::event(&chunk));
     }
 
     fn logprobs(&self, piece: &Piece) -> Option<Logprobs> {
@@ -261,18 +282,5 @@ impl Chunks {
             Piece::Call { .. } | Piece::Arguments { .. } | Piece::CallEnd { .. } => return None,
         };
         self.form.logprobs.then_some(Logprobs { content, reasoning_content, refusal: () })
-    }
-
-    fn empty(&self) -> ChatChunk<'_> {
-        let form = &self.form;
-        ChatChunk {
-            id: &form.id,
-            object: "chat.completion.chunk",
-            created: form.created,
-            model: &form.model,
-            system_fingerprint: &form.fingerprint,
-            choices: Vec::new(),
-            usage: form.include_usage.then_some(None),
-        }
     }
 }

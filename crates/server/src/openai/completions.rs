@@ -213,7 +213,7 @@ struct Chunks {
 impl Frames for Chunks {
     type Piece = TextPiece;
 
-    fn update(&mut self, update: Update<TextPiece>, usage: Usage) -> Vec<Vec<u8>> {
+    fn update(&mut self, update: Update<TextPiece>, usage: Usage, events: &mut Vec<u8>) {
         let ended = update.ending.is_some();
         let n_chars = &mut self.n_chars[update.index as usize];
         let mut choice = self.form.choice(update.index);
@@ -225,7 +225,7 @@ impl Frames for Chunks {
         self.n_ended += u32::from(ended);
         let last = ended && self.n_ended == self.form.n && self.form.usage_on_final;
         let usage = if last { Some(Some(usage)) } else { self.form.include_usage.then_some(None) };
-        vec![sse::event(&self.form.completion(vec![choice], usage))]
+        events.append(&mut sse::event(&self.form.completion(vec![choice], usage)));
     }
 
     fn usage(&self, usage: Usage) -> Option<Vec<u8>> {

@@ -17,6 +17,7 @@ use fathom_engine::GenerateError;
 use fathom_protocol::openai::response::Usage;
 use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use crate::app::App;
 use crate::error;
@@ -24,13 +25,16 @@ use crate::generate::{Answer, Generation, Update};
 use crate::record::Record;
 use crate::sse::{Outbox, channel};
 
+/// Bytes of events beyond which those that are ready leave in more than one write.
+const MAX_WRITE: usize = 16 * 1024;
+
 /// How the events of one kind of stream are written.
 pub(crate) trait Frames: Send + 'static {
     /// What is new in an answer.
     type Piece;
 
-    /// The events of an update; `usage` is what the whole request has used so far.
-    fn update(&mut self, update: Update<Self::Piece>, usage: Usage) -> Vec<Vec<u8>>;
+    /// Appends the events of an update; `usage` is what the whole request has used so far.
+    fn update(&mut self, update: Update<Self::Piece>, usage: Usage, events: &mut Vec<u8>);
 
     /// The event after the last, for clients that asked for it.
     fn usage(&self, usage: Usage) -> Option<Vec<u8>>;
@@ -73,67 +77,89 @@ where
     response
 }
 
-/// Writes a stream until its end, its failure, or its reader's departure.
+/// Writes a stream until its end, its failure, or its reader's departure. Events that are ready at
+/// the same time leave together, each still an event of its own.
 async fn write<A, F>(app: Arc<App>, mut generation: Generation<A>, mut frames: F, outbox: Outbox)
 where
     A: Answer,
     F: Frames<Piece = A::Piece>,
 {
     let keep_alive = Duration::from_secs(app.config.sse.keepalive_s);
-    if let Some(frame) = frames.begin(generation.usage())
-        && outbox.send(frame).await.is_err()
-    {
+    // One timer for the whole stream: it is set again when it fires, not with every event.
+    let mut alarm = pin!(sleep(keep_alive));
+    let mut spoke = Instant::now();
+    let mut events = frames.begin(generation.usage()).unwrap_or_default();
+    if !events.is_empty() && outbox.send(&events).await.is_err() {
         return;
     }
-    loop {
-        let event = tokio::select! {
+    let end = loop {
+        let first = tokio::select! {
+            biased;
             event = generation.next() => event,
             () = outbox.closed() => return,
-            () = tokio::time::sleep(keep_alive) => {
-                if outbox.send(frames.keep_alive()).await.is_err() {
-                    return;
+            () = alarm.as_mut() => {
+                if spoke.elapsed() >= keep_alive {
+                    if outbox.send(frames.keep_alive()).await.is_err() {
+                        return;
+                    }
+                    spoke = Instant::now();
                 }
+                alarm.as_mut().reset(spoke + keep_alive);
                 continue;
             }
         };
-        let (updates, ended) = match event {
-            Ok(Some(update)) => (vec![update], false),
-            Ok(None) => (Vec::new(), true),
-            Err(failure)
-                if app.config.compat.insufficient_resource
-                    && frames.shows_cuts()
-                    && is_cut(&failure) =>
-            {
-                (generation.cut(), true)
-            }
-            Err(failure) => {
-                let frame = frames.failure(&error::from_generate(&failure));
-                // The client may be gone as well; either way this is the end.
-                let _ = outbox.send(frame).await;
-                return outbox.end();
-            }
-        };
-        for update in updates {
-            for frame in frames.update(update, generation.usage()) {
-                if outbox.send(frame).await.is_err() {
-                    return;
-                }
-            }
+        events.clear();
+        let end = take_ready(first, &mut generation, &mut frames, &mut events);
+        if end.is_some() {
+            break end;
         }
-        if ended {
-            break;
+        if outbox.send(&events).await.is_err() {
+            return;
+        }
+        spoke = Instant::now();
+    };
+    if let Some(Err(failure)) = end {
+        if !(app.config.compat.insufficient_resource && frames.shows_cuts() && is_cut(&failure)) {
+            events.append(&mut frames.failure(&error::from_generate(&failure)));
+            // The client may be gone as well; either way this is the end.
+            let _ = outbox.send(&events).await;
+            return outbox.end();
+        }
+        for update in generation.cut() {
+            frames.update(update, generation.usage(), &mut events);
         }
     }
-    if let Some(frame) = frames.usage(generation.usage())
-        && outbox.send(frame).await.is_err()
-    {
-        return;
-    }
+    events.append(&mut frames.usage(generation.usage()).unwrap_or_default());
     // The request is over before the client hears so: whoever asks next finds it gone.
     drop(generation);
-    if outbox.send(frames.last()).await.is_ok() {
+    events.append(&mut frames.last());
+    if outbox.send(&events).await.is_ok() {
         outbox.end();
     }
+}
+
+/// Appends the events of everything that is ready, from `first` on; says how the generation ended
+/// if it did.
+fn take_ready<A, F>(
+    first: Result<Option<Update<A::Piece>>, GenerateError>,
+    generation: &mut Generation<A>,
+    frames: &mut F,
+    events: &mut Vec<u8>,
+) -> Option<Result<(), GenerateError>>
+where
+    A: Answer,
+    F: Frames<Piece = A::Piece>,
+{
+    let mut next = Some(first);
+    while let Some(event) = next {
+        match event {
+            Ok(Some(update)) => frames.update(update, generation.usage(), events),
+            Ok(None) => return Some(Ok(())),
+            Err(failure) => return Some(Err(failure)),
+        }
+        next = if events.len() < MAX_WRITE { generation.next_ready() } else { None };
+    }
+    None
 }
 
 /// Runs a generation to its end and hands every update to `add`.

@@ -59,7 +59,7 @@ pub(crate) async fn create(
     let plan = Plan::new(chat, &resolved, &app.config)?.with_prompt_in(INPUT);
     let turn = caller.begin(Instant::now())?;
     let n_bytes = plan.n_bytes();
-    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app.config)).await?;
+    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
     let ignored = prepared.ignored().to_vec();
     let n_prompt = prepared.n_prompt();
     let choices = prepared.submit(&app, "call_")?;

@@ -300,8 +300,10 @@ impl Frames for Items {
         Some(frames)
     }
 
-    fn update(&mut self, update: Update<Piece>, usage: Usage) -> Vec<Vec<u8>> {
-        Items::update(self, update, usage)
+    fn update(&mut self, update: Update<Piece>, usage: Usage, events: &mut Vec<u8>) {
+        for mut frame in Items::update(self, update, usage) {
+            events.append(&mut frame);
+        }
     }
 
     fn usage(&self, _usage: Usage) -> Option<Vec<u8>> {
