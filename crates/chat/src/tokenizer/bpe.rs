@@ -24,6 +24,8 @@ pub(super) struct Bpe {
     bytes: Vec<TokenId>,
     merges: MergeTable,
     words: WordTable,
+    /// `[n_merges]`: what each makes, by rank.
+    made: Vec<TokenId>,
     /// Whether different pairs make the same token. Then a pair's place in the queue may be taken by
     /// another one's, and only the queue gives the reference's order.
     has_twins: bool,
@@ -53,8 +55,8 @@ pub(crate) struct Scratch {
     /// because most texts are short.
     recent: Vec<Recent>,
     n_merged: usize,
-    /// Rank, position and token of pairs to merge, the next one first.
-    queue: BinaryHeap<Reverse<(u32, u32, TokenId)>>,
+    /// Pairs to merge, the next one first: the rank in the high half, the place in the low one.
+    queue: BinaryHeap<Reverse<u64>>,
 }
 
 /// A token in the piece under way; a doubly linked list by index.
@@ -124,8 +126,7 @@ impl Bpe {
         let bytes = bytes.into_iter().collect::<Option<Vec<TokenId>>>()?;
 
         let mut merges = Vec::new();
-        let mut made = HashSet::new();
-        let mut has_twins = false;
+        let mut made = Vec::new();
         for (rank, merge) in model.get("merges")?.as_array()?.iter().enumerate() {
             let (left, right) = match merge {
                 Value::String(pair) => pair.split_once(' ')?,
@@ -137,10 +138,11 @@ impl Bpe {
             };
             let token = *ids.get(format!("{left}{right}").as_str())?;
             let merge = Merge { rank: u32::try_from(rank).ok()?, token };
-            has_twins |= !made.insert(token);
+            made.push(token);
             merges.push(([*ids.get(left)?, *ids.get(right)?], merge));
         }
 
+        let has_twins = made.iter().collect::<HashSet<_>>().len() < made.len();
         let n_ids = entries.iter().map(|&(_, id)| id as usize + 1).max().unwrap_or(0);
         let mut lengths = vec![0; n_ids];
         for (entry, id) in &entries {
@@ -149,7 +151,7 @@ impl Bpe {
         let longest = entries.iter().map(|(entry, _)| entry.len()).max().unwrap_or(0);
         let merges = MergeTable::new(&merges, &bytes);
         let words = WordTable::new(Vec::new());
-        let mut bpe = Self { bytes, merges, words, has_twins, lengths, longest };
+        let mut bpe = Self { bytes, merges, words, made, has_twins, lengths, longest };
         let mut scratch = Scratch::default();
         let mut out = Vec::new();
         entries.retain(|(entry, id)| {
@@ -322,7 +324,9 @@ impl Bpe {
         for i in 1..n {
             self.enqueue(symbols, i - 1, i, queue);
         }
-        while let Some(Reverse((_, at, token))) = queue.pop() {
+        while let Some(Reverse(next)) = queue.pop() {
+            let (rank, at) = ((next >> 32) as usize, next as u32);
+            let token = self.made[rank];
             let left = symbols[at as usize];
             if left.merged_away || left.next == END {
                 continue;
@@ -352,11 +356,31 @@ impl Bpe {
         symbols: &[Symbol],
         left: u32,
         right: u32,
-        queue: &mut BinaryHeap<Reverse<(u32, u32, TokenId)>>,
+        queue: &mut BinaryHeap<Reverse<u64>>,
     ) {
         let merge = self.merges.get(symbols[left as usize].token, symbols[right as usize].token);
         if merge.rank != Merge::NEVER {
-            queue.push(Reverse((merge.rank, left, merge.token)));
+            queue.push(Reverse(u64::from(merge.rank) << 32 | u64::from(left)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_of_any_length_takes_the_memory_of_a_window() {
+        let json = include_bytes!("../../../../models/nano/tokenizer.json");
+        let bpe = super::super::fast_pipeline(&serde_json::from_slice(json).unwrap()).unwrap();
+        let mut scratch = Scratch::default();
+        let mut ids = Vec::new();
+        for unit in ["a", "th", "erin"] {
+            bpe.encode(unit.repeat(400_000 / unit.len()).as_bytes(), &mut scratch, &mut ids);
+        }
+        let bytes = scratch.symbols.capacity() * size_of::<Symbol>()
+            + scratch.queue.capacity() * size_of::<u64>()
+            + scratch.window.capacity() * size_of::<TokenId>();
+        assert!(bytes < 64 * WINDOW, "{bytes} bytes for a window of {WINDOW}");
     }
 }
