@@ -9,7 +9,8 @@
 //! - `tick`: every stream gets a token each 10 ms, if the machine keeps up;
 //! - `half`: half as many streams. How long from the token to its bytes at the reader, which is
 //!   after they were written: an upper limit of the gap that the target is about;
-//! - `flood`: tokens come as fast as the engine makes them, so that several are ready at once.
+//! - `flood`: tokens come as fast as the engine makes them, so that several are ready at once. How
+//!   many leave in one write differs between the two sides, so their ratio says little here.
 //!
 //! CPU time is that of the reactor's thread, system calls included. Targets: 10 us per event, half
 //! the throughput of the raw limit, 99 % of gaps within 5 ms at half the load.
@@ -99,7 +100,8 @@ fn show(name: &str, load: &Load, ours: &Readings, raw: &Readings, of_raw: f64) -
         ours.events_per_read(),
     );
     let late = name == "half" && ours.gap_ms(99.0) > TARGET_GAP_MS;
-    us <= TARGET_US && of_raw >= TARGET_OF_RAW && !late
+    let behind = name != "flood" && of_raw < TARGET_OF_RAW;
+    us <= TARGET_US && !behind && !late
 }
 
 fn row(load: &Load, ours: &Readings, raw: &Readings, of_raw: f64) -> Value {
