@@ -49,6 +49,7 @@ pub(super) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     report.insert("render_over_http".into(), render(workspace, &python, &scratch, asked)?);
 
     let path = workspace.root.join("benches/results/text.json");
+    fs::create_dir_all(workspace.root.join("benches/results")).context("making benches/results")?;
     fs::write(&path, serde_json::to_string_pretty(&Value::Object(report))? + "\n")
         .with_context(|| format!("writing {}", path.display()))?;
     println!("written to benches/results/text.json");
