@@ -215,8 +215,8 @@ pub(crate) fn at_most_items(path: &Path<'_>, len: usize, max: usize) -> Result<(
     Err(ApiError::at(ErrorCode::ArrayAboveMaxLength, path, message))
 }
 
-/// Whether `name` matches `^[a-zA-Z0-9_-]{1,64}$`, the pattern of function and schema names.
-pub(crate) fn is_identifier(name: &str) -> bool {
-    (1..=64).contains(&name.len())
+/// Whether `name` matches `^[a-zA-Z0-9_-]{1,longest}$`, the pattern of function and schema names.
+pub(crate) fn is_identifier(name: &str, longest: usize) -> bool {
+    (1..=longest).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }

@@ -77,6 +77,11 @@ fn each_refusal_names_its_field() {
         ),
         (json!({"tools": [{"type": "bash_1"}]}), "unsupported_parameter", "tools[0].type"),
         (json!({"tools": [{"name": "f"}]}), "missing_required_parameter", "tools[0].input_schema"),
+        (
+            json!({"tools": [{"name": "n".repeat(129), "input_schema": {"type": "object"}}]}),
+            "invalid_value",
+            "tools[0].name",
+        ),
         (json!({"tool_choice": {"type": "any"}}), "invalid_value", "tool_choice"),
         (
             json!({"tool_choice": {"type": "tool", "name": "f"}}),
@@ -147,4 +152,25 @@ fn tools_and_effort_are_those_of_the_chat_surface() {
     assert_eq!((chat.sampling.max_tokens, chat.sampling.top_k), (Some(("max_tokens", 8)), Some(5)));
     assert_eq!(chat.sampling.user_id.as_deref(), Some("me"));
     assert_eq!(chat.unknown, ["mcp_servers"]);
+}
+
+#[test]
+fn an_answer_without_a_word_comes_back() {
+    let said = |content: Value| {
+        let turns = turns(&json!([
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": content},
+            {"role": "user", "content": "b"},
+        ]));
+        read(&turns).unwrap().chat.messages[1].content.clone()
+    };
+    assert_eq!(said(json!([])).as_deref(), Some(""));
+    assert_eq!(said(json!([{"type": "redacted_thinking", "data": "?"}])).as_deref(), Some(""));
+}
+
+#[test]
+fn names_of_tools_may_be_twice_as_long_as_on_the_chat_surface() {
+    let name = "mcp__plugin_x__y".repeat(8);
+    let tools = json!({"tools": [{"name": name, "input_schema": {"type": "object"}}]});
+    assert_eq!(read(&tools).unwrap().chat.tools[0].name, name);
 }

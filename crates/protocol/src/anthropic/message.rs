@@ -35,6 +35,10 @@ pub(super) fn read_messages(
         let at = path.key("content");
         match content {
             Value::String(text) => history.text(role, text)?,
+            // What an answer without a word looks like, and comes back as.
+            Value::Array(blocks) if blocks.is_empty() && role == Role::Assistant => {
+                history.turn(role)?;
+            }
             Value::Array(blocks) if blocks.is_empty() => return Err(missing(&at)),
             Value::Array(blocks) => {
                 for (j, block) in blocks.iter().enumerate() {

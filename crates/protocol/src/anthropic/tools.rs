@@ -11,6 +11,10 @@ use crate::json::Object;
 use crate::openai::tools::{check_declared, check_name, check_parameters};
 use crate::openai::{Rules, Tool, ToolChoice};
 
+/// Longest name of a tool, in bytes. Twice that of the chat surface, as at Anthropic: agents put the
+/// names of a plugin and its server in front of those of their tools.
+const LONGEST_NAME: usize = 128;
+
 /// Reads and checks the elements of `tools`.
 pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, ApiError> {
     let list = Path::Root.key("tools");
@@ -45,7 +49,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Option<Tool
         return Err(ApiError::at(ErrorCode::UnsupportedParameter, at, message));
     }
     let name = fields.required_string("name")?;
-    check_name(name, &path.key("name"))?;
+    check_name(name, LONGEST_NAME, &path.key("name"))?;
     let description = fields.string("description")?;
     let strict = fields.boolean("strict")?.unwrap_or(false);
     let schema = fields.required("input_schema")?;

@@ -16,7 +16,7 @@ use crate::schema::{self, Problem};
 /// A function the model may call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
-    /// Unique among the request's tools; `^[a-zA-Z0-9_-]{1,64}$`.
+    /// Unique among the request's tools; `^[a-zA-Z0-9_-]{1,64}$`, up to 128 on the Messages surface.
     pub name: String,
     /// The whole `function` object, in the client's key order.
     pub function: Object,
@@ -70,6 +70,9 @@ pub enum ResponseFormat {
     },
 }
 
+/// Longest name of a function or schema on this surface, in bytes.
+const LONGEST_NAME: usize = 64;
+
 /// Reads and checks the elements of `tools`.
 pub(crate) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, ApiError> {
     let list = Path::Root.key("tools");
@@ -111,7 +114,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiEr
     let function_path = path.key("function");
     let mut function = Fields::new(object, function_path);
     let name = function.required_string("name")?;
-    check_name(name, &function_path.key("name"))?;
+    check_name(name, LONGEST_NAME, &function_path.key("name"))?;
     function.string("description")?;
     let strict = function.boolean("strict")?.unwrap_or(false);
     if let Some(parameters) = function.get("parameters") {
@@ -123,12 +126,13 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Tool, ApiEr
     Ok(Tool { name: name.to_owned(), function: object.clone(), strict })
 }
 
-pub(crate) fn check_name(name: &str, at: &Path<'_>) -> Result<(), ApiError> {
-    if is_identifier(name) {
+pub(crate) fn check_name(name: &str, longest: usize, at: &Path<'_>) -> Result<(), ApiError> {
+    if is_identifier(name, longest) {
         return Ok(());
     }
     let name = quoted(name);
-    Err(invalid_value(at, format!("`{at}` is {name}, but must match ^[a-zA-Z0-9_-]{{1,64}}$.")))
+    let message = format!("`{at}` is {name}, but must match ^[a-zA-Z0-9_-]{{1,{longest}}}$.");
+    Err(invalid_value(at, message))
 }
 
 pub(crate) fn check_parameters(
@@ -308,7 +312,7 @@ pub(crate) fn read_format(
     let spec_path = path.key("json_schema");
     let mut spec = Fields::new(object, spec_path);
     let name = spec.required_string("name")?.to_owned();
-    check_name(&name, &spec_path.key("name"))?;
+    check_name(&name, LONGEST_NAME, &spec_path.key("name"))?;
     spec.string("description")?;
     let strict = spec.boolean("strict")?.unwrap_or(false);
     let value = spec.required("schema")?;
