@@ -1,28 +1,20 @@
-#!/usr/bin/env python3
-"""The real openai SDK against a freshly started server with its embedded model.
+"""The real openai SDK, synchronous and asynchronous.
 
-Starts `fathom serve` on a free port, runs every function whose name begins with `check_`, stops the
-server and ends with `N passed, M failed`. The embedded model answers noise, so the checks are about
-shape, counts and behaviour, never about what a sentence means.
-
-Run by `cargo xtask e2e`, which builds the server and the Python environment. Not here: the wire
-format byte by byte (tests of the server crate).
+The embedded model answers noise, so the checks are about shape, counts and behaviour, never about
+what a sentence means. Not here: the wire format byte by byte (tests of the server crate), structured
+output and `/v1/responses` (`openai_structured`).
 """
 
-import argparse
 import asyncio
 import json
 import signal
-import sys
-import time
-import traceback
 import urllib.request
 
 import openai
 
 from server_process import ServerProcess
+from suite import no_markup, usage_holds
 
-LOG_LINES = 40
 MODEL = "deepseek-v4-flash"
 OFF = {"thinking": {"type": "disabled"}}
 ON = {"thinking": {"type": "enabled"}}
@@ -41,23 +33,15 @@ WEATHER = {
 }
 
 
+def client(server):
+    """The SDK as most programs use it, without retries that would hide an error."""
+    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+
+
 def ask(client, messages=HELLO, thinking=OFF, **options):
     """One chat completion of the embedded model."""
     options = {"model": MODEL, "max_tokens": 24, **options}
     return client.chat.completions.create(messages=messages, extra_body=thinking, **options)
-
-
-def check_usage(usage, reasoning=None):
-    """The identities every usage object keeps."""
-    data = usage.model_dump()
-    assert data["total_tokens"] == data["prompt_tokens"] + data["completion_tokens"], data
-    hit, miss = data["prompt_cache_hit_tokens"], data["prompt_cache_miss_tokens"]
-    assert hit + miss == data["prompt_tokens"], data
-    assert data["prompt_tokens_details"]["cached_tokens"] == hit < data["prompt_tokens"], data
-    thought = data["completion_tokens_details"]["reasoning_tokens"]
-    assert 0 <= thought <= data["completion_tokens"], data
-    if reasoning is not None:
-        assert (thought > 0) == reasoning, data
 
 
 def refused(kind, status, code, param, call):
@@ -88,7 +72,7 @@ def check_chat(client, _):
     assert choice.message.role == "assistant" and isinstance(choice.message.content, str), choice
     assert getattr(choice.message, "reasoning_content", None) is None, choice
     assert choice.finish_reason in ("stop", "length"), choice
-    check_usage(answer.usage, reasoning=False)
+    usage_holds(answer.usage.model_dump(), reasoning=False)
 
 
 def check_length_counts_every_token(client, _):
@@ -103,7 +87,7 @@ def check_thinking(client, _):
     message = answer.choices[0].message
     assert isinstance(message.reasoning_content, str) and isinstance(message.content, str), message
     assert "</think>" not in message.reasoning_content + message.content, message
-    check_usage(answer.usage)
+    usage_holds(answer.usage.model_dump())
 
 
 def check_legacy_names_set_the_thinking_default(client, _):
@@ -145,7 +129,7 @@ def check_stream_equals_the_whole_answer(client, _):
         assert text["content"] == message.content, (text, message)
         assert text["reasoning_content"] == (getattr(message, "reasoning_content", None) or "")
         assert finish == whole.choices[0].finish_reason, (finish, whole)
-        check_usage(usage)
+        usage_holds(usage.model_dump())
         assert usage.completion_tokens == whole.usage.completion_tokens, usage
 
 
@@ -191,7 +175,7 @@ def check_tool_history_is_accepted(client, _):
     for thinking in (OFF, ON):
         answer = ask(client, history, thinking, tools=[WEATHER])
         assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls"), answer
-        check_usage(answer.usage)
+        usage_holds(answer.usage.model_dump())
     unanswered = [*history[:2], {"role": "user", "content": "And?"}]
     refused(
         openai.BadRequestError,
@@ -208,7 +192,7 @@ def check_a_repeated_prompt_is_cached(client, _):
     assert first.usage.prompt_tokens > 600, first.usage
     assert second.usage.prompt_tokens_details.cached_tokens >= 256, second.usage
     assert second.choices[0].message.content == first.choices[0].message.content
-    check_usage(second.usage)
+    usage_holds(second.usage.model_dump())
 
 
 def check_the_sdks_own_message_goes_back(client, _):
@@ -259,14 +243,6 @@ async def one_stream(client, index):
     return finish
 
 
-def metric(server, name):
-    """Sum of all samples of a metric."""
-    lines = server.get("/metrics").decode().splitlines()
-    samples = [line for line in lines if line.startswith((name + " ", name + "{"))]
-    assert samples, f"/metrics has no {name}"
-    return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
-
-
 def check_fifty_streams_with_a_third_dropped(_, server):
     async def all_streams():
         async with openai.AsyncOpenAI(base_url=server.url, api_key="none") as client:
@@ -275,13 +251,92 @@ def check_fifty_streams_with_a_third_dropped(_, server):
     ends = asyncio.run(all_streams())
     assert ends.count("dropped") == 17, ends
     assert ends.count("length") == 33, ends
-    deadline = time.monotonic() + 5
-    while metric(server, "fathom_requests_in_flight") > 0:
-        assert time.monotonic() < deadline, "requests are still in flight after 5 s"
-        time.sleep(0.05)
+    server.wait_until_idle()
     assert json.loads(server.get("/health"))["status"] == "ok"
-    assert metric(server, "fathom_requests_cancelled_total") >= 17
-    assert metric(server, "fathom_completion_tokens_total") > 33 * 48
+    assert server.metric("fathom_requests_cancelled_total") >= 17
+    assert server.metric("fathom_completion_tokens_total") > 33 * 48
+
+
+def check_the_asynchronous_client_says_the_same(client, server):
+    async def both():
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0) as other:
+            whole = await ask(other, seed=4)
+            stream = await ask(other, seed=4, stream=True)
+            text = [chunk.choices[0].delta.content or "" async for chunk in stream]
+            return whole.choices[0].message.content, "".join(text)
+
+    whole, streamed = asyncio.run(both())
+    assert whole == streamed == ask(client, seed=4).choices[0].message.content
+
+
+def check_the_stream_helper_puts_a_completion_together(client, _):
+    options = {"messages": HELLO, "model": MODEL, "max_tokens": 24, "seed": 9, "extra_body": OFF}
+    with client.chat.completions.stream(**options) as stream:
+        kinds = {event.type for event in stream}
+        try:
+            final = stream.get_final_completion()
+        except openai.LengthFinishReasonError as cut:
+            final = cut.completion
+    assert {"chunk", "content.delta", "content.done"} <= kinds, kinds
+    whole = client.chat.completions.create(**options)
+    assert final.choices[0].message.content == whole.choices[0].message.content
+    assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def check_logprobs_belong_to_the_text(client, _):
+    answer = ask(client, logprobs=True, top_logprobs=3, temperature=0)
+    entries = answer.choices[0].logprobs.content
+    bytes_ = b"".join(bytes(entry.bytes) for entry in entries)
+    assert bytes_.decode(errors="replace") == answer.choices[0].message.content, answer
+    for entry in entries:
+        values = [top.logprob for top in entry.top_logprobs]
+        assert len(values) == 3 and values == sorted(values, reverse=True), entry
+        assert entry.logprob <= 0, entry
+
+
+def check_text_completions_and_their_streams(client, _):
+    options = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 12, "seed": 3}
+    whole = client.completions.create(**options)
+    assert whole.object == "text_completion" and whole.usage.completion_tokens <= 12, whole
+    stream = client.completions.create(stream=True, **options)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+    echoed = client.completions.create(echo=True, **options)
+    assert echoed.choices[0].text == options["prompt"] + whole.choices[0].text
+    filled = client.completions.create(**options, suffix="the end.")
+    assert filled.usage.prompt_tokens > whole.usage.prompt_tokens, filled
+
+
+def check_raw_responses_carry_the_request_id(client, _):
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL,
+        messages=HELLO,
+        max_tokens=2,
+        extra_body=OFF,
+        extra_headers={"X-Request-Id": "my-own-id"},
+    )
+    assert raw.headers["x-request-id"] == "my-own-id", raw.headers
+    assert int(raw.headers["openai-processing-ms"]) >= 0, raw.headers
+    assert raw.parse()._request_id == "my-own-id"
+
+
+def check_a_client_that_times_out_leaves_nothing_running(client, server):
+    hasty = client.with_options(timeout=0.3)
+    try:
+        ask(hasty, thinking={**OFF, "ignore_eos": True}, max_tokens=20_000)
+    except openai.APITimeoutError:
+        server.wait_until_idle()
+        return
+    raise AssertionError("20,000 tokens within 0.3 s")
+
+
+def check_no_markup_leaks_from_noise_with_tools(client, _):
+    for seed in range(4):
+        answer = ask(client, thinking=ON, tools=[WEATHER], seed=seed, max_tokens=40)
+        message = answer.choices[0].message
+        no_markup(message.content, message.reasoning_content)
+        for call in message.tool_calls or []:
+            assert call.function.name == WEATHER["function"]["name"], call
+            assert isinstance(json.loads(call.function.arguments), dict), call
 
 
 def check_ready_and_health(_, server):
@@ -331,36 +386,3 @@ def check_a_stream_survives_the_drain(_, server):
         _, finish, _ = collect(stream)
         assert finish == "length", finish
         assert stopping.wait() == 0, "the server did not exit cleanly"
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fathom", required=True, help="the built `fathom` binary")
-    parser.add_argument("--only", default="", help="run the checks whose name contains this")
-    args = parser.parse_args()
-
-    checks = [
-        (name.removeprefix("check_"), check)
-        for name, check in globals().items()
-        if name.startswith("check_") and name != "check_usage" and args.only in name
-    ]
-    failed = 0
-    with ServerProcess(args.fathom, []) as server:
-        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60)
-        for name, check in checks:
-            start = time.monotonic()
-            try:
-                check(client, server)
-                verdict = "ok"
-            except Exception:  # noqa: BLE001 - every failure is reported, none hides the others
-                failed += 1
-                verdict = "FAILED\n" + traceback.format_exc()
-            print(f"{name:<52} {time.monotonic() - start:6.2f} s  {verdict}", flush=True)
-        if failed:
-            print("end of the server's log:", *server.log().splitlines()[-LOG_LINES:], sep="\n")
-    print(f"{len(checks) - failed} passed, {failed} failed")
-    return 1 if failed or not checks else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,11 @@
 """A `fathom serve` process on a free port, for the end-to-end test.
 
 The server picks the port itself (`--port 0`) and prints its address; nothing here guesses one.
+Requests here are plain HTTP, without any SDK in between.
 """
 
+import functools
+import json
 import re
 import signal
 import subprocess
@@ -78,6 +81,54 @@ class ServerProcess:
         """Body of a GET; raises unless its status is 2xx."""
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return response.read()
+
+    def post(self, path, body, headers=None):
+        """Status and JSON of a POST, whatever the status."""
+        status, reply = self.exchange(path, body, headers)
+        return status, json.loads(reply)
+
+    def exchange(self, path, body, headers=None):
+        """Status and text of a POST, whatever the status."""
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def metric(self, name):
+        """Sum of all samples of a metric."""
+        lines = self.get("/metrics").decode().splitlines()
+        samples = [line for line in lines if line.startswith((name + " ", name + "{"))]
+        assert samples, f"/metrics has no {name}"
+        return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
+
+    def wait_for(self, name, condition):
+        """Waits until a metric's value satisfies `condition`; returns the value."""
+        deadline = time.monotonic() + 10
+        while not condition(value := self.metric(name)):
+            assert time.monotonic() < deadline, f"{name} stays {value}"
+            time.sleep(0.01)
+        return value
+
+    def wait_until_idle(self):
+        """Waits until no request is in flight."""
+        self.wait_for("fathom_requests_in_flight", lambda n: n == 0)
+
+    @functools.cached_property
+    def forced_call_status(self):
+        """What a forced tool call is answered with: 422 as long as nothing can force one."""
+        tool = {"type": "function", "function": {"name": "f"}}
+        body = {"messages": [{"role": "user", "content": "f"}], "tools": [tool], "max_tokens": 1}
+        forced = {"model": "deepseek-v4-flash", "tool_choice": "required", **body}
+        return self.post("/v1/chat/completions", forced)[0]
+
+    @functools.cached_property
+    def responses_status(self):
+        """What `/v1/responses` answers: 404 as long as it is not there."""
+        body = {"model": "deepseek-v4-flash", "input": "Hi", "max_output_tokens": 1}
+        return self.post("/v1/responses", body)[0]
 
     def signal(self, number):
         """Sends a signal."""

@@ -118,7 +118,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
             Ok(TestCounts::default())
         }
     });
-    step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?));
+    step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
 
     Ok(report(&outcomes))
 }

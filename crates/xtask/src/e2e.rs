@@ -1,19 +1,27 @@
-//! `cargo xtask e2e`: the real openai SDK against a freshly started server.
+//! `cargo xtask e2e [NAME]`: real clients against a freshly started server.
 
 use std::path::Path;
 
 use anyhow::Result;
 
 use crate::check::TestCounts;
-use crate::python;
 use crate::workspace::{Workspace, watched};
+use crate::{node, python};
 
-/// Runs the script against the server `fathom` and counts its checks.
-pub(crate) fn run(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
+/// Runs the suites of `scripts/e2e` against the server `fathom` and counts their checks. `only`
+/// keeps to the checks whose name contains it.
+pub(crate) fn run(workspace: &Workspace, fathom: &Path, only: Option<&str>) -> Result<TestCounts> {
     let python = python::environment(workspace, "e2e", "scripts/e2e/requirements.txt")?;
+    let node = node::folder(workspace, "e2e", "scripts/e2e/node/package.json")?;
     let mut counts = TestCounts::default();
     let mut script = workspace.command(python);
-    script.args(["-u", "scripts/e2e/openai_sdk.py", "--fathom"]).arg(fathom);
+    script.args(["-u", "scripts/e2e/run.py", "--fathom"]).arg(fathom);
+    if let Some(folder) = node {
+        script.arg("--node-folder").arg(folder);
+    }
+    if let Some(only) = only {
+        script.args(["--only", only]);
+    }
     let success = watched(&mut script, |line| counts.note(line))?;
     Ok(counts.or_failed(success))
 }

@@ -4,6 +4,7 @@
 //! - `tidy`: the rules of this repository that no compiler knows;
 //! - `golden`: the model against the official numbers;
 //! - `bench NAME`: one benchmark;
+//! - `fuzz`: real fuzzing, which needs nightly;
 //! - `kernels`: every CUDA kernel for every architecture.
 //!
 //! Not here: anything a user of the server needs; that is the `fathom` binary.
@@ -12,8 +13,10 @@
 mod bench;
 mod check;
 mod e2e;
+mod fuzz;
 mod golden;
 mod kernels;
+mod node;
 mod python;
 mod tidy;
 mod workspace;
@@ -27,9 +30,11 @@ usage: cargo xtask TASK
 
   check          what CI runs: tidy, format, clippy, tests, doctests, cargo deny, end to end
   tidy           file length, headers, names, crate edges, unsafe, unwrap
-  e2e            the openai SDK against a freshly built server
+  e2e [NAME]     SDKs and agents' sessions against a freshly built server; NAME keeps to some
   golden [ARGS]  the model against the official numbers, as a table
   bench NAME     one benchmark; `cargo xtask bench` lists them
+  fuzz [TARGET]... [--seconds N]
+                 fuzz what comes from outside; needs nightly and cargo-fuzz
   kernels [--check] [--arch ARCH]
                  compile the CUDA kernels, report and check their machine code";
 
@@ -41,9 +46,12 @@ fn main() -> ExitCode {
         Some("check") => check::run(&workspace),
         Some("tidy") => tidy::run(&workspace),
         Some("e2e") => {
-            let tests = workspace.tested_fathom().and_then(|path| e2e::run(&workspace, &path));
+            let only = rest.first().map(String::as_str);
+            let tests =
+                workspace.tested_fathom().and_then(|path| e2e::run(&workspace, &path, only));
             tests.map(|tests| tests.failed == 0)
         }
+        Some("fuzz") => fuzz::run(&workspace, &rest),
         Some("golden") => golden::run(&workspace, &rest),
         Some("bench") => bench::run(&workspace, &rest),
         Some("kernels") => kernels::run(&workspace, &rest),
