@@ -1,7 +1,7 @@
 //! Connections: accepting them, bounding them, and ending them in order.
 //!
-//! What holds for every connection: a client that sends its request head too slowly, or takes
-//! nothing of an answer for too long, is dropped; a connection that ends with unread input lingers,
+//! What holds for every connection: a client that sends its request head too slowly (or, on HTTP/2,
+//! answers no ping), or takes nothing of an answer for too long, is dropped; a connection that ends with unread input lingers,
 //! so that the answer reaches the client before the reset would.
 //!
 //! Not here: requests ([`crate::routes`]); which requests a shutdown waits for (the engine's drain).
@@ -115,7 +115,13 @@ where
         .header_read_timeout(patience.head)
         .max_headers(MAX_PARSED_HEADERS)
         .max_buf_size(MAX_READ_BUFFER);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_READ_BUFFER as u32);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_READ_BUFFER as u32)
+        // No head has a timeout here: a client that does not answer a ping either is dropped.
+        .keep_alive_interval(patience.head)
+        .keep_alive_timeout(patience.head);
     let io = TokioIo::new(Bounded::new(stream, patience));
     let mut connection =
         std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));

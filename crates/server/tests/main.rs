@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod agents;
 mod answers;
 mod bad_requests;
+mod bodies;
 mod browsers;
 mod client;
 mod completions;
@@ -11,6 +13,7 @@ mod coverage;
 mod disconnects;
 mod endpoints;
 mod keys;
+mod load;
 mod logs;
 mod messages;
 mod operations;
@@ -24,3 +27,4 @@ mod tls;
 mod tokenize;
 mod traces;
 mod transport;
+mod types;
