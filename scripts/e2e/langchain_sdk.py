@@ -31,15 +31,8 @@ def client(server):
 
 def model(server, **options):
     """A chat model of this server."""
-    return ChatDeepSeek(
-        model="deepseek-chat",
-        api_base=server.url + "/v1",
-        api_key="none",
-        max_tokens=24,
-        max_retries=0,
-        stream_usage=True,
-        **options,
-    )
+    fixed = {"model": "deepseek-chat", "api_key": "none", "max_retries": 0, "stream_usage": True}
+    return ChatDeepSeek(api_base=server.url + "/v1", **fixed, **{"max_tokens": 24, **options})
 
 
 def usage_holds(message):
@@ -90,8 +83,9 @@ def check_tools_and_their_results(client, _):
     usage_holds(message)
 
 
-def check_structured_output(client, server):
+def check_structured_output(_, server):
     require(server, "constrained decoding")
+    roomy = model(server, extra_body=OFF, max_tokens=400)
     for method in ("function_calling", "json_schema"):
-        structured = client.with_structured_output(Light, method=method)
+        structured = roomy.with_structured_output(Light, method=method)
         assert isinstance(structured.invoke("Is it dark?"), Light), method
