@@ -107,7 +107,7 @@ fn messages_usage(usage: &Value) -> (u64, u64) {
 }
 
 #[test]
-fn a_session_as_claude_code_sends_it() {
+fn a_session_as_claude_code_sends_it_is_served() {
     let transcript = Transcript::parse(include_str!("transcripts/claude_code.json"));
     let rig = roomy();
     let mut sizes = Vec::new();
@@ -156,17 +156,17 @@ fn replay_chat(json: &str) {
 }
 
 #[test]
-fn a_session_as_opencode_sends_it() {
+fn a_session_as_opencode_sends_it_is_served() {
     replay_chat(include_str!("transcripts/opencode.json"));
 }
 
 #[test]
-fn a_session_as_codex_sent_it_to_chat_completions() {
+fn a_session_as_codex_sent_it_to_chat_completions_is_served() {
     replay_chat(include_str!("transcripts/codex_chat.json"));
 }
 
 #[test]
-fn a_session_as_codex_sends_it_to_responses() {
+fn a_session_as_codex_sends_it_to_responses_is_served() {
     let transcript = Transcript::parse(include_str!("transcripts/codex.json"));
     let rig = roomy();
     if rig.post(&transcript.path, &json!({})).status == 404 {

@@ -111,7 +111,7 @@ fn a_body_just_within_the_limit_is_read() {
 }
 
 #[test]
-fn heads_around_the_limit_of_64_kib() {
+fn heads_within_64_kib_are_read_and_larger_ones_refused() {
     let rig = Rig::start();
     let status = |bytes: usize| {
         let value = "v".repeat(bytes);

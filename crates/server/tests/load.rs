@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 use crate::client::connect;
 use crate::rig::{Options, Rig, saying};
@@ -52,48 +53,44 @@ fn request(body: &str) -> String {
 /// Everybody asks for a stream at once; three of ten leave at some point on the way. Returns how
 /// many left.
 async fn wave(address: SocketAddr, seed: u64) -> usize {
-    let clients = (0..CROWD).map(|i| {
-        let mut chance = Chance(seed + i);
-        tokio::spawn(async move {
-            let text = format!("This is answer number {i}.");
-            let body = saying(&text, &json!({"stream": true})).to_string();
-            let request = request(&body);
-            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            if chance.below(10) < 3 {
-                // In the middle of the request, right after it, or in the middle of the answer.
-                let sent = if chance.below(3) == 0 {
-                    chance.below(request.len() as u64)
-                } else {
-                    request.len() as u64
-                };
-                stream.write_all(&request.as_bytes()[..sent as usize]).await.unwrap();
-                let mut wanted = if chance.below(2) == 0 { 0 } else { chance.below(4000) };
-                let mut buffer = [0; 512];
-                while wanted > 0 && sent == request.len() as u64 {
-                    let n = stream.read(&mut buffer).await.unwrap();
-                    wanted = if n == 0 { 0 } else { wanted.saturating_sub(n as u64) };
-                }
-                return true;
-            }
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = Vec::new();
-            let mut buffer = [0; 4096];
-            while !answer.ends_with(b"0\r\n\r\n") {
-                let n = stream.read(&mut buffer).await.unwrap();
-                assert!(n > 0, "cut off: {}", String::from_utf8_lossy(&answer));
-                answer.extend_from_slice(&buffer[..n]);
-            }
-            let answer = String::from_utf8(answer).unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("data: [DONE]"));
-            false
-        })
-    });
-    let clients: Vec<_> = clients.collect();
-    let mut n_left = 0;
-    for client in clients {
-        n_left += usize::from(client.await.unwrap());
+    let mut clients = JoinSet::new();
+    for i in 0..CROWD {
+        clients.spawn(visit(address, i, Chance(seed + i)));
     }
-    n_left
+    let left = clients.join_all().await;
+    left.into_iter().filter(|left| *left).count()
+}
+
+/// One client: reads its stream to the end, or leaves early. Returns whether it left.
+async fn visit(address: SocketAddr, i: u64, mut chance: Chance) -> bool {
+    let text = format!("This is answer number {i}.");
+    let body = saying(&text, &json!({"stream": true})).to_string();
+    let request = request(&body);
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    if chance.below(10) < 3 {
+        // In the middle of the request, right after it, or in the middle of the answer.
+        let whole = request.len() as u64;
+        let sent = if chance.below(3) == 0 { chance.below(whole) } else { whole };
+        stream.write_all(&request.as_bytes()[..sent as usize]).await.unwrap();
+        let mut wanted = if chance.below(2) == 0 { 0 } else { chance.below(4000) };
+        let mut buffer = [0; 512];
+        while wanted > 0 && sent == whole {
+            let n = stream.read(&mut buffer).await.unwrap();
+            wanted = if n == 0 { 0 } else { wanted.saturating_sub(n as u64) };
+        }
+        return true;
+    }
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while !answer.ends_with(b"0\r\n\r\n") {
+        let n = stream.read(&mut buffer).await.unwrap();
+        assert!(n > 0, "cut off: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..n]);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("data: [DONE]"));
+    false
 }
 
 /// Waves until `enough`; what must hold after each, holds.

@@ -42,7 +42,7 @@ fn chats() -> Vec<Value> {
 }
 
 #[test]
-fn chat_answers() {
+fn every_kind_of_chat_answer_is_read() {
     let rig = Rig::start();
     for body in chats() {
         let response = rig.chat(&body);
@@ -63,7 +63,7 @@ fn chat_answers() {
 }
 
 #[test]
-fn chat_chunks() {
+fn every_chunk_of_a_chat_stream_is_read() {
     let rig = Rig::start();
     for mut body in chats() {
         body["stream"] = json!(true);
@@ -82,7 +82,7 @@ fn chat_chunks() {
 }
 
 #[test]
-fn text_completions_and_their_chunks() {
+fn text_completions_and_their_chunks_are_read() {
     let rig = Rig::start();
     let body = |change: Value| {
         let mut body = json!({"model": "deepseek-v4-flash", "prompt": "Once upon"});
@@ -117,7 +117,7 @@ fn text_completions_and_their_chunks() {
 }
 
 #[test]
-fn models() {
+fn lists_of_models_are_read() {
     let rig = Rig::with(Options { ids: vec!["deepseek-v4-flash", "tiny"], ..Options::default() });
     let list: ListModelResponse = read(&rig.get("/v1/models").body);
     for model in &list.data {
@@ -128,7 +128,7 @@ fn models() {
 }
 
 #[test]
-fn errors_whole_and_in_a_stream() {
+fn errors_are_read_whole_and_in_a_stream() {
     let rig = Rig::start();
     let refused = [
         rig.get("/v1/models/none"),
@@ -152,7 +152,7 @@ fn errors_whole_and_in_a_stream() {
 }
 
 #[test]
-fn responses_and_their_events() {
+fn responses_and_their_events_are_read() {
     let rig = Rig::start();
     let ask = |change: Value| {
         let mut body = json!({"model": "deepseek-v4-flash", "input": "Hm.</think>Yes."});
