@@ -1,8 +1,8 @@
 //! Connections: accepting them, bounding them, and ending them in order.
 //!
 //! What holds for every connection: a client that sends its request head too slowly (or, on HTTP/2,
-//! answers no ping), or takes nothing of an answer for too long, is dropped; a connection that ends with unread input lingers,
-//! so that the answer reaches the client before the reset would.
+//! answers no ping), or takes nothing of an answer for too long, is dropped; a connection that ends
+//! with unread input lingers, so that the answer reaches the client before the reset would.
 //!
 //! Not here: requests ([`crate::routes`]); which requests a shutdown waits for (the engine's drain).
 

@@ -22,10 +22,6 @@ const JSON: &str = "content-type: application/json";
 /// Asserts an error in its surface's envelope.
 #[track_caller]
 fn is_refused(response: &Response, status: u16, path: &str) {
-    // The Responses surface answers 404 as long as it is not there.
-    if path == "/v1/responses" && response.status == 404 {
-        return;
-    }
     assert_eq!(response.status, status, "{path}: {}", response.body);
     let body = response.json();
     assert!(body["error"]["message"].as_str().is_some_and(|message| message.len() < 400));

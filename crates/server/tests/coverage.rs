@@ -28,10 +28,10 @@ const TABLE: &[(&str, &[&str])] = &[
     ("A-114", &["bad_requests::methods_and_paths", "endpoints::a_wrong_method_is_told_the_right_ones", "endpoints::what_can_be_got_can_be_asked_for_its_head", "browsers::a_named_origin_is_answered_and_told_what_it_may_read"]),
     // Transport, limits, order of checks.
     ("A-201", &["bad_requests::media_types_and_encodings", "browsers::a_compressed_body_is_read_if_the_server_is_told_so"]),
-    ("A-202", &["bad_requests::bodies_over_the_limit", "browsers::the_limit_is_for_what_a_compressed_body_becomes"]),
-    ("A-203", &["transport::too_many_or_too_large_headers_get_an_envelope", "transport::a_client_that_never_finishes_its_head_is_dropped", "transport::a_body_that_does_not_come_times_out", "settings::a_body_that_trickles_for_too_long_times_out"]),
+    ("A-202", &["bad_requests::bodies_over_the_limit", "browsers::the_limit_is_for_what_a_compressed_body_becomes", "bodies::thirty_four_megabytes_are_too_many_however_they_come"]),
+    ("A-203", &["transport::too_many_or_too_large_headers_get_an_envelope", "transport::a_client_that_never_finishes_its_head_is_dropped", "transport::a_body_that_does_not_come_times_out", "settings::a_body_that_trickles_for_too_long_times_out", "bodies::heads_within_64_kib_are_read_and_larger_ones_refused", "load::heads_and_bodies_that_trickle_in_are_cut_off_and_hold_nothing"]),
     ("A-204", &["protocol::bodies::what_is_not_one_json_object_is_refused", "protocol::bodies::of_duplicate_keys_the_last_one_wins"]),
-    ("A-205", &["protocol::bodies::no_value_of_any_field_makes_the_reader_panic", "transport::garbage_is_answered_or_closed_but_never_fatal"]),
+    ("A-205", &["protocol::bodies::no_value_of_any_field_makes_the_reader_panic", "transport::garbage_is_answered_or_closed_but_never_fatal", "bodies::numbers_keys_and_strings_of_any_size_are_survived"]),
     ("A-206", &["protocol::good_requests::null_means_absent_everywhere"]),
     ("A-207", &["protocol::bad_requests::unknown_fields_are_refused_only_when_told_so", "bad_requests::fields"]),
     ("A-208", &["protocol::bad_requests::of_two_mistakes_the_earlier_check_reports", "bad_requests::keys", "bad_requests::models"]),
@@ -97,7 +97,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("A-704", &["protocol::bad_requests::unknown_fields_are_refused_only_when_told_so"]),
     ("A-705", &["protocol::bad_requests::calls_and_results_must_pair_up_in_order", "answers::tool_history_is_rendered_and_answered"]),
     ("A-706", &["answers::a_trailing_assistant_message_begins_a_new_turn", "rows::a_trailing_assistant_message_where_it_is_refused"]),
-    ("A-707", &["bad_requests::reasoning_can_be_demanded_back", "chat::prompts::reasoning_that_a_client_did_not_send_back_renders_as_empty"]),
+    ("A-707", &["bad_requests::reasoning_can_be_demanded_back", "chat::prompts::reasoning_that_a_client_did_not_send_back_renders_as_empty", "agents::reasoning_comes_back_under_either_name_or_not_at_all"]),
     ("A-708", &["answers::a_prefix_is_continued_and_not_repeated", "protocol::bad_requests::a_prefix_is_the_last_message_and_the_assistants"]),
     ("A-709", &["chat::goldens::control_tokens_spelled_by_a_user_stay_text", "settings::control_tokens_in_text_are_text_unless_the_server_is_told_otherwise"]),
     ("A-710", &["chat::goldens::every_encode_golden_renders_to_the_same_text_and_ids", "chat::recipe::prompts_and_their_ids_equal_those_of_the_hosted_apis_library"]),
@@ -143,11 +143,11 @@ const TABLE: &[(&str, &[&str])] = &[
     ("A-1208", &["streams::a_short_stream_byte_by_byte"]),
     ("A-1209", &["streams::a_stream_says_what_the_whole_answer_says"]),
     ("A-1210", &["streams::a_stream_that_fails_ends_with_an_error_event_and_without_done"]),
-    ("A-1211", &["disconnects::a_stream_whose_reader_leaves_is_cancelled", "disconnects::a_whole_answer_that_nobody_waits_for_is_cancelled", "disconnects::a_request_that_still_waits_is_cancelled_in_the_queue"]),
-    ("A-1212", &["disconnects::a_reader_that_takes_nothing_is_given_up"]),
+    ("A-1211", &["disconnects::a_stream_whose_reader_leaves_is_cancelled", "disconnects::a_whole_answer_that_nobody_waits_for_is_cancelled", "disconnects::a_request_that_still_waits_is_cancelled_in_the_queue", "load::a_thousand_streams_of_which_a_third_is_dropped_leave_nothing_behind"]),
+    ("A-1212", &["disconnects::a_reader_that_takes_nothing_is_given_up", "load::floods_and_slow_readers_do_not_hurt_who_behaves"]),
     ("A-1213", &["shutdown::running_requests_end_and_new_ones_are_refused", "shutdown::what_outlasts_the_drain_ends_with_an_error_event"]),
     // Prefix caching.
-    ("A-1301", &["answers::a_repeated_prompt_reports_its_cached_tokens"]),
+    ("A-1301", &["answers::a_repeated_prompt_reports_its_cached_tokens", "agents::a_hundred_turns_find_all_but_the_last_in_the_cache"]),
     ("A-1302", &["engine::nano::bf16_tokens_do_not_depend_on_batch_chunks_cache_hits_or_preemption"]),
     ("A-1303", &["settings::users_share_cached_prompts_only_if_the_server_is_told_so", "engine::tiers::other_models_users_and_salts_find_nothing"]),
     ("A-1304", &["answers::a_repeated_prompt_reports_its_cached_tokens"]),
@@ -158,7 +158,7 @@ const TABLE: &[(&str, &[&str])] = &[
     // Messages.
     ("A-1501", &["messages::keys_and_limits_answer_in_the_same_envelope"]),
     ("A-1502", &["protocol::anthropic::each_refusal_names_its_field", "messages::ignored_sampling_is_named"]),
-    ("A-1503", &["protocol::anthropic::blocks_become_messages_and_one_role_speaks_once", "messages::a_last_assistant_message_is_continued"]),
+    ("A-1503", &["protocol::anthropic::blocks_become_messages_and_one_role_speaks_once", "messages::a_last_assistant_message_is_continued", "protocol::anthropic::an_answer_without_a_word_comes_back"]),
     ("A-1504", &["messages::a_request_that_says_nothing_thinks_unless_the_server_is_told_otherwise", "messages::thinking_is_signed_and_may_be_left_out"]),
     ("A-1505", &["messages::at_most_one_call_if_asked_for", "protocol::anthropic::tools_and_effort_are_those_of_the_chat_surface"]),
     ("A-1506", &["messages::a_stream_says_what_the_whole_answer_says"]),
@@ -180,6 +180,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("A-1704", &["bad_requests::fields", "rows::every_row_about_tools_formats_and_thinking"]),
     ("A-1705", &["keys::tokens_are_limited_per_minute_and_in_all"]),
     ("A-1706", &["bad_requests::a_request_whose_numbers_break_gets_a_generic_error"]),
+    ("A-1902", &["types::every_kind_of_chat_answer_is_read", "types::every_chunk_of_a_chat_stream_is_read", "types::responses_and_their_events_are_read"]),
     // Bad requests.
     ("E01-E06", &["bad_requests::bodies_that_are_not_a_json_object"]),
     ("E07", &["bad_requests::media_types_and_encodings"]),
@@ -218,7 +219,6 @@ const OPEN: &[(&str, &str)] = &[
     ("A-1105", "needs constrained decoding"),
     ("A-1106", "needs constrained decoding"),
     ("A-1901", "a decision about the code: the reader is `fields`"),
-    ("A-1902", "a decision about tests: the SDKs run in scripts/e2e"),
 ];
 
 /// Rust files below a directory.
