@@ -90,7 +90,7 @@ pub(crate) struct EngineOptions {
     #[schemars(extend("value_name" = "WHO"))]
     pub(crate) speculate: Speculate,
     /// Tokens guessed ahead at most, 1 to 8; fewer where that is faster. Unset: 3.
-    #[schemars(extend("alternative" = true), example = 3)]
+    #[schemars(extend("conditional" = true), example = 3)]
     pub(crate) num_speculative_tokens: Option<u32>,
     /// Threads that compute; unset: all processors.
     #[schemars(example = 8)]

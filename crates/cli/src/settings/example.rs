@@ -56,7 +56,7 @@ fn write_setting(text: &mut String, setting: &Setting, repeated: bool) {
     if setting.default.is_none() {
         line(text, "# Unset by default; for example:");
     }
-    let mark = if setting.is_alternative { "# " } else { "#" };
+    let mark = if setting.is_conditional { "# " } else { "#" };
     line(text, &format!("{mark}{} = {value}", setting.name));
 }
 

@@ -50,8 +50,8 @@ pub(crate) struct Setting {
     default: Option<toml::Value>,
     /// A value for the example file, where there is no default.
     sample: Option<toml::Value>,
-    /// Whether it takes the place of another setting, so that the example cannot have both.
-    is_alternative: bool,
+    /// Whether it contradicts the other settings of the example, in which it then stays a comment.
+    is_conditional: bool,
 }
 
 /// What a setting's values look like.
@@ -131,7 +131,7 @@ fn setting(table: &'static str, name: &'static str, schema: &Value) -> Setting {
         value_name: schema["value_name"].as_str().map(str::to_owned),
         default: as_toml(&schema["default"]),
         sample: as_toml(&schema["examples"][0]),
-        is_alternative: schema["alternative"] == true,
+        is_conditional: schema["conditional"] == true,
     }
 }
 

@@ -14,7 +14,7 @@ pub struct KeyConfig {
     pub key: String,
     /// Instead of the secret, its SHA-256 in 64 hexadecimal digits.
     #[schemars(
-        extend("alternative" = true),
+        extend("conditional" = true),
         example = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
     )]
     pub sha256: Option<String>,
