@@ -71,7 +71,7 @@ pub enum ResponseFormat {
 }
 
 /// Longest name of a function or schema on this surface, in bytes.
-const LONGEST_NAME: usize = 64;
+pub(crate) const LONGEST_NAME: usize = 64;
 
 /// Reads and checks the elements of `tools`.
 pub(crate) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, ApiError> {

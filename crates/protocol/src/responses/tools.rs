@@ -8,7 +8,9 @@ use serde_json::Value;
 use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{Fields, Path, invalid_type, invalid_value};
 use crate::json::Object;
-use crate::openai::tools::{check_declared, check_name, check_parameters, check_schema};
+use crate::openai::tools::{
+    LONGEST_NAME, check_declared, check_name, check_parameters, check_schema,
+};
 use crate::openai::{ResponseFormat, Rules, Tool, ToolChoice};
 
 /// Reads and checks the elements of `tools`.
@@ -39,7 +41,7 @@ fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Option<Tool
         return if rules.ignore_hosted_tools { Ok(None) } else { Err(refused) };
     }
     let name = fields.required_string("name")?;
-    check_name(name, &path.key("name"))?;
+    check_name(name, LONGEST_NAME, &path.key("name"))?;
     let description = fields.string("description")?;
     let strict = fields.boolean("strict")?.unwrap_or(false);
     let mut function = Object::new();
@@ -157,7 +159,7 @@ pub(super) fn read_format(
         }
     }
     let name = fields.required_string("name")?.to_owned();
-    check_name(&name, &path.key("name"))?;
+    check_name(&name, LONGEST_NAME, &path.key("name"))?;
     fields.string("description")?;
     let strict = fields.boolean("strict")?.unwrap_or(false);
     let value = fields.required("schema")?;
