@@ -1,6 +1,8 @@
 //! Bytes that are, and are not, one bounded JSON object.
 
+use fathom_protocol::anthropic::{MessagesRequest, Purpose};
 use fathom_protocol::openai::{ChatRequest, Rules};
+use fathom_protocol::responses::ResponsesRequest;
 use fathom_protocol::{ErrorCode, parse_object};
 use proptest::prelude::*;
 
@@ -69,6 +71,11 @@ proptest! {
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"{field}":{value}}}"#);
         let object = parse_object(body.as_bytes()).expect("the pieces are valid JSON");
         let _ = ChatRequest::read(&object, &Rules::default());
+        let _ = MessagesRequest::read(&object, &Rules::default(), Purpose::Count);
+        let input = if field == "input" { "" } else { r#","input":"x""# };
+        let body = format!(r#"{{"model":"m"{input},"{field}":{value}}}"#);
+        let object = parse_object(body.as_bytes()).expect("the pieces are valid JSON");
+        let _ = ResponsesRequest::read(&object, &Rules::default());
     }
 }
 
@@ -93,6 +100,15 @@ const FIELDS: &[&str] = &[
     "top_logprobs",
     "stop_token_ids",
     "top_k",
+    "system",
+    "metadata",
+    "stop_sequences",
+    "output_config",
+    "input",
+    "instructions",
+    "include",
+    "text",
+    "max_output_tokens",
 ];
 
 const VALUES: &[&str] = &[
@@ -116,6 +132,14 @@ const VALUES: &[&str] = &[
     "[{\"type\":\"function\",\"function\":$}]",
     "[{\"role\":\"assistant\",\"tool_calls\":$}]",
     "[{\"role\":\"user\",\"content\":$}]",
+    "[{\"role\":\"assistant\",\"content\":$}]",
+    "[{\"type\":$}]",
+    "[{\"type\":\"reasoning\",\"content\":$,\"encrypted_content\":$}]",
+    "[{\"type\":\"reasoning\",\"encrypted_content\":\"fathom1-ÿ\"}]",
+    "[{\"type\":\"function_call\",\"call_id\":\"a\",\"name\":\"b\",\"arguments\":$}]",
+    "[{\"type\":\"tool_use\",\"id\":\"a\",\"name\":\"b\",\"input\":$}]",
+    "[{\"type\":\"tool_result\",\"tool_use_id\":\"a\",\"content\":$}]",
+    "{\"format\":{\"type\":\"json_schema\",\"name\":\"a\",\"schema\":$}}",
     "{\"name\":\"a\",\"parameters\":$}",
     "{\"type\":\"json_schema\",\"json_schema\":$}",
     "{\"name\":\"a\",\"schema\":$}",

@@ -156,14 +156,14 @@ impl clap::FromArgMatches for Overrides {
             if !given.contains(&matches.value_source(&flag)) {
                 continue;
             }
-            let values = matches.get_many::<toml::Value>(&flag).into_iter().flatten().cloned();
+            let mut values = matches.get_many::<toml::Value>(&flag).into_iter().flatten().cloned();
             let value = match setting.kind {
                 Kind::List => Some(toml::Value::Array(values.collect())),
                 Kind::Map => {
                     let pairs = values.filter_map(|one| one.as_table().cloned()).flatten();
                     Some(toml::Value::Table(pairs.collect()))
                 }
-                _ => values.last(),
+                _ => values.next_back(),
             };
             if let Some(value) = value {
                 self.set(setting.table, setting.name, value);

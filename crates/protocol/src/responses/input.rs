@@ -83,7 +83,7 @@ impl History<'_> {
                                     function_call_output";
                     (ErrorCode::InvalidValue, accepted)
                 };
-                Err(ApiError::at(code, &at, format!("`{at}` is {kind}, {accepted}.")))
+                Err(ApiError::at(code, at, format!("`{at}` is {kind}, {accepted}.")))
             }
         }
     }
