@@ -6,6 +6,7 @@
 //!
 //! - [`conversation`]: what a request means; [`special`]: the control tokens;
 //! - [`encode`]: the hosted API's prompts, and the release's own encoder;
+//! - [`recall`]: sampled answers in later prompts;
 //! - [`tokenizer`], [`detokenize`]: text to ids, ids to whole characters;
 //! - [`parse`]: the streaming parser, the strict one for training data, stop strings.
 //!
@@ -15,6 +16,7 @@ pub mod conversation;
 pub mod detokenize;
 pub mod encode;
 pub mod parse;
+pub mod recall;
 pub mod special;
 pub mod tokenizer;
 
@@ -23,12 +25,13 @@ pub use conversation::{
     ThinkingMode, ToolCall,
 };
 pub use detokenize::Detokenizer;
-pub use encode::prompt::{Opening, Prompt, Segment};
+pub use encode::prompt::{EncodedPrompt, Opening, Prompt, Segment, Turn};
 pub use encode::turn_cache::{Scope, TurnCache, TurnCacheStats};
 pub use encode::{EncodeError, render};
 pub use parse::{
     AnswerEnd, Delta, End, OutputParser, ParsedCall, ParsedMessage, ParserOptions, Phase,
     StopMatcher, Summary, TextParser, ToolSet,
 };
+pub use recall::AnswerTurn;
 pub use special::{Special, SpecialTokens, Task};
 pub use tokenizer::{Tokenizer, TokenizerError};

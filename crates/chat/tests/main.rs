@@ -6,6 +6,7 @@ mod answers;
 mod cuts;
 mod goldens;
 mod prompts;
+mod recall;
 mod recipe;
 mod strict;
 mod strings;

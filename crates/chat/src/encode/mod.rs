@@ -16,7 +16,7 @@ mod history;
 pub mod json;
 pub mod prompt;
 pub mod release;
-mod render;
+pub(crate) mod render;
 pub mod strings;
 mod thinking;
 mod tools;

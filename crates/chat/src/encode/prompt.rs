@@ -5,12 +5,18 @@
 //! it was written in: for ordinary conversations the ids equal those of the release, which
 //! tokenises the whole string at once.
 //!
-//! Not here: what a prompt says (`encode`).
+//! A prompt also knows which stretches of it are answers of earlier turns. What the model once sampled
+//! for such a turn may differ from what its text encodes to; [`Prompt::token_ids_recalling`] lets
+//! whoever remembers the ids put them there.
+//!
+//! Not here: what a prompt says (`encode`), which ids an answer is remembered with (`recall`).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use fathom_core::TokenId;
 
+use super::turn_cache::TurnCache;
 use crate::special::Special;
 use crate::tokenizer::{EncodeScratch, Tokenizer, TokenizerError};
 
@@ -41,7 +47,21 @@ pub struct Prompt {
     text: String,
     /// Places in `text` that are control tokens, in order and apart from each other.
     controls: Vec<(Range<usize>, Special)>,
+    /// Answers in `text`: from after the token that opens them to the end of their last token.
+    answers: Vec<Range<usize>>,
+    /// Where the answer that is not closed yet begins.
+    open_answer: Option<usize>,
     opens_tool_block: bool,
+}
+
+/// A prompt's tokens, and where in them the coming answer begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    /// The prompt.
+    pub ids: Vec<TokenId>,
+    /// Tokens before the coming answer. Those after them belong to it already: the beginning of a
+    /// forced call, or of a message that is continued.
+    pub n_before_answer: usize,
 }
 
 impl Prompt {
@@ -94,6 +114,18 @@ impl Prompt {
         self.push_text(rest);
     }
 
+    /// Says that an answer begins here.
+    pub(crate) fn begin_answer(&mut self) {
+        self.open_answer = Some(self.text.len());
+    }
+
+    /// Says that the answer that was begun is complete.
+    pub(crate) fn end_answer(&mut self) {
+        if let Some(start) = self.open_answer.take() {
+            self.answers.push(start..self.text.len());
+        }
+    }
+
     /// Opens a tool-call block at the end, so that the answer can only be a call.
     pub(crate) fn open_tool_block(&mut self) {
         self.push_text(super::strings::TOOL_CALLS_BLOCK_PREFIX);
@@ -115,6 +147,11 @@ impl Prompt {
     /// Whether the answer begins with reasoning.
     pub fn starts_in_reasoning(&self) -> bool {
         self.opening() == Opening::Reasoning
+    }
+
+    /// Whether reasoning ends in it.
+    pub(crate) fn ends_reasoning(&self) -> bool {
+        self.controls.iter().any(|&(_, special)| special == Special::ThinkEnd)
     }
 
     /// The whole prompt as text, control tokens spelled out.
@@ -150,6 +187,44 @@ impl Prompt {
             turn.encode(tokenizer, &mut scratch, &mut ids)?;
         }
         Ok(ids)
+    }
+
+    /// The prompt's token ids, earlier answers as `recall` has them: it gets all tokens before an
+    /// answer and the answer, and returns the answer's tokens, or `None` to have it encoded.
+    ///
+    /// # Errors
+    /// As [`Prompt::token_ids`].
+    pub fn token_ids_recalling(
+        &self,
+        tokenizer: &Tokenizer,
+        recall: impl FnMut(&[TokenId], Turn<'_>) -> Option<Arc<[TokenId]>>,
+    ) -> Result<EncodedPrompt, TokenizerError> {
+        let nothing = TurnCache::new(0);
+        nothing.token_ids_recalling(self, tokenizer, nothing.scope(&[]), recall)
+    }
+
+    /// The closed answers of earlier turns, in order.
+    pub fn answers(&self) -> impl Iterator<Item = Turn<'_>> {
+        self.answers.iter().map(|range| self.part(range.clone()))
+    }
+
+    /// The first answer that begins in `range`, if it also ends there.
+    pub(super) fn answer_in(&self, range: Range<usize>) -> Option<Range<usize>> {
+        let first = self.answers.partition_point(|answer| answer.start < range.start);
+        self.answers.get(first).filter(|answer| answer.end <= range.end).cloned()
+    }
+
+    /// Where the coming answer begins.
+    pub(super) fn answer_start(&self) -> usize {
+        self.open_answer.unwrap_or(self.text.len())
+    }
+
+    /// A part of the prompt that cuts no control token.
+    pub(super) fn part(&self, range: Range<usize>) -> Turn<'_> {
+        let first = self.controls.partition_point(|(control, _)| control.start < range.start);
+        let last = self.controls.partition_point(|(control, _)| control.start < range.end);
+        let start = range.start;
+        Turn { text: &self.text[range], controls: &self.controls[first..last], start }
     }
 
     /// The prompt in order, cut before every control token that begins a turn.
@@ -188,7 +263,7 @@ impl Prompt {
 
 /// A stretch of a prompt that begins and ends where control tokens do.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Turn<'a> {
+pub struct Turn<'a> {
     pub(super) text: &'a str,
     /// The control tokens in it; their places are those in the whole prompt.
     pub(super) controls: &'a [(Range<usize>, Special)],
@@ -197,6 +272,27 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Hands the stretch to `absorb` piece by piece. Two give the same bytes only if they have the
+    /// same text and the same control tokens at the same places.
+    pub fn bytes(&self, mut absorb: impl FnMut(&[u8])) {
+        let mut piece = |kind: u64, text: &str| {
+            absorb(&(kind << 63 | text.len() as u64).to_le_bytes());
+            absorb(text.as_bytes());
+        };
+        let mut at = 0;
+        for (range, special) in self.controls {
+            piece(0, &self.text[at..range.start - self.start]);
+            piece(1, special.text());
+            at = range.end - self.start;
+        }
+        piece(0, &self.text[at..]);
+    }
+
+    /// Where in the prompt it lies.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.start + self.text.len()
+    }
+
     /// Appends the turn's ids.
     pub(super) fn encode(
         &self,

@@ -9,7 +9,7 @@ use super::prompt::Prompt;
 use super::strings;
 use super::thinking::ThinkingRules;
 use super::tools::{push_response_format, push_tool_calls, push_tools};
-use crate::conversation::{Message, Role};
+use crate::conversation::{Message, Role, ToolCall};
 use crate::special::{Special, Task};
 
 /// Where answers are opened, that is, where `<｜Assistant｜>` and a think token are written.
@@ -83,16 +83,12 @@ impl Renderer<'_> {
                 prompt.push_text(&content);
             }
             Role::Assistant => {
-                if self.shows_reasoning(index) {
-                    prompt.push_text(message.reasoning.as_deref().unwrap_or_default());
-                    prompt.push_control(Special::ThinkEnd);
-                }
-                prompt.push_text(&content);
-                if !message.tool_calls.is_empty() {
-                    push_tool_calls(prompt, &message.tool_calls);
-                }
+                let reasoning = message.reasoning.as_deref().unwrap_or_default();
+                let reasoning = self.shows_reasoning(index).then_some(reasoning);
+                push_answer(prompt, reasoning, &content, &message.tool_calls);
                 if !message.wo_eos && !self.continues_at(index) {
                     prompt.push_control(Special::Eos);
+                    prompt.end_answer();
                 }
             }
             Role::User | Role::Tool => unreachable!("merging turned these into user turns"),
@@ -145,6 +141,7 @@ impl Renderer<'_> {
         } else {
             self.rules.opener(answer)
         });
+        prompt.begin_answer();
     }
 
     /// Whether the turn at `index` is the last and is continued.
@@ -156,6 +153,24 @@ impl Renderer<'_> {
     fn is_bare_continuation(&self, index: usize) -> bool {
         matches!(self.openers, Openers::EveryAnswer { final_without_reasoning: true, .. })
             && self.continues_at(index)
+    }
+}
+
+/// Appends what an answer says, all but its end of sentence. Reasoning is `None` where the answer was
+/// opened without any.
+pub(crate) fn push_answer(
+    prompt: &mut Prompt,
+    reasoning: Option<&str>,
+    content: &str,
+    calls: &[ToolCall],
+) {
+    if let Some(reasoning) = reasoning {
+        prompt.push_text(reasoning);
+        prompt.push_control(Special::ThinkEnd);
+    }
+    prompt.push_text(content);
+    if !calls.is_empty() {
+        push_tool_calls(prompt, calls);
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fathom_core::TokenId;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::prompt::{Prompt, Turn};
+use super::prompt::{EncodedPrompt, Prompt, Turn};
 use crate::special::Special;
 use crate::tokenizer::{EncodeScratch, Tokenizer, TokenizerError};
 
@@ -155,6 +155,22 @@ impl TurnCache {
         tokenizer: &Tokenizer,
         scope: Scope,
     ) -> Result<Vec<TokenId>, TokenizerError> {
+        let encoded = self.token_ids_recalling(prompt, tokenizer, scope, |_, _| None)?;
+        Ok(encoded.ids)
+    }
+
+    /// The ids of [`Prompt::token_ids_recalling`], tokenising only the turns that are new in `scope`
+    /// and not recalled.
+    ///
+    /// # Errors
+    /// Those of [`Prompt::token_ids`].
+    pub fn token_ids_recalling(
+        &self,
+        prompt: &Prompt,
+        tokenizer: &Tokenizer,
+        scope: Scope,
+        mut recall: impl FnMut(&[TokenId], Turn<'_>) -> Option<Arc<[TokenId]>>,
+    ) -> Result<EncodedPrompt, TokenizerError> {
         let turns: Vec<(Turn<'_>, Option<u64>)> = prompt
             .turns()
             .map(|turn| {
@@ -169,7 +185,29 @@ impl TurnCache {
         let mut scratch = EncodeScratch::default();
         let mut new = Vec::new();
         let (mut reused, mut encoded) = (0, 0);
+        let mut n_before_answer = None;
         for ((turn, key), entry) in turns.into_iter().zip(found) {
+            let range = turn.range();
+            if let Some(answer) = prompt.answer_in(range.clone()) {
+                let first = ids.len();
+                let opener = prompt.part(range.start..answer.start);
+                opener.encode(tokenizer, &mut scratch, &mut ids)?;
+                if let Some(known) = recall(&ids, prompt.part(answer.clone())) {
+                    ids.extend_from_slice(&known);
+                    let rest = prompt.part(answer.end..range.end);
+                    rest.encode(tokenizer, &mut scratch, &mut ids)?;
+                    reused += turn.text.len() as u64;
+                    continue;
+                }
+                ids.truncate(first);
+            }
+            let answer = prompt.answer_start();
+            if range.contains(&answer) {
+                // After a control token: what stands before it has the same ids by itself.
+                let mut head = Vec::new();
+                prompt.part(range.start..answer).encode(tokenizer, &mut scratch, &mut head)?;
+                n_before_answer = Some(ids.len() + head.len());
+            }
             let entry = entry.filter(|entry| entry.holds(&turn, scope, tokenizer.instance()));
             if let Some(entry) = entry {
                 ids.extend_from_slice(&entry.ids);
@@ -197,7 +235,9 @@ impl TurnCache {
         for (key, entry) in new {
             state.insert(key, entry, self.max_generation);
         }
-        Ok(ids)
+        drop(state);
+        let n_before_answer = n_before_answer.unwrap_or(ids.len());
+        Ok(EncodedPrompt { ids, n_before_answer })
     }
 
     /// What the cache holds and has done.
