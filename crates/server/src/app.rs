@@ -1,6 +1,7 @@
 //! What all requests share: settings, models, keys, counters, and the stream of identifiers.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Keys, KeysError};
 use crate::config::ServerConfig;
 use crate::metrics::Metrics;
+use crate::recall::AnswerMemory;
 use crate::registry::Registry;
 use crate::telemetry::Tracer;
 use crate::tls::Tls;
@@ -29,6 +31,8 @@ pub(crate) struct App {
     pub(crate) tracer: Option<Tracer>,
     /// Turns of conversations that were tokenised before.
     pub(crate) turns: TurnCache,
+    /// Answers that clients may send back.
+    pub(crate) answers: Arc<AnswerMemory>,
     /// Tasks that write event streams; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when a shutdown was asked for: new requests are refused from then on.
@@ -47,6 +51,10 @@ impl App {
             tls,
             tracer,
             keys: Keys::load(&config)?,
+            answers: AnswerMemory::open(
+                config.cache.remember_answers_mb as usize * (1 << 20),
+                config.cache.directory.as_deref(),
+            ),
             config,
             registry,
             metrics: Metrics::default(),

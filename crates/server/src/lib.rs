@@ -22,6 +22,7 @@ mod metrics;
 mod observe;
 mod openai;
 mod openapi;
+mod recall;
 mod record;
 pub mod registry;
 mod responses;

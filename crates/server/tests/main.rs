@@ -17,6 +17,7 @@ mod load;
 mod logs;
 mod messages;
 mod operations;
+mod replay;
 mod responses;
 mod rig;
 mod rows;

@@ -6,6 +6,7 @@
 //! `PAUSE` with one long pause, and `NAN` with a broken step of that request.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use fathom_chat::{EffortProfile, Special, Tokenizer};
 use fathom_core::TokenId;
 use fathom_engine::scripted::Reply;
-use fathom_engine::{EngineConfig, EngineHandle, RunnerCapacity, ScriptedRunner};
+use fathom_engine::{EngineConfig, EngineHandle, RunnerCapacity, ScriptedRunner, TierConfig};
 use fathom_server::{BuildInfo, ModelEntry, Registry, Reloader, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -53,6 +54,10 @@ pub(crate) struct Options {
     pub(crate) queue_timeout: Duration,
     /// Whether models are installed at once.
     pub(crate) loaded: bool,
+    /// What the model answers to its tokens so far.
+    pub(crate) script: fn(&[TokenId]) -> Reply,
+    /// Where prefixes and answers survive the rig.
+    pub(crate) cache_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -68,6 +73,8 @@ impl Default for Options {
             queue_len: 64,
             queue_timeout: Duration::from_secs(600),
             loaded: true,
+            script,
+            cache_dir: None,
         }
     }
 }
@@ -84,7 +91,8 @@ impl Rig {
         Self::with(options)
     }
 
-    pub(crate) fn with(options: Options) -> Self {
+    pub(crate) fn with(mut options: Options) -> Self {
+        options.config.cache.directory.clone_from(&options.cache_dir);
         let engine = engine(&options);
         let registry = Registry::default();
         if options.loaded {
@@ -205,9 +213,10 @@ fn engine(options: &Options) -> EngineHandle {
         queue_len: options.queue_len,
         queue_timeout: options.queue_timeout,
         isolate_users: options.config.cache.isolate_by_user,
+        tiers: TierConfig { directory: options.cache_dir.clone(), ..TierConfig::default() },
         ..EngineConfig::default()
     };
-    EngineHandle::start(Box::new(ScriptedRunner::new(capacity, script)), config).unwrap()
+    EngineHandle::start(Box::new(ScriptedRunner::new(capacity, options.script)), config).unwrap()
 }
 
 fn entry(engine: &EngineHandle, ids: &[&'static str]) -> ModelEntry {

@@ -236,7 +236,8 @@ impl ServeConfig {
         Self::new_checked(server, engine)
     }
 
-    fn new_checked(server: ServerConfig, engine: EngineOptions) -> Result<Self> {
+    fn new_checked(mut server: ServerConfig, engine: EngineOptions) -> Result<Self> {
+        server.cache.directory.clone_from(&engine.cache_dir);
         let names = &engine.served_model_name;
         for (index, name) in names.iter().enumerate() {
             ensure!(!name.is_empty(), "a served-model-name is empty");

@@ -2,6 +2,7 @@
 //! `[cache]`, `[encoding]`, `[compat]`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use fathom_protocol::openai::{Effort, TrailingAssistant};
 use schemars::JsonSchema;
@@ -116,11 +117,17 @@ pub enum MessagesThinking {
 pub struct CacheConfig {
     /// Whether requests with different `user_id` share no cache entries.
     pub isolate_by_user: bool,
+    /// Memory for the tokens of answers, which clients send back as text; in a cache directory, their
+    /// file takes up to twice as much. 0 remembers none.
+    pub remember_answers_mb: u32,
+    /// The cache directory, in which answers are remembered through restarts: the engine's.
+    #[serde(skip)]
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { isolate_by_user: true }
+        Self { isolate_by_user: true, remember_answers_mb: 64, directory: None }
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use fathom_chat::parse::{ParserOptions, ToolSet};
 use fathom_chat::{
-    Arguments, Content, Conversation, Effort, Message, Opening, ResponseFormat, Role, Task,
-    ThinkingMode, ToolCall,
+    Arguments, Content, Conversation, Effort, EncodedPrompt, Message, Opening, ResponseFormat,
+    Role, Task, ThinkingMode, ToolCall, Turn,
 };
 use fathom_core::TokenId;
 use fathom_engine::TokenStream;
@@ -26,6 +26,7 @@ use crate::app::App;
 use crate::config::{ModelEffort, ServerConfig, ThinkingSampling};
 use crate::error;
 use crate::guard::Guard;
+use crate::recall::{Listener, Scope, Walk};
 use crate::registry::{ModelEntry, Resolved};
 
 /// Context below which the highest effort does not have the room it is meant for.
@@ -126,13 +127,18 @@ impl Plan {
     /// # Errors
     /// `context_length_exceeded`, and internal errors of the tokenizer.
     pub(crate) fn encode(mut self, app: &App) -> Result<Prepared, ApiError> {
-        let (ids, opening) = self.render(app)?;
+        let (EncodedPrompt { ids, n_before_answer }, opening, walk) = self.render(app)?;
+        // A continued message comes back together with what it was continued with.
+        let remembers = !self.conversation.continue_final
+            && !self.raw
+            && app.config.cache.remember_answers_mb > 0;
+        let listener = remembers.then(|| walk.listen(&ids, n_before_answer));
         let model = Arc::clone(&self.model);
         let default = app.config.limits.default_max_tokens;
         let sampling = std::mem::take(&mut self.sampling);
         let field = self.prompt_field;
         let run = Run::new(model, ids, field, sampling, self.logprobs, default, &app.config)?;
-        Ok(Prepared { opening, plan: self, run })
+        Ok(Prepared { opening, plan: self, run, listener })
     }
 
     /// The prompt's tokens, whether or not they fit the context.
@@ -140,23 +146,30 @@ impl Plan {
     /// # Errors
     /// Internal errors of the tokenizer.
     pub(crate) fn token_ids(&self, app: &App) -> Result<Vec<TokenId>, ApiError> {
-        self.render(app).map(|(ids, _)| ids)
+        self.render(app).map(|(encoded, ..)| encoded.ids)
     }
 
-    fn render(&self, app: &App) -> Result<(Vec<TokenId>, Opening), ApiError> {
+    /// The prompt, earlier answers in the tokens they were given in.
+    fn render(&self, app: &App) -> Result<(EncodedPrompt, Opening, Walk), ApiError> {
         let prompt =
             fathom_chat::render(&self.conversation).map_err(|error| error::internal(&error))?;
         let tokenizer = &self.model.tokenizer;
-        let ids = if self.raw {
-            prompt.raw_token_ids(tokenizer)
+        // As for the prefix cache: not even how long it takes tells one user of another's text.
+        let isolates = app.config.cache.isolate_by_user;
+        let user = self.sampling.user_id.as_deref().filter(|_| isolates);
+        let cache_salt = self.sampling.cache_salt.as_deref();
+        let fingerprint = &self.model.fingerprint;
+        let mut walk = app.answers.walk(&Scope { fingerprint, cache_salt, user });
+        let encoded = if self.raw {
+            prompt
+                .raw_token_ids(tokenizer)
+                .map(|ids| EncodedPrompt { n_before_answer: ids.len(), ids })
         } else {
-            // As for the prefix cache: not even how long it takes tells one user of another's text.
-            let isolates = app.config.cache.isolate_by_user;
-            let user = self.sampling.user_id.as_deref().filter(|_| isolates);
-            let scope = app.turns.scope(&[user, self.sampling.cache_salt.as_deref()]);
-            app.turns.token_ids(&prompt, tokenizer, scope)
+            let scope = app.turns.scope(&[user, cache_salt]);
+            let recall = |before: &[TokenId], turn: Turn<'_>| walk.recall(before, turn);
+            app.turns.token_ids_recalling(&prompt, tokenizer, scope, recall)
         };
-        Ok((ids.map_err(|error| error::internal(&error))?, prompt.opening()))
+        Ok((encoded.map_err(|error| error::internal(&error))?, prompt.opening(), walk))
     }
 
     /// Bytes of text that make up the prompt, roughly.
@@ -195,6 +208,8 @@ pub(crate) struct Prepared {
     plan: Plan,
     opening: Opening,
     run: Run,
+    /// Remembers the answers.
+    listener: Option<Listener>,
 }
 
 impl Prepared {
@@ -221,7 +236,7 @@ impl Prepared {
         app: &Arc<App>,
         call_prefix: &'static str,
     ) -> Result<Vec<(TokenStream, ChatAnswer)>, ApiError> {
-        let Self { plan, opening, run } = self;
+        let Self { plan, opening, run, listener } = self;
         let special = plan.model.tokenizer.special();
         let options = AnswerOptions {
             parser: ParserOptions {
@@ -247,7 +262,8 @@ impl Prepared {
             }
             guard
         };
-        let answer = || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone());
+        let answer =
+            || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone(), listener.clone());
         run.submit(app, plan.prompt_field, guard, answer)
     }
 }

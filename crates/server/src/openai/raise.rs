@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use fathom_chat::Tokenizer;
 use fathom_chat::parse::{AnswerEnd, Delta, End, OutputParser, ParserOptions, Summary};
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
 use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
@@ -14,6 +15,7 @@ use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
 use super::logprobs::{Aligner, Text};
 use crate::app::App;
 use crate::generate::{Answer, Ending};
+use crate::recall::Listener;
 use crate::registry::ModelEntry;
 
 /// Something new in an answer.
@@ -50,6 +52,15 @@ pub(crate) struct ChatAnswer {
     parser: OutputParser,
     writer: Writer,
     n_tokens: u32,
+    memory: Option<Memory>,
+}
+
+/// What it takes to remember an answer when it is complete.
+struct Memory {
+    listener: Listener,
+    tokenizer: Tokenizer,
+    /// Its tokens so far.
+    ids: Vec<TokenId>,
 }
 
 /// Turns the parser's deltas into pieces.
@@ -61,11 +72,22 @@ struct Writer {
 }
 
 impl ChatAnswer {
-    pub(crate) fn new(app: Arc<App>, model: &ModelEntry, options: AnswerOptions) -> Self {
+    /// An answer that `listener`, if there is one, remembers.
+    pub(crate) fn new(
+        app: Arc<App>,
+        model: &ModelEntry,
+        options: AnswerOptions,
+        listener: Option<Listener>,
+    ) -> Self {
         let parser = OutputParser::new(&model.tokenizer, options.parser.clone());
         let aligner = options.logprobs.then(|| Aligner::new(&model.tokenizer, Text::Parsed));
         let writer = Writer { app, aligner, options, enough: false };
-        Self { parser, writer, n_tokens: 0 }
+        let memory = listener.map(|listener| Memory {
+            listener,
+            tokenizer: model.tokenizer.clone(),
+            ids: Vec::new(),
+        });
+        Self { parser, writer, n_tokens: 0, memory }
     }
 }
 
@@ -81,6 +103,9 @@ impl Answer for ChatAnswer {
         if let (Some(aligner), Some(logprob)) = (&mut self.writer.aligner, logprob) {
             aligner.push(id, logprob);
         }
+        if let Some(memory) = &mut self.memory {
+            memory.ids.push(id);
+        }
         let pieces = self.writer.pieces(self.parser.push(id));
         self.writer.enough |= self.parser.stop_matched().is_some();
         pieces
@@ -95,7 +120,10 @@ impl Answer for ChatAnswer {
     }
 
     fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
-        let Self { parser, mut writer, .. } = self;
+        let Self { parser, mut writer, memory, .. } = self;
+        if let Some(Memory { listener, tokenizer, ids }) = memory {
+            listener.remember(&tokenizer, &writer.options.parser, &ids);
+        }
         let end = match reason {
             Reason::Length if !writer.enough => End::Length,
             Reason::Length | Reason::Eos | Reason::StopToken(_) | Reason::Cancelled => End::Stop,
