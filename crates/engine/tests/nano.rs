@@ -12,7 +12,7 @@ use fathom_engine::{
 use fathom_model::session::Rows;
 use fathom_model::{LoadOptions, NoProbe, Session, Transformer};
 use fathom_ops::cpu::CpuOps;
-use fathom_ops::{Backend, CacheSpec, Solo};
+use fathom_ops::{Backend, CacheSpec, IndexKeyFormat, KvFormat, RowFormats, Solo};
 use fathom_weights::Checkpoint;
 
 use crate::support::{Ending, read};
@@ -53,8 +53,17 @@ pub(crate) fn runner_of(
     room: &Room,
     spare_rows: usize,
 ) -> Box<dyn StepRunner> {
-    let numerics = models[0].ops().numerics();
-    let (kv, index_keys) = CacheSpec::formats_for(numerics);
+    let formats = RowFormats::smallest(models[0].ops().numerics());
+    runner_with(models, parallel, room, spare_rows, formats)
+}
+
+fn runner_with(
+    models: Vec<Transformer<CpuOps>>,
+    parallel: ParallelConfig,
+    room: &Room,
+    spare_rows: usize,
+    formats: RowFormats,
+) -> Box<dyn StepRunner> {
     let spec = CacheSpec {
         layers: models[0].cache_layers().to_vec(),
         n_slots: room.0,
@@ -62,8 +71,8 @@ pub(crate) fn runner_of(
         n_snapshots: room.2,
         spare_rows,
         draft_width: models[0].draft_width(),
-        kv,
-        index_keys,
+        kv: formats.kv(),
+        index_keys: formats.index_keys(),
     };
     let max_len = (room.1 * fathom_ops::BLOCK_TOKENS) as u32;
     Box::new(RankRunner::new(models, parallel, spec, max_len).unwrap())
@@ -242,6 +251,28 @@ pub(crate) fn assert_same_after_a_restart(
 #[test]
 fn a_long_conversation_is_resumed_after_a_restart_without_prefill() {
     assert_resumes_after_a_restart(Numerics::Bf16, ParallelConfig::default(), 3000);
+}
+
+#[test]
+fn what_was_cached_in_another_row_format_is_not_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let (numerics, parallel) = (Numerics::Bf16, ParallelConfig::default());
+    let ask = |kv, index_keys| {
+        let formats = RowFormats::choose(numerics, Some(kv), Some(index_keys)).unwrap();
+        let models = load(numerics, parallel, false);
+        let runner = runner_with(models, parallel, &Room(1, 3, 4), 0, formats);
+        let request = GenerateRequest::new(prompt(7, 300), SamplingParams::greedy(8));
+        let (tokens, usage, _) = ask_and_stop(runner, directory.path(), request);
+        (tokens, usage.cached_tokens)
+    };
+    let (tokens, cached) = ask(KvFormat::Fp8, IndexKeyFormat::Mxfp4);
+    assert_eq!(cached, 0);
+    for (kv, index_keys) in
+        [(KvFormat::Fp8, IndexKeyFormat::Fp8), (KvFormat::Bf16, IndexKeyFormat::Mxfp4)]
+    {
+        assert_eq!(ask(kv, index_keys), (tokens.clone(), 0), "{kv} {index_keys}");
+        assert_eq!(ask(kv, index_keys), (tokens.clone(), 256), "{kv} {index_keys}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use fathom_core::{Numerics, TokenId};
 use fathom_model::session::Rows;
 use fathom_model::{NoProbe, Session};
 use fathom_ops::cpu::CpuCache;
-use fathom_ops::{Backend, Batch, CacheSpec, Solo};
+use fathom_ops::{Backend, Batch, CacheSpec, IndexKeyFormat, KvFormat, RowFormats, Solo};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -67,6 +67,30 @@ fn shared_cache(model: &Model, n_slots: u32, n_snapshots: usize) -> CpuCache {
     model.new_cache(&spec).unwrap()
 }
 
+/// Logits of every row of `tokens` over a cache whose rows have these formats, in two chunks.
+fn in_formats(model: &Model, tokens: &[TokenId], formats: RowFormats) -> Vec<u32> {
+    let spec = CacheSpec {
+        layers: model.cache_layers().to_vec(),
+        n_slots: 1,
+        n_blocks: N_BLOCKS as usize,
+        n_snapshots: 0,
+        spare_rows: 0,
+        draft_width: 0,
+        kv: formats.kv(),
+        index_keys: formats.index_keys(),
+    };
+    let mut cache = model.new_cache(&spec).unwrap();
+    let mut logits = Vec::new();
+    for (start, end) in [(0, 150), (150, tokens.len())] {
+        let mut batch = Batch::default();
+        let blocks = BlockList::strided(0, 1, N_BLOCKS);
+        batch.push(0, start as u32, &tokens[start..end], blocks.covering(end), false);
+        batch.logit_rows = (0..batch.n_tokens() as u32).collect();
+        logits.extend(forward(model, &batch, &mut cache));
+    }
+    logits
+}
+
 fn forward(model: &Model, batch: &Batch, cache: &mut CpuCache) -> Vec<u32> {
     let output = model.forward(batch, cache, &Solo, false, &mut NoProbe).unwrap();
     bits(&output.logits.unwrap().data)
@@ -123,6 +147,32 @@ fn holds<S: Strategy>(cases: u32, strategy: &S, property: impl Fn(S::Value)) {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn row_formats_change_memory_and_never_a_logit() {
+    for numerics in MODES {
+        let model = load(numerics);
+        let tokens = tokens(9, 200);
+        let smallest = RowFormats::smallest(numerics);
+        let expected = alone(&model, &tokens);
+        let mut n_formats = 0;
+        for kv in KvFormat::ALL {
+            for index_keys in IndexKeyFormat::ALL {
+                // The two are stored apart: one at a time is enough.
+                if kv != smallest.kv() && index_keys != smallest.index_keys() {
+                    continue;
+                }
+                let chosen = RowFormats::choose(numerics, Some(kv), Some(index_keys));
+                let Ok(formats) = chosen else { continue };
+                n_formats += 1;
+                let got = in_formats(&model, &tokens, formats);
+                assert!(got == expected, "{numerics}: rows in {kv}, keys in {index_keys}");
+            }
+        }
+        let expected = [(Numerics::F32, 1), (Numerics::F32Qat, 4), (Numerics::Bf16, 6)];
+        assert!(expected.contains(&(numerics, n_formats)), "{numerics}: {n_formats} formats");
+    }
 }
 
 #[test]
@@ -251,4 +301,42 @@ fn a_snapshot_resumes_as_if_nothing_had_happened() {
             assert!(logits == expected[position * width..], "{numerics} at {position}");
         }
     }
+}
+
+#[test]
+fn a_snapshot_beyond_4096_tokens_resumes_too() {
+    const POSITION: usize = 4096 + 128;
+    let model = load(Numerics::Bf16);
+    let (kv, index_keys) = CacheSpec::formats_for(Numerics::Bf16);
+    let n_blocks = (POSITION + 8).div_ceil(256);
+    let layers = model.cache_layers().to_vec();
+    let (n_slots, n_snapshots) = (2, 1);
+    let (spare_rows, draft_width) = (0, 0);
+    let spec = CacheSpec {
+        layers,
+        n_slots,
+        n_blocks,
+        n_snapshots,
+        spare_rows,
+        draft_width,
+        kv,
+        index_keys,
+    };
+    let mut cache = model.new_cache(&spec).unwrap();
+    let blocks: Vec<u32> = (0..n_blocks as u32).collect();
+    let real = tokens(5, POSITION + 8);
+    let run = |slot, first: usize, end: usize, wants_logits, cache: &mut CpuCache| {
+        let mut batch = Batch::default();
+        let covering = &blocks[..end.div_ceil(256)];
+        batch.push(slot, first as u32, &real[first..end], covering, wants_logits);
+        let output = model.forward(&batch, cache, &Solo, false, &mut NoProbe).unwrap();
+        output.logits.map(|logits| bits(&logits.data))
+    };
+    for first in (0..POSITION).step_by(528) {
+        run(0, first, (first + 528).min(POSITION), false, &mut cache);
+    }
+    model.ops().capture(&mut cache, 0, POSITION as u32, 0).unwrap();
+    let expected = run(0, POSITION, POSITION + 8, true, &mut cache);
+    model.ops().restore(&mut cache, 0, 1, POSITION as u32).unwrap();
+    assert!(run(1, POSITION, POSITION + 8, true, &mut cache) == expected && expected.is_some());
 }

@@ -11,57 +11,13 @@
 //! Everything is addressed by position, nothing by a mutable flag: a slot needs no reset between
 //! requests, and a rejected draft is undone by overwriting it.
 
-use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, NOPE_DIM, ROPE_DIM, WINDOW};
+use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use fathom_core::{LayerKind, Numerics};
+
+use crate::row_formats::{IndexKeyFormat, KvFormat, RowFormats};
 
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = 256;
-
-/// How a KV row of 512 channels is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum KvFormat {
-    /// 584 bytes: 448 E4M3, 64 bf16 rope channels, 7 E8M0 scales (one per 64 channels), 1 pad.
-    Fp8,
-    /// 1,024 bytes.
-    Bf16,
-    /// 2,048 bytes; what the two f32 numeric modes need.
-    F32,
-}
-
-impl KvFormat {
-    /// Bytes of one row.
-    #[must_use]
-    pub const fn row_bytes(self) -> usize {
-        match self {
-            Self::Fp8 => NOPE_DIM + 2 * ROPE_DIM + 8,
-            Self::Bf16 => 2 * HEAD_DIM,
-            Self::F32 => 4 * HEAD_DIM,
-        }
-    }
-}
-
-/// How an indexer key of 128 channels is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum IndexKeyFormat {
-    /// 68 bytes: 64 packed E2M1 (low nibble first) and 4 E8M0 scales; exact.
-    Mxfp4,
-    /// 256 bytes.
-    Bf16,
-    /// 512 bytes; what the `f32` numeric mode needs.
-    F32,
-}
-
-impl IndexKeyFormat {
-    /// Bytes of one key.
-    #[must_use]
-    pub const fn row_bytes(self) -> usize {
-        match self {
-            Self::Mxfp4 => INDEX_HEAD_DIM / 2 + 4,
-            Self::Bf16 => 2 * INDEX_HEAD_DIM,
-            Self::F32 => 4 * INDEX_HEAD_DIM,
-        }
-    }
-}
 
 /// Everything a backend must know to allocate a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,14 +42,11 @@ pub struct CacheSpec {
 }
 
 impl CacheSpec {
-    /// The formats that hold what `numerics` computes without loss.
+    /// The smallest formats that hold what `numerics` computes without loss.
     #[must_use]
     pub const fn formats_for(numerics: Numerics) -> (KvFormat, IndexKeyFormat) {
-        match numerics {
-            Numerics::F32 => (KvFormat::F32, IndexKeyFormat::F32),
-            Numerics::F32Qat => (KvFormat::F32, IndexKeyFormat::Mxfp4),
-            Numerics::Bf16 => (KvFormat::Fp8, IndexKeyFormat::Mxfp4),
-        }
+        let formats = RowFormats::smallest(numerics);
+        (formats.kv(), formats.index_keys())
     }
 
     /// Rows of a window ring.
@@ -206,8 +159,10 @@ mod tests {
             kv: KvFormat::Fp8,
             index_keys: IndexKeyFormat::Mxfp4,
         };
-        // 3,514.25 bytes per token in the 584 + 68 layout.
+        // 3,514.25 bytes per token in the 584 + 68 layout, 3,850.25 with keys of 132 bytes.
         assert_eq!(spec.block_bytes(), 899_648);
+        let with_fp8_keys = CacheSpec { index_keys: IndexKeyFormat::Fp8, ..spec.clone() };
+        assert_eq!(with_fp8_keys.block_bytes() as f64 / 256.0, 3_850.25);
         let window = 43 * 128 * 584;
         let state = 21 * (8 * 8192 + 8 * 2048) + 20 * 128 * 4096;
         assert_eq!(window, 3_214_336);

@@ -38,7 +38,6 @@ impl Banner {
             ),
         };
         let limits = loaded.entry.engine.limits();
-        let spec = &loaded.cache.spec;
         Self {
             names: loaded.entry.ids.clone(),
             source,
@@ -55,18 +54,7 @@ impl Banner {
                 limits.max_num_batched_tokens,
                 guesses(config),
             ),
-            cache: format!(
-                "{} per rank: {} tokens in {} blocks ({:.0} B per token), {} for {} slots, {} for \
-                 {} snapshots",
-                readable(loaded.cache.total_bytes()),
-                limits.kv_tokens,
-                spec.n_blocks,
-                loaded.cache.plan.token_bytes(),
-                readable(loaded.cache.plan.slots_bytes()),
-                spec.n_slots,
-                readable(loaded.cache.snapshots_bytes()),
-                spec.n_snapshots,
-            ),
+            cache: loaded.cache.to_string(),
             tiers: tiers(config),
             took_s: loaded.took.as_secs_f64(),
             url: reachable(address, config.server.server.tls_cert.is_some()),
@@ -131,7 +119,8 @@ impl fmt::Display for Banner {
             ("kv cache", &self.cache),
             ("prefixes", &self.tiers),
         ] {
-            writeln!(f, "  {what:<9} {text}")?;
+            // Further lines are about the same.
+            writeln!(f, "  {what:<9} {}", text.replace('\n', "\n            "))?;
         }
         writeln!(f, "  loaded    in {:.2} s", self.took_s)?;
         writeln!(f, "  listening {}", self.url)?;

@@ -18,6 +18,7 @@ use fathom_core::Numerics;
 use fathom_core::numerics::UnknownNumerics;
 use fathom_engine::speculate::MAX_DRAFTS;
 use fathom_engine::{DraftMethod, SpeculationConfig, TierConfig};
+use fathom_ops::{IndexKeyFormat, KvFormat, RowFormats};
 use fathom_server::config::{KeyConfig, ServerConfig};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,12 @@ pub(crate) struct EngineOptions {
     /// Tokens guessed ahead at most, 1 to 8; fewer where that is faster. Unset: 3.
     #[schemars(extend("conditional" = true), example = 3)]
     pub(crate) num_speculative_tokens: Option<u32>,
+    /// How KV rows are stored; no choice changes an answer. auto: the smallest that loses nothing.
+    #[schemars(extend("value_name" = "FORMAT"))]
+    pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// How the indexer's keys are stored; auto: the smallest that loses nothing.
+    #[schemars(extend("value_name" = "FORMAT"))]
+    pub(crate) index_key_dtype: IndexKeyDtype,
     /// Threads that compute; unset: all processors.
     #[schemars(example = 8)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -112,7 +119,62 @@ impl Default for EngineOptions {
             cache_host_gb: 0,
             speculate: Speculate::Off,
             num_speculative_tokens: None,
+            kv_cache_dtype: KvCacheDtype::Auto,
+            index_key_dtype: IndexKeyDtype::Auto,
             threads: None,
+        }
+    }
+}
+
+/// How KV rows are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KvCacheDtype {
+    /// The smallest that loses nothing.
+    Auto,
+    /// 584 bytes.
+    Fp8,
+    /// 1,024 bytes.
+    Bf16,
+    /// 2,048 bytes.
+    F32,
+}
+
+impl From<KvCacheDtype> for Option<KvFormat> {
+    fn from(dtype: KvCacheDtype) -> Self {
+        match dtype {
+            KvCacheDtype::Auto => None,
+            KvCacheDtype::Fp8 => Some(KvFormat::Fp8),
+            KvCacheDtype::Bf16 => Some(KvFormat::Bf16),
+            KvCacheDtype::F32 => Some(KvFormat::F32),
+        }
+    }
+}
+
+/// How the indexer's keys are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IndexKeyDtype {
+    /// The smallest that loses nothing.
+    Auto,
+    /// 68 bytes.
+    Mxfp4,
+    /// 132 bytes.
+    Fp8,
+    /// 256 bytes.
+    Bf16,
+    /// 512 bytes.
+    F32,
+}
+
+impl From<IndexKeyDtype> for Option<IndexKeyFormat> {
+    fn from(dtype: IndexKeyDtype) -> Self {
+        match dtype {
+            IndexKeyDtype::Auto => None,
+            IndexKeyDtype::Mxfp4 => Some(IndexKeyFormat::Mxfp4),
+            IndexKeyDtype::Fp8 => Some(IndexKeyFormat::Fp8),
+            IndexKeyDtype::Bf16 => Some(IndexKeyFormat::Bf16),
+            IndexKeyDtype::F32 => Some(IndexKeyFormat::F32),
         }
     }
 }
@@ -190,6 +252,8 @@ pub(crate) struct ServeConfig {
     pub(crate) tensor_parallel_size: usize,
     /// Numeric mode.
     pub(crate) numerics: Numerics,
+    /// How cache rows are stored.
+    pub(crate) formats: RowFormats,
     /// Bytes for the KV cache, if the operator fixed them.
     pub(crate) kv_cache_memory_bytes: Option<u64>,
     /// Lower tiers of the prefix cache.
@@ -250,6 +314,10 @@ impl ServeConfig {
             engine.cache_disk_gb.is_none() || engine.cache_dir.is_some(),
             "cache-disk-gb limits a directory, but cache-dir names none"
         );
+        let numerics = engine.numerics.0;
+        let (kv, index_keys) = (engine.kv_cache_dtype.into(), engine.index_key_dtype.into());
+        let formats = RowFormats::choose(numerics, kv, index_keys)
+            .context("in kv-cache-dtype or index-key-dtype")?;
         let bytes = |gib: u32| u64::from(gib) << 30;
         let tiers = TierConfig {
             host_bytes: bytes(engine.cache_host_gb),
@@ -281,7 +349,8 @@ impl ServeConfig {
             max_num_seqs: engine.max_num_seqs,
             max_num_batched_tokens: engine.max_num_batched_tokens,
             tensor_parallel_size: engine.tensor_parallel_size.get(),
-            numerics: engine.numerics.0,
+            numerics,
+            formats,
             kv_cache_memory_bytes: engine.kv_cache_memory_bytes,
             threads: engine.threads,
         })
@@ -334,6 +403,9 @@ mod tests {
         assert!(refusal("[server]\nprot = 1").contains("prot"));
         assert!(refusal("[engine]\nmodle = 'x'").contains("modle"));
         assert!(refusal("[engine]\nnumerics = 'fp64'").contains("fp64"));
+        assert!(refusal("[engine]\nkv_cache_dtype = 'fp4'").contains("fp4"));
+        let lossy = refusal("[engine]\nnumerics = 'f32'\nkv_cache_dtype = 'fp8'");
+        assert!(lossy.contains("KV rows in fp8 would round what numerics f32"), "{lossy}");
         assert!(refusal("[[keys]]\nkey = ''").contains("key number 0"));
         assert!(refusal("[engine]\ncache_disk_gb = 1").contains("cache-dir names none"));
         assert!(refusal("[engine]\nspeculate = 'oracle'").contains("oracle"));

@@ -52,7 +52,7 @@ pub(super) fn load(config: &ServeConfig, progress: &dyn Fn(f32)) -> Result<Loade
 
     let demand = Demand {
         layers: models[0].cache_layers(),
-        numerics: config.numerics,
+        formats: config.formats,
         max_model_len: config.server.limits.max_model_len,
         model_max_len: checkpoint.config().max_position_embeddings,
         max_num_seqs: config.max_num_seqs,

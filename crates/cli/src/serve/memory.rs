@@ -3,12 +3,12 @@
 //! Not here: what a block, a slot and a snapshot are (`CacheSpec`), what fits a budget
 //! ([`MemoryPlan`]).
 
-use std::fs;
+use std::{fmt, fs};
 
 use anyhow::Result;
-use fathom_core::{LayerKind, Numerics};
+use fathom_core::LayerKind;
 use fathom_model::{CacheRequest, MemoryPlan, PlanError};
-use fathom_ops::CacheSpec;
+use fathom_ops::{BLOCK_TOKENS, CacheSpec, RowFormats};
 
 /// Budget where the operator gave none and the system does not say what is free.
 const FALLBACK_BYTES: u64 = 4 << 30;
@@ -20,8 +20,8 @@ pub(super) const EMBEDDED_BYTES: u64 = 512 << 20;
 pub(super) struct Demand<'a> {
     /// Layers that have a cache.
     pub(super) layers: &'a [LayerKind],
-    /// Decides the row formats.
-    pub(super) numerics: Numerics,
+    /// How rows are stored.
+    pub(super) formats: RowFormats,
     /// Longest context the operator asked for; `None` for as long as fits.
     pub(super) max_model_len: Option<u32>,
     /// Longest context of the model.
@@ -57,6 +57,32 @@ impl Division {
     }
 }
 
+/// What there is of each kind, its bytes, and what that holds.
+impl fmt::Display for Division {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spec, plan, max_model_len } = self;
+        let total = readable(self.total_bytes());
+        writeln!(f, "{total} per rank, rows in {}, indexer keys in {}", spec.kv, spec.index_keys)?;
+        for (what, n, bytes, note) in [
+            ("blocks", spec.n_blocks, spec.block_bytes(), format!("{BLOCK_TOKENS} tokens each")),
+            ("slots", spec.n_slots, spec.slot_bytes(), "one for each running sequence".to_owned()),
+            ("snapshots", spec.n_snapshots, spec.snapshot_bytes(), "to resume prefixes".to_owned()),
+        ] {
+            let (each, all) = (readable(bytes as u64), readable((n * bytes) as u64));
+            writeln!(f, "{what:<9} {n} x {each} = {all}, {note}")?;
+        }
+        let at_length = spec.n_blocks / (*max_model_len as usize).div_ceil(BLOCK_TOKENS).max(1);
+        let at_once = spec.n_blocks / spec.n_slots.max(1) * BLOCK_TOKENS;
+        write!(
+            f,
+            "holds     {} tokens of {:.2} B: {at_length} x {max_model_len}, or {} x {at_once}",
+            plan.n_tokens(),
+            plan.token_bytes(),
+            spec.n_slots,
+        )
+    }
+}
+
 /// Divides `budget_bytes` into blocks, slots and snapshots.
 ///
 /// A fifth goes to snapshots, without which no prefix could be reused. A context that was not asked
@@ -69,7 +95,7 @@ pub(super) fn divide(demand: &Demand<'_>, budget_bytes: u64) -> Result<Division,
     let plan = |max_model_len| {
         MemoryPlan::new(CacheRequest {
             layers: demand.layers.to_vec(),
-            numerics: demand.numerics,
+            formats: demand.formats,
             max_model_len,
             max_num_seqs: demand.max_num_seqs as usize,
             spare_rows: demand.spare_rows,
@@ -120,15 +146,16 @@ pub(super) fn readable(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fathom_core::Numerics;
 
     const NANO: [LayerKind; 4] =
         [LayerKind::Window, LayerKind::Csa, LayerKind::Hca, LayerKind::Csa];
 
     fn demand(max_model_len: Option<u32>) -> Demand<'static> {
-        let (numerics, model_max_len) = (Numerics::Bf16, 1 << 20);
+        let (formats, model_max_len) = (RowFormats::smallest(Numerics::Bf16), 1 << 20);
         Demand {
             layers: &NANO,
-            numerics,
+            formats,
             max_model_len,
             model_max_len,
             max_num_seqs: 64,
@@ -172,6 +199,29 @@ mod tests {
         assert!(cut.spec.n_blocks * 256 >= cut.max_model_len as usize);
         let refused = divide(&demand(Some(1 << 20)), small).unwrap_err();
         assert!(matches!(refused, PlanError::NoRoomForOne { .. }), "{refused}");
+    }
+
+    #[test]
+    fn the_division_reads_like_a_bill_whose_sums_are_right() {
+        let demand = Demand { max_num_seqs: 4, ..demand(Some(4096)) };
+        let division = divide(&demand, 16 << 20).unwrap();
+        let CacheSpec { n_blocks, n_snapshots, .. } = division.spec;
+        let text = division.to_string();
+        for expected in [
+            "per rank, rows in fp8, indexer keys in mxfp4".to_owned(),
+            format!("blocks    {n_blocks} x 82.6 KiB = "),
+            "slots     4 x ".to_owned(),
+            format!("snapshots {n_snapshots} x "),
+            format!("holds     {} tokens of 330.56 B: ", n_blocks * 256),
+            format!("{} x 4096, or 4 x {}", n_blocks / 16, n_blocks / 4 * 256),
+        ] {
+            assert!(text.contains(&expected), "{expected:?} is not in\n{text}");
+        }
+        let spec = &division.spec;
+        let sum = n_blocks * spec.block_bytes()
+            + 4 * spec.slot_bytes()
+            + n_snapshots * spec.snapshot_bytes();
+        assert_eq!(division.total_bytes(), sum as u64);
     }
 
     #[test]

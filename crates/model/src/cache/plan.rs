@@ -8,16 +8,16 @@
 
 use std::fmt;
 
-use fathom_core::{LayerKind, Numerics};
-use fathom_ops::{BLOCK_TOKENS, CacheSpec};
+use fathom_core::LayerKind;
+use fathom_ops::{BLOCK_TOKENS, CacheSpec, RowFormats};
 
 /// What a cache must hold.
 #[derive(Debug, Clone)]
 pub struct CacheRequest {
     /// Kind of every layer with a cache: main layers, then MTP blocks.
     pub layers: Vec<LayerKind>,
-    /// Decides the row formats.
-    pub numerics: Numerics,
+    /// How rows are stored.
+    pub formats: RowFormats,
     /// Longest sequence, prompt and answer together, in tokens.
     pub max_model_len: usize,
     /// Sequences that may hold state at once.
@@ -75,14 +75,13 @@ impl MemoryPlan {
     /// [`PlanError::NoRoomForSlots`] or [`PlanError::NoRoomForOne`] if one sequence of full length
     /// beside all slots does not fit; both say what would.
     pub fn new(request: CacheRequest) -> Result<Self, PlanError> {
-        let CacheRequest { layers, numerics, max_model_len, max_num_seqs, .. } = request;
+        let CacheRequest { layers, formats, max_model_len, max_num_seqs, .. } = request;
         let (spare_rows, draft_width) = (request.spare_rows, request.draft_width);
         for (what, value) in [("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs)] {
             if value == 0 {
                 return Err(PlanError::Zero { what });
             }
         }
-        let (kv, index_keys) = CacheSpec::formats_for(numerics);
         let blocks_per_seq = max_model_len.div_ceil(BLOCK_TOKENS);
         let n_blocks = blocks_per_seq * max_num_seqs;
         let mut spec = CacheSpec {
@@ -92,8 +91,8 @@ impl MemoryPlan {
             n_snapshots: 0,
             spare_rows,
             draft_width,
-            kv,
-            index_keys,
+            kv: formats.kv(),
+            index_keys: formats.index_keys(),
         };
         if let Some(budget_bytes) = request.budget_bytes {
             spec.n_blocks = blocks_within(&spec, max_model_len, blocks_per_seq, budget_bytes)?;
@@ -236,6 +235,8 @@ impl fmt::Display for Binary {
 mod tests {
     use super::*;
     use LayerKind::{Csa, Hca, Window};
+    use fathom_core::Numerics;
+    use fathom_ops::{IndexKeyFormat, KvFormat};
 
     const MIB: u64 = 1 << 20;
     const GIB: f64 = (1_u64 << 30) as f64;
@@ -258,7 +259,7 @@ mod tests {
     fn request(layers: Vec<LayerKind>, max_model_len: usize) -> CacheRequest {
         CacheRequest {
             layers,
-            numerics: Numerics::Bf16,
+            formats: RowFormats::smallest(Numerics::Bf16),
             max_model_len,
             max_num_seqs: 1,
             spare_rows: 0,
@@ -286,14 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn a_bf16_cache_costs_what_the_cache_specification_says() {
-        let mut flash = plan(flash(), 1 << 20);
-        let mut pro = plan(pro(), 1 << 20);
-        for (plan, token_bytes, gib) in [(&mut flash, 6_880.0, 6.724), (&mut pro, 9_848.0, 9.625)] {
-            plan.spec.kv = fathom_ops::KvFormat::Bf16;
-            plan.spec.index_keys = fathom_ops::IndexKeyFormat::Bf16;
+    fn other_row_formats_cost_what_the_cache_specification_says() {
+        let (bf16, fp8) =
+            ((KvFormat::Bf16, IndexKeyFormat::Bf16), (KvFormat::Fp8, IndexKeyFormat::Fp8));
+        for (layers, (kv, index_keys), token_bytes, gib) in [
+            (flash(), bf16, 6_880.0, 6.724),
+            (pro(), bf16, 9_848.0, 9.625),
+            (flash(), fp8, 3_850.25, 3.763),
+            (pro(), fp8, 5_511.437_5, 5.387),
+        ] {
+            let formats = RowFormats::choose(Numerics::Bf16, Some(kv), Some(index_keys)).unwrap();
+            let request = CacheRequest { formats, ..request(layers, 1 << 20) };
+            let plan = MemoryPlan::new(request).unwrap();
             assert_eq!(plan.token_bytes(), token_bytes);
-            assert!((gib_without_state(plan) - gib).abs() < 6e-4, "{}", gib_without_state(plan));
+            assert!((gib_without_state(&plan) - gib).abs() < 6e-4, "{}", gib_without_state(&plan));
         }
     }
 

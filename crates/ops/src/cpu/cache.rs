@@ -13,9 +13,10 @@ use fathom_core::num::{
 };
 use half::bf16;
 
-use crate::cache_spec::{BLOCK_TOKENS, CacheSpec, IndexKeyFormat, KvFormat};
+use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
 use crate::cpu::quant::{INDEX_BLOCK, KV_BLOCK, quantise_index, quantise_kv};
 use crate::cpu::simd::simd_fn;
+use crate::row_formats::{IndexKeyFormat, KvFormat};
 
 /// A layer's stores.
 #[derive(Debug)]
@@ -307,11 +308,27 @@ simd_fn! {
     }
 }
 
+/// The scale of a whole key: the smallest power of two not below `amax / 448`. No floor like that of
+/// activations: small FP4 values are exact, and must stay so. Two exponents above the smallest normal
+/// number keep the inverse normal.
+fn fp8_key_scale(amax: f32) -> Ue8m0 {
+    Ue8m0::ceil((amax * (1.0 / 448.0)).max(4.0 * f32::MIN_POSITIVE))
+}
+
 /// Packs an indexer key; MXFP4 quantises from the given values.
 fn pack_key(format: IndexKeyFormat, values: &[f32], out: &mut [u8]) {
     match format {
         IndexKeyFormat::F32 => put_f32(values, out),
         IndexKeyFormat::Bf16 => put_bf16(values, out),
+        IndexKeyFormat::Fp8 => {
+            let (codes, scale) = out.split_at_mut(INDEX_HEAD_DIM);
+            let factor = fp8_key_scale(values.iter().fold(0.0, |m, x| x.abs().max(m)));
+            scale.copy_from_slice(&factor.to_f32().to_le_bytes());
+            let inverse = Ue8m0::from_exponent(-factor.exponent()).to_f32();
+            for (code, x) in codes.iter_mut().zip(values) {
+                *code = e4m3_from_f32(x * inverse);
+            }
+        }
         IndexKeyFormat::Mxfp4 => {
             let (codes, scales) = out.split_at_mut(INDEX_HEAD_DIM / 2);
             for ((block, codes), scale) in values
@@ -336,6 +353,11 @@ pub(crate) fn unpack_key(format: IndexKeyFormat, row: &[u8], out: &mut [f32]) {
     match format {
         IndexKeyFormat::F32 => get_f32(row, out),
         IndexKeyFormat::Bf16 => get_bf16(row, out),
+        IndexKeyFormat::Fp8 => {
+            let (codes, scale) = row.split_at(INDEX_HEAD_DIM);
+            let factor = scale.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes));
+            unpack_codes(codes, factor, out);
+        }
         IndexKeyFormat::Mxfp4 => {
             let (codes, scales) = row.split_at(INDEX_HEAD_DIM / 2);
             for ((codes, out), scale) in codes
@@ -372,6 +394,15 @@ fn put_bf16(values: &[f32], out: &mut [u8]) {
 fn get_bf16(row: &[u8], out: &mut [f32]) {
     let (chunks, _) = row.as_chunks::<2>();
     out.iter_mut().zip(chunks).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
+}
+
+/// KV rows as the stores keep them: for the tests of what moves them.
+#[cfg(test)]
+pub(crate) fn pack_rows(format: KvFormat, values: &[f32]) -> Vec<u8> {
+    let mut rows = vec![0xff; values.len() / HEAD_DIM * format.row_bytes()];
+    let both = rows.chunks_exact_mut(format.row_bytes()).zip(values.chunks_exact(HEAD_DIM));
+    both.for_each(|(row, values)| pack_kv(format, values, row));
+    rows
 }
 
 #[cfg(test)]
@@ -413,6 +444,28 @@ mod tests {
             unpack_kv(KvFormat::Fp8, &row, &mut got);
             prop_assert_eq!(got, expected);
             prop_assert_eq!(row[583], 0, "the pad byte");
+        }
+
+        #[test]
+        fn an_fp8_key_holds_fp4_values_whose_blocks_are_within_two_to_the_fourteenth(
+            values in prop::collection::vec(-6.0_f32..6.0, INDEX_HEAD_DIM),
+            least in -100_i32..100,
+            exponents in prop::collection::vec(0..=13_i32, INDEX_HEAD_DIM / INDEX_BLOCK),
+        ) {
+            let mut values = values;
+            for (block, exponent) in values.chunks_mut(INDEX_BLOCK).zip(&exponents) {
+                // At least one value close to the largest: the blocks' scales are as drawn.
+                block[0] = 5.9;
+                block.iter_mut().for_each(|x| *x *= 2.0_f32.powi(least + exponent));
+            }
+            quantise_index(&mut values);
+            let mut row = vec![0xff; IndexKeyFormat::Fp8.row_bytes()];
+            pack_key(IndexKeyFormat::Fp8, &values, &mut row);
+            let mut got = vec![0.0; INDEX_HEAD_DIM];
+            unpack_key(IndexKeyFormat::Fp8, &row, &mut got);
+            prop_assert_eq!(got, values);
+            let scale = f32::from_le_bytes(*row.last_chunk().unwrap());
+            prop_assert_eq!(scale.to_bits() & 0x007f_ffff, 0, "a power of two");
         }
 
         #[test]

@@ -31,6 +31,8 @@ use rayon::prelude::*;
 
 pub use attention::attend_single;
 pub use cache::CpuCache;
+#[cfg(test)]
+pub(crate) use cache::pack_rows;
 pub use gemm::CpuLinear;
 pub use hc::{SiteMix, split_sinkhorn};
 pub use indexer::Selection;

@@ -10,9 +10,10 @@ use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 
 use super::device::{Buffer, Device};
 use crate::OpError;
-use crate::cache_spec::{BLOCK_TOKENS, CacheSpec, IndexKeyFormat, KvFormat};
+use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
 use crate::cpu::unpack_rows;
 use crate::error::check_len;
+use crate::row_formats::{IndexKeyFormat, KvFormat};
 
 /// Positions of the previous ratio-4 group, whose "a" half the next entry reads.
 const OVERLAP: usize = LayerKind::Csa.ratio();
