@@ -3,12 +3,14 @@
 //! - `cpu`: prefill and decode of one sequence;
 //! - `drafts`: tokens per second with and without speculation, and how many guesses are accepted;
 //! - `memory`: decode of a synthetic checkpoint of Flash-like proportions against the speed at
-//!   which memory can be read ([`memory`]).
+//!   which memory can be read ([`memory`]);
+//! - `sim`: traffic through the scheduler in virtual time; nothing is computed ([`sim`]).
 //!
 //! Not here: a running server's throughput.
 
 mod drafts;
 mod memory;
+mod sim;
 mod speed;
 
 use std::fs;
@@ -35,6 +37,8 @@ enum What {
     Drafts(DraftsArgs),
     /// Decode of a synthetic 2 GB checkpoint against reading memory
     Memory(MemoryArgs),
+    /// Traffic on GPUs, simulated at their roofline with the real scheduler
+    Sim(sim::SimArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,6 +132,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             let result = memory::run(&args.scratch, numerics, threads, args.decode_tokens)?;
             write(args.common.out.as_deref(), &result)
         }
+        What::Sim(args) => write_text(args.out.as_deref(), &sim::run(&args)?),
     }
 }
 
@@ -137,7 +142,10 @@ fn read_ids(path: &Path) -> Result<Vec<u32>> {
 }
 
 fn write(path: Option<&Path>, result: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(result)? + "\n";
+    write_text(path, &(serde_json::to_string_pretty(result)? + "\n"))
+}
+
+fn write_text(path: Option<&Path>, text: &str) -> Result<()> {
     match path {
         Some(path) => fs::write(path, text).with_context(|| format!("writing {}", path.display())),
         None => Ok(std::io::stdout().write_all(text.as_bytes())?),

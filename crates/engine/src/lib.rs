@@ -6,7 +6,7 @@
 //! - [`step_loop`]: the thread behind the door; `batch_build`, [`sample`], `events`, `pace`: its
 //!   parts;
 //! - [`runner`]: the boundary to the model; [`rank`]: the model behind it; [`scripted`]: a runner
-//!   without one;
+//!   without one; [`sim`]: traffic in virtual time;
 //! - [`speculate`]: tokens guessed ahead and verified;
 //! - `tier`: lower tiers of the prefix cache; `tier_copies`: copying from and to the runner.
 
@@ -19,6 +19,7 @@ pub mod rank;
 pub mod runner;
 pub mod sample;
 pub mod scripted;
+pub mod sim;
 pub mod speculate;
 pub mod stats;
 pub mod step_loop;

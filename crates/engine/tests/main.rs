@@ -10,6 +10,7 @@ mod nano;
 mod prophet;
 mod sampling;
 mod serving;
+mod simulation;
 mod speculation;
 mod support;
 mod tiers;

@@ -16,6 +16,7 @@ use fathom_engine::{
     TokenEvent,
 };
 use fathom_model::{CacheRequest, LoadOptions, MemoryPlan, Transformer};
+use fathom_ops::RowFormats;
 use fathom_ops::cpu::CpuOps;
 use fathom_weights::Checkpoint;
 use rustix::time::{ClockId, clock_gettime};
@@ -144,7 +145,7 @@ fn start(
     let max_model_len = N_PROMPT + load.n_tokens + 1;
     let plan = MemoryPlan::new(CacheRequest {
         layers: model.cache_layers().to_vec(),
-        numerics,
+        formats: RowFormats::smallest(numerics),
         max_model_len: max_model_len as usize,
         max_num_seqs: load.n_sequences as usize,
         spare_rows: speculation.max_drafts as usize,
