@@ -9,7 +9,7 @@ use fathom_engine::{
 use proptest::prelude::*;
 
 use crate::prophet::{self, Prophet};
-use crate::support::{EOS, Ending, VOCABULARY, config, prompt, read};
+use crate::support::{EOS, Ending, VOCABULARY, bounded, config, prompt, read};
 
 #[derive(Debug, Clone)]
 struct Request {
@@ -132,7 +132,7 @@ fn small() -> impl Strategy<Value = (RunnerCapacity, EngineConfig)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(bounded(48))]
 
     #[test]
     fn tokens_never_depend_on_what_else_runs(

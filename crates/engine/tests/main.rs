@@ -5,6 +5,7 @@
 mod ending;
 mod faults;
 mod interleavings;
+mod lives;
 mod mtp;
 mod nano;
 mod prophet;

@@ -8,6 +8,7 @@ use fathom_engine::{
     EngineConfig, EngineHandle, GenerateError, GenerateRequest, RunnerCapacity, ScriptedRunner,
     TokenEvent, TokenStream,
 };
+use proptest::prelude::ProptestConfig;
 
 pub(crate) const VOCABULARY: u32 = 97;
 pub(crate) const EOS: TokenId = 1;
@@ -20,6 +21,14 @@ pub(crate) fn capacity() -> RunnerCapacity {
         vocab_size: VOCABULARY,
         max_model_len: 4096,
     }
+}
+
+/// As many cases as `PROPTEST_CASES` says, a few if it says nothing.
+pub(crate) fn bounded(cases: u32) -> ProptestConfig {
+    // Where the variable is set, the default has its value.
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { config.cases } else { cases };
+    ProptestConfig { cases, ..config }
 }
 
 pub(crate) fn config() -> EngineConfig {

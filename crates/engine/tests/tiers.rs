@@ -4,16 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fathom_core::{SamplingParams, TokenId, Usage};
-use fathom_engine::scripted::{Reply, hashed_token};
+use fathom_core::{TokenId, Usage};
 use fathom_engine::stats::TierCounts;
 use fathom_engine::{
     EngineConfig, EngineHandle, GenerateRequest, RunnerCapacity, ScriptedRunner, StartError,
     TierConfig,
 };
-use proptest::prelude::*;
 
-use crate::support::{Ending, VOCABULARY, capacity, config, greedy, hashed_answer, prompt, read};
+use crate::support::{Ending, capacity, config, greedy, hashed_answer, prompt, read};
 
 /// Bytes of a scripted block and snapshot on disk.
 const BLOCK_FILE: u64 = 72 + 1024;
@@ -256,130 +254,4 @@ fn without_a_prefix_cache_the_tiers_stay_unused() {
     assert_eq!(ask(&engine, prompt(1, 700)), 0);
     stop(engine, Duration::ZERO);
     assert!(fs::read_dir(root.path()).unwrap().next().is_none());
-}
-
-#[derive(Debug, Clone)]
-struct Asked {
-    family: u32,
-    n_prompt: u32,
-    n_answer: u32,
-    seed: u64,
-    /// Drop the stream after this many tokens.
-    drop_after: Option<usize>,
-}
-
-impl Asked {
-    fn generate(&self) -> GenerateRequest {
-        let sampling = SamplingParams::sampled(self.n_answer, self.seed);
-        GenerateRequest::new(prompt(self.family, self.n_prompt), sampling)
-    }
-}
-
-fn asked() -> impl Strategy<Value = Asked> {
-    let n_prompt = prop_oneof![1..40_u32, 500..530_u32, 700..900_u32];
-    let drop_after = prop_oneof![4 => Just(None), 1 => (0..20_usize).prop_map(Some)];
-    (0..3_u32, n_prompt, 1..60_u32, any::<u64>(), drop_after).prop_map(
-        |(family, n_prompt, n_answer, seed, drop_after)| Asked {
-            family,
-            n_prompt,
-            n_answer,
-            seed,
-            drop_after,
-        },
-    )
-}
-
-#[derive(Debug, Clone)]
-struct Life {
-    requests: Vec<Asked>,
-    /// Requests still running when the engine stops are failed.
-    stops_early: bool,
-    with_disk: bool,
-    host_bytes: u64,
-    disk_bytes: u64,
-    n_blocks: u32,
-    n_snapshots: u32,
-}
-
-fn life() -> impl Strategy<Value = Life> {
-    let tiers = (
-        any::<bool>(),
-        prop_oneof![Just(0), Just(3_000), Just(100_000)],
-        prop_oneof![Just(4_000), Just(1_000_000)],
-    );
-    let requests = prop::collection::vec(asked(), 1..8);
-    (requests, any::<bool>(), tiers, 4..10_u32, 0..4_u32).prop_map(
-        |(requests, stops_early, (with_disk, host_bytes, disk_bytes), n_blocks, n_snapshots)| {
-            Life { requests, stops_early, with_disk, host_bytes, disk_bytes, n_blocks, n_snapshots }
-        },
-    )
-}
-
-/// An engine whose distributions are spread out: the draw matters.
-fn spread(capacity: RunnerCapacity, config: EngineConfig) -> EngineHandle {
-    let runner =
-        ScriptedRunner::new(capacity, |tokens| Reply::Spread(hashed_token(tokens, u32::MAX)));
-    EngineHandle::start(Box::new(runner), config).unwrap()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn tokens_never_depend_on_tiers_or_restarts(lives in prop::collection::vec(life(), 1..5)) {
-        let root = tempfile::tempdir().unwrap();
-        let config = EngineConfig { snapshot_interval: 256, ..config() };
-        let roomy = RunnerCapacity {
-            n_slots: 1,
-            n_blocks: 4,
-            n_snapshots: 0,
-            vocab_size: VOCABULARY,
-            max_model_len: 1000,
-        };
-        let alone = spread(roomy, config.clone());
-        for life in lives {
-            let (n_blocks, n_snapshots) = (life.n_blocks, life.n_snapshots);
-            let capacity = RunnerCapacity { n_slots: 3, n_blocks, n_snapshots, ..roomy };
-            let tiers = TierConfig {
-                host_bytes: life.host_bytes,
-                directory: life.with_disk.then(|| root.path().to_owned()),
-                disk_bytes: life.disk_bytes,
-            };
-            let engine = spread(capacity, EngineConfig { tiers, ..config.clone() });
-            let mut streams: Vec<_> =
-                life.requests.iter().map(|of| engine.submit(of.generate()).unwrap()).collect();
-            let mut answers = Vec::new();
-            if life.stops_early {
-                stop(engine, Duration::from_millis(5));
-            } else {
-                answers.extend(life.requests.iter().zip(streams.drain(..)).map(|(of, mut stream)| {
-                    let Some(n) = of.drop_after else {
-                        let (tokens, ending) = read(stream);
-                        return (tokens, matches!(ending, Ending::Finished(..)));
-                    };
-                    let mut tokens = Vec::new();
-                    use fathom_engine::TokenEvent::Token;
-                    while tokens.len() < n && let Some(Token { id, .. }) = stream.blocking_recv() {
-                        tokens.push(id);
-                    }
-                    (tokens, false)
-                }));
-                let stats = engine.stats();
-                prop_assert_eq!(stats.failed_steps, 0);
-                stop(engine, Duration::ZERO);
-            }
-            answers.extend(streams.into_iter().map(|stream| {
-                let (tokens, ending) = read(stream);
-                (tokens, matches!(ending, Ending::Finished(..)))
-            }));
-            for (of, (answer, is_whole)) in life.requests.iter().zip(answers) {
-                let (expected, _) = read(alone.submit(of.generate()).unwrap());
-                if is_whole {
-                    prop_assert_eq!(&answer, &expected);
-                } else {
-                    prop_assert!(expected.starts_with(&answer));
-                }
-            }
-        }
-    }
 }
