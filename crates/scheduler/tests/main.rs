@@ -5,6 +5,7 @@
 mod drafts;
 mod fairness;
 mod interleavings;
+mod known_bugs;
 mod loading;
 mod lower_tier;
 mod model_engine;
