@@ -7,6 +7,7 @@
 
 mod cache;
 mod drafts;
+mod failures;
 mod vllm;
 
 use std::collections::BTreeMap;
@@ -223,6 +224,7 @@ fn render_engines(page: &mut Page, engines: &[(&ModelEntry, EngineStats)]) {
     }
     cache::render(page, engines);
     drafts::render(page, engines);
+    failures::render(page, engines);
     type OfStep = fn(&EngineStats) -> &Histogram;
     let batches: [(&str, &str, OfStep, OfStep); 2] = [
         (

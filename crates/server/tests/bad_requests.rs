@@ -254,6 +254,12 @@ fn a_request_whose_numbers_break_gets_a_generic_error() {
     is_error(&response, 500, "server_error", "internal_error", None);
     assert!(!response.body.contains("NaN") && !response.body.contains("logits"));
     assert_eq!(rig.say("Hi", &json!({})).status, 200);
+    let failed = |reason: &str| {
+        let labels = format!("{{model=\"deepseek-v4-flash\",reason=\"{reason}\"}}");
+        rig.metric(&format!("fathom_failed_generations_total{labels}"))
+    };
+    assert_eq!((failed("non_finite_logits"), failed("step_failed")), (1.0, 0.0));
+    assert_eq!(rig.metric("fathom_failed_steps_total"), 0.0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Conversations that clients send back as JSON: found in the prefix cache as they were generated.
 //!
-//! The model here spells everything letter by letter and lays its tool calls out in its own way, so
-//! that no answer encodes to the tokens that were sampled.
+//! The model here spells much of what it says letter by letter and lays its tool calls out in its own
+//! way, so that no answer encodes to the tokens that were sampled.
 
 use std::sync::LazyLock;
 
@@ -25,15 +25,16 @@ fn spelt(turn: usize) -> Vec<TokenId> {
          <｜DSML｜parameter name=\"n\" string=\"false\">[{turn},2]</｜DSML｜parameter>\n\
          </｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     );
-    let letters = |id: TokenId| match tokenizer().special().of(id) {
+    let letters = |(n, id): (usize, TokenId)| match tokenizer().special().of(id) {
         Some(_) => vec![id],
+        None if n % 3 > 0 => vec![id],
         None => {
             let text = tokenizer().decode(&[id]);
             text.chars().flat_map(|c| tokenizer().encode_plain(&c.to_string()).unwrap()).collect()
         }
     };
     let ids = tokenizer().encode_with_special(&text).unwrap();
-    let mut ids: Vec<TokenId> = ids.into_iter().flat_map(letters).collect();
+    let mut ids: Vec<TokenId> = ids.into_iter().enumerate().flat_map(letters).collect();
     ids.push(special(Special::Eos));
     ids
 }
@@ -132,7 +133,7 @@ fn every_turn_of_a_long_tool_conversation_resumes_at_the_last_block_also_after_a
         assert!(used.prompt > before.prompt + before.completion);
         before = used;
     }
-    assert!(before.cached > 20 * 256, "{before:?}");
+    assert!(before.cached > 10 * 256, "{before:?}");
 }
 
 #[test]
