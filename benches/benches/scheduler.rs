@@ -1,6 +1,7 @@
 //! Cost of deciding: plan and commit per step, with a null executor behind it.
 //!
-//! Run with `cargo bench -p fathom-benches --bench scheduler`. Times are CPU time of the thread, so
+//! Run with `cargo bench -p fathom-benches --bench scheduler`; `-- --json` prints a line of JSON for
+//! each row, which `scripts/bench/python_scheduler.py` reads. Times are CPU time of the thread, so
 //! that other load on the machine counts as little as possible. Two workloads at 32, 256 and 1,024
 //! running sequences and 64 waiting ones:
 //!
@@ -114,6 +115,15 @@ fn measure(load: &mut Load, mut between: impl FnMut(&mut Load)) -> Vec<Duration>
 
 fn report(workload: &str, n_running: u32, times: &[Duration], extra: &str) {
     let micros = |part: usize| times[times.len() * part / 100].as_secs_f64() * 1e6;
+    if std::env::args().any(|argument| argument == "--json") {
+        println!(
+            "{{\"workload\": \"{workload}\", \"running\": {n_running}, \"p50_us\": {:.3}, \
+             \"p99_us\": {:.3}}}",
+            micros(50),
+            micros(99),
+        );
+        return;
+    }
     let per_sequence = micros(50) * 1e3 / f64::from(n_running);
     println!(
         "{workload:8} {n_running:5} running  p50 {:8.2} us  p99 {:8.2} us  {per_sequence:6.1} ns \
