@@ -43,8 +43,10 @@ fn spelt(turn: usize) -> Vec<TokenId> {
 fn script(tokens: &[TokenId]) -> Reply {
     static ANSWERS: LazyLock<Vec<Vec<TokenId>>> =
         LazyLock::new(|| (0..=N_TURNS).map(spelt).collect());
-    let openers = || tokens.iter().enumerate().filter(|(_, t)| **t == special(Special::Assistant));
-    let (turn, (opened, _)) = openers().enumerate().last().unwrap();
+    // Once, not for each token.
+    let opener = special(Special::Assistant);
+    let openers = tokens.iter().enumerate().filter(|(_, token)| **token == opener);
+    let (turn, (opened, _)) = openers.enumerate().last().unwrap();
     let said = &tokens[opened + 2..];
     let thinks = tokens[opened + 1] == special(Special::ThinkStart);
     Reply::Token(match said.len() {
