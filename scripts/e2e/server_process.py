@@ -130,6 +130,10 @@ class ServerProcess:
         body = {"model": "deepseek-v4-flash", "input": "Hi", "max_output_tokens": 1}
         return self.post("/v1/responses", body)[0]
 
+    def pid(self):
+        """The process's number."""
+        return self._process.pid
+
     def signal(self, number):
         """Sends a signal."""
         self._process.send_signal(number)

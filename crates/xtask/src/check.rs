@@ -119,6 +119,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         }
     });
     step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
+    step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?));
 
     Ok(report(&outcomes))
 }

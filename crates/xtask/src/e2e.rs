@@ -1,4 +1,4 @@
-//! `cargo xtask e2e [NAME]`: real clients against a freshly started server.
+//! `cargo xtask e2e [NAME]`: real clients against a freshly started server; and the soak test.
 
 use std::path::Path;
 
@@ -22,6 +22,18 @@ pub(crate) fn run(workspace: &Workspace, fathom: &Path, only: Option<&str>) -> R
     if let Some(only) = only {
         script.args(["--only", only]);
     }
+    let success = watched(&mut script, |line| counts.note(line))?;
+    Ok(counts.or_failed(success))
+}
+
+/// The short form of the soak test: fewer requests, seconds of random traffic.
+const SHORT_SOAK: [&str; 4] = ["--requests", "80", "--seconds", "10"];
+
+/// Runs the soak test in its short form and counts its checks. Its script needs nothing installed.
+pub(crate) fn soak(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
+    let mut counts = TestCounts::default();
+    let mut script = workspace.command("python3");
+    script.args(["-u", "scripts/soak/soak.py", "--fathom"]).arg(fathom).args(SHORT_SOAK);
     let success = watched(&mut script, |line| counts.note(line))?;
     Ok(counts.or_failed(success))
 }
