@@ -5,6 +5,7 @@ mod chat;
 mod command_line;
 mod logits;
 mod serve;
+mod simulate;
 
 use std::process::Command;
 

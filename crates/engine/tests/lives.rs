@@ -206,7 +206,7 @@ proptest! {
 fn nano_lives(numerics: Numerics) {
     let scale = Scale { state_bytes: 500_000, most_requests: 4, most_answer: 12 };
     let models = nano::load(numerics, ParallelConfig::default(), false);
-    let mut runner = TestRunner::new(bounded(2));
+    let mut runner = TestRunner::new(bounded(1));
     let lives = prop::collection::vec(life(scale), 2..=2);
     let property = |lives: Vec<Life>| {
         let directory = tempfile::tempdir().unwrap();

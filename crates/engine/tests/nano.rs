@@ -262,7 +262,8 @@ fn what_was_cached_in_another_row_format_is_not_found() {
         let models = load(numerics, parallel, false);
         let runner = runner_with(models, parallel, &Room(1, 3, 4), 0, formats);
         let request = GenerateRequest::new(prompt(7, 300), SamplingParams::greedy(8));
-        let (tokens, usage, _) = ask_and_stop(runner, directory.path(), request);
+        let speculation = SpeculationConfig::default();
+        let (tokens, usage, _) = ask_and_stop(runner, speculation, directory.path(), request);
         (tokens, usage.cached_tokens)
     };
     let (tokens, cached) = ask(KvFormat::Fp8, IndexKeyFormat::Mxfp4);
