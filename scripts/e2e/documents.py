@@ -40,7 +40,7 @@ def snippets():
         text = (ROOT / document).read_text()
         for match in re.finditer(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             language, title, source = match.groups()
-            run = RUNNERS[language]
+            run = RUNNERS.get(language, unknown)
             line = text.count("\n", 0, match.start()) + 1
             name = f"{document}:{line} {title or language}"
             found.append((name, lambda _, server, r=run, s=source, t=title: r(server, s, t)))
@@ -182,6 +182,11 @@ def codex(server, settings):
 
 def text(*_):
     """Output or a diagram: nothing to run."""
+
+
+def unknown(*_):
+    """A snippet that would go stale unnoticed."""
+    raise AssertionError(f"its language is none of {', '.join(RUNNERS)}")
 
 
 RUNNERS = {
