@@ -21,7 +21,9 @@ const CALLS: &str = "Hm.</think>Sure\n\n<｜DSML｜tool_calls>\n<｜DSML｜invok
 
 #[track_caller]
 fn read<T: DeserializeOwned>(json: &str) -> T {
-    serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"))
+    let value = serde_json::from_str::<Value>(json).unwrap_or_else(|e| panic!("{e}: {json}"));
+    // From a value: the enums of the types read numbers with a fraction from nothing else.
+    serde_json::from_value(value).unwrap_or_else(|error| panic!("{error}: {json}"))
 }
 
 /// Requests that together show every part of a chat answer.
