@@ -39,13 +39,15 @@ fn expected(a: &[u8], b: &[u8]) -> Vec<f32> {
     (0..OUT).map(|i| dot(i / 8, i % 8) as f32).collect()
 }
 
-/// Launches the kernels one after the other; the output, or the emulator's message, and what the
-/// output should be.
-fn run(
-    kernels: &[&'static str],
-    threads: u32,
-    mode: Mode,
-) -> Option<(Result<Vec<f32>, String>, Vec<f32>)> {
+/// What came of some launches, and what the output should be.
+struct Outcome {
+    /// The output, or the emulator's message.
+    result: Result<Vec<f32>, String>,
+    expected: Vec<f32>,
+}
+
+/// Launches the kernels one after the other.
+fn run(kernels: &[&'static str], threads: u32, mode: Mode) -> Option<Outcome> {
     let device: Arc<dyn Device> = Emulator::start(mode)?;
     let mut random = Random::new(3);
     let (a, b) = (codes(64, &mut random), codes(8, &mut random));
@@ -63,18 +65,18 @@ fn run(
         };
         // SAFETY: the emulator checks every access itself.
         if let Err(error) = unsafe { device.launch(launch) } {
-            return Some((Err(error.to_string()), expected(&a, &b)));
+            return Some(Outcome { result: Err(error.to_string()), expected: expected(&a, &b) });
         }
     }
     let bytes = out.read(0, OUT * 4).unwrap();
     let got = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    Some((Ok(got), expected(&a, &b)))
+    Some(Outcome { result: Ok(got), expected: expected(&a, &b) })
 }
 
 /// In the late modes (in every mode with `also_eager`) one of the messages is the error's.
 fn finds(kernel: &'static str, also_eager: bool, messages: &[&str]) {
     for mode in MODES.into_iter().filter(|mode| also_eager || !mode.eager) {
-        let Some((result, _)) = run(&[kernel], 256, mode) else { return };
+        let Some(Outcome { result, .. }) = run(&[kernel], 256, mode) else { return };
         let got = result.expect_err(kernel);
         assert!(got.contains(kernel), "{got}");
         assert!(messages.iter().any(|m| got.contains(m)), "{kernel}, {mode:?}: {got}");
@@ -84,7 +86,9 @@ fn finds(kernel: &'static str, also_eager: bool, messages: &[&str]) {
 #[test]
 fn a_sound_pipeline_of_copies_and_products_gives_the_exact_sum() {
     for mode in MODES {
-        let Some((got, expected)) = run(&["planted90_sound"], 256, mode) else { return };
+        let Some(Outcome { result: got, expected }) = run(&["planted90_sound"], 256, mode) else {
+            return;
+        };
         for (got, expected) in got.unwrap().iter().zip(&expected) {
             assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{got} {expected}");
         }
@@ -122,7 +126,10 @@ fn stores_that_tensor_cores_cannot_see_yet_are_seen() {
 fn products_without_a_fence_or_a_wait_are_seen() {
     finds("planted90_no_wgmma_fence", true, &["without wgmma_fence"]);
     for mode in MODES {
-        let Some((got, _)) = run(&["planted90_no_product_wait"], 256, mode) else { return };
+        let Some(Outcome { result: got, .. }) = run(&["planted90_no_product_wait"], 256, mode)
+        else {
+            return;
+        };
         assert!(got.unwrap().iter().any(|x| x.is_nan()));
     }
 }
@@ -130,7 +137,7 @@ fn products_without_a_fence_or_a_wait_are_seen() {
 #[test]
 fn blocks_of_a_cluster_must_meet_before_and_after_they_exchange() {
     for mode in MODES {
-        let Some((got, _)) = run(&["planted90_ring"], 256, mode) else { return };
+        let Some(Outcome { result: got, .. }) = run(&["planted90_ring"], 256, mode) else { return };
         assert_eq!(got.unwrap()[..4], [3.0, 0.0, 1.0, 2.0]);
     }
     finds("planted90_ring_unread", true, &["never written", "race"]);
@@ -140,7 +147,7 @@ fn blocks_of_a_cluster_must_meet_before_and_after_they_exchange() {
 #[test]
 fn warps_cannot_have_more_registers_than_there_are() {
     let kernel = "planted90_too_many_registers";
-    let Some((result, _)) = run(&[kernel], 384, MODES[0]) else { return };
+    let Some(Outcome { result, .. }) = run(&[kernel], 384, MODES[0]) else { return };
     assert!(result.expect_err(kernel).contains("there are 65536"));
 }
 
@@ -148,11 +155,14 @@ fn warps_cannot_have_more_registers_than_there_are() {
 fn a_launch_that_may_start_early_must_wait_before_it_loads_results_or_stores() {
     let dependent = "planted90_dependent";
     for mode in MODES {
-        let Some((got, _)) = run(&[dependent, dependent], 256, mode) else { return };
+        let Some(Outcome { result: got, .. }) = run(&[dependent, dependent], 256, mode) else {
+            return;
+        };
         got.unwrap();
     }
     finds("planted90_early_store", true, &["stores before it has waited"]);
-    let Some((result, _)) = run(&[dependent, "planted90_early_load"], 256, MODES[0]) else {
+    let Some(Outcome { result, .. }) = run(&[dependent, "planted90_early_load"], 256, MODES[0])
+    else {
         return;
     };
     assert!(result.expect_err("an early load").contains("without waiting for that launch"));
