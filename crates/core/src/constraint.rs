@@ -7,6 +7,15 @@ use crate::TokenId;
 /// Implementations live above the engine (`chat::grammar`); the engine only asks for masks and
 /// reports what was sampled.
 pub trait TokenConstraint: Send {
+    /// Does ahead what the next [`Self::fill_mask`] will need. The engine may call it on another
+    /// thread while the model runs; a failure shows when the mask is asked for.
+    fn prepare(&mut self) {}
+
+    /// Whether [`Self::prepare`] would do enough to be worth another thread.
+    fn needs_preparation(&self) -> bool {
+        false
+    }
+
     /// Clears the bit of every token that may not come next. `mask` has one bit per vocabulary
     /// entry, least significant bit first, and comes in with all bits set.
     ///

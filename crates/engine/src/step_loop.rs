@@ -31,6 +31,7 @@ use crate::handle::{
 };
 use crate::pace::Pace;
 use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
+use crate::sample::ahead::MaskThreads;
 use crate::sample::{RequestSampler, SampleScratch};
 use crate::speculate::{DraftMethod, Drafter, Speculation};
 use crate::stats::{CacheCounts, EngineStats, KvUsage, PhaseCounts};
@@ -134,6 +135,7 @@ impl EngineHandle {
             outcomes: Vec::new(),
             ended: Vec::new(),
             scratch: SampleScratch::default(),
+            mask_threads: MaskThreads::default(),
         };
         std::thread::Builder::new()
             .name("fathom-engine".to_owned())
@@ -200,6 +202,7 @@ struct StepLoop {
     outcomes: Vec<Outcome>,
     ended: Vec<Ended>,
     scratch: SampleScratch,
+    mask_threads: MaskThreads,
 }
 
 impl StepLoop {
@@ -339,6 +342,9 @@ impl StepLoop {
             if let Some(active) = &mut self.requests[entry.index as usize] {
                 active.events.start(started);
                 active.ticket = None;
+                if entry.wants_logits {
+                    active.sampler.prepare(&mut self.mask_threads);
+                }
             }
         }
         // Ranks may still hold the previous input; then this makes a new one.

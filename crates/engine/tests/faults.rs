@@ -203,6 +203,63 @@ fn a_constraint_that_fails_or_panics_fails_its_request_only() {
     assert_eq!(engine.stats().ended.constraint, 3);
 }
 
+/// Allows one token; refuses to say so unless it was asked to prepare on another thread.
+struct Ahead {
+    n_left: u32,
+    ready_on: Option<String>,
+    panics: bool,
+}
+
+impl TokenConstraint for Ahead {
+    fn prepare(&mut self) {
+        assert!(!self.panics, "planted");
+        self.ready_on = std::thread::current().name().map(str::to_owned);
+    }
+
+    fn needs_preparation(&self) -> bool {
+        true
+    }
+
+    fn fill_mask(&mut self, mask: &mut [u32]) -> Result<(), ConstraintError> {
+        if self.ready_on.take().as_deref() != Some("fathom-mask") {
+            return Err(ConstraintError("nothing was prepared".to_owned()));
+        }
+        mask.fill(0);
+        mask[0] = 1 << 7;
+        Ok(())
+    }
+
+    fn commit(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        assert_eq!(token, 7);
+        self.n_left -= 1;
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        self.n_left == 0
+    }
+}
+
+#[test]
+fn masks_are_made_ready_on_another_thread_while_the_model_runs() {
+    let engine = hashed();
+    let ask = |panics| {
+        let mut request = greedy(prompt(3, 10), 50);
+        request.sampling.ignore_eos = false;
+        request.constraint = Some(Box::new(Ahead { n_left: 5, ready_on: None, panics }));
+        read(engine.submit(request).unwrap())
+    };
+    let (tokens, ending) = ask(false);
+    assert_eq!(tokens, [7, 7, 7, 7, 7, crate::support::EOS]);
+    assert!(matches!(ending, Ending::Finished(FinishReason::Eos, _)));
+
+    let (tokens, ending) = ask(true);
+    assert!(tokens.is_empty());
+    let Ending::Failed(error) = ending else { panic!("{ending:?}") };
+    assert_eq!(error.to_string(), "constraint: the constraint was lost: it panicked");
+    assert_eq!(ask(false).0.len(), 6);
+}
+
 #[test]
 fn a_reader_that_never_reads_holds_up_nobody() {
     let (engine, gate) = gated(config());

@@ -9,6 +9,7 @@
 //!
 //! Not here: when a sequence ends by length (`scheduler`), stop strings (text never gets here).
 
+pub(crate) mod ahead;
 pub mod logprobs;
 pub mod mask;
 pub mod penalties;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fathom_core::{FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob};
 
+use super::ahead::{HeldConstraint, MaskThreads};
 use super::logprobs::{highest, logprobs};
 use super::mask::{apply_constraint, forbid};
 use super::penalties::{Penalties, add_bias};
@@ -34,7 +35,7 @@ pub struct Sampled {
 pub struct RequestSampler {
     params: Arc<SamplingParams>,
     penalties: Penalties,
-    constraint: Option<Box<dyn TokenConstraint>>,
+    constraint: Option<HeldConstraint>,
     n_generated: u32,
 }
 
@@ -47,6 +48,7 @@ impl RequestSampler {
         constraint: Option<Box<dyn TokenConstraint>>,
     ) -> Self {
         let penalties = Penalties::new(&params, prompt);
+        let constraint = constraint.map(HeldConstraint::new);
         Self { params: Arc::new(params), penalties, constraint, n_generated: 0 }
     }
 
@@ -54,6 +56,14 @@ impl RequestSampler {
     #[must_use]
     pub const fn params(&self) -> &Arc<SamplingParams> {
         &self.params
+    }
+
+    /// Has the constraint's next mask made ready on another thread, if there is one that takes
+    /// work.
+    pub(crate) fn prepare(&mut self, threads: &mut MaskThreads) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.prepare(threads);
+        }
     }
 
     /// Chooses the token at `position` of the sequence from `logits` (`[vocab_size]`, consumed).
@@ -88,7 +98,7 @@ impl RequestSampler {
         if end.is_none()
             && let Some(constraint) = &mut self.constraint
         {
-            constraint.commit(token)?;
+            constraint.get()?.commit(token)?;
         }
         Ok(Sampled { token, logprob, end })
     }
@@ -104,8 +114,9 @@ impl RequestSampler {
         add_bias(&self.params.logit_bias, logits);
         let mut may_go_on = true;
         if let Some(constraint) = &mut self.constraint {
+            let constraint = constraint.get()?;
             may_go_on = !constraint.is_finished();
-            apply_constraint(constraint.as_mut(), eos, &mut scratch.mask, logits)?;
+            apply_constraint(constraint, eos, &mut scratch.mask, logits)?;
         }
         // A complete grammar wins over `min_tokens`: after it there is nothing else to say.
         if self.n_generated < self.params.min_tokens && may_go_on {
