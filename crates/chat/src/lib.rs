@@ -8,13 +8,15 @@
 //! - [`encode`]: the hosted API's prompts, and the release's own encoder;
 //! - [`recall`]: sampled answers in later prompts;
 //! - [`tokenizer`], [`detokenize`]: text to ids, ids to whole characters;
-//! - [`parse`]: the streaming parser, the strict one for training data, stop strings.
+//! - [`parse`]: the streaming parser, the strict one for training data, stop strings;
+//! - [`grammar`]: what an answer may consist of: JSON, calls, texts of a language.
 //!
 //! Not here: wire formats (`protocol`), request validation (`server`), sampling (`engine`).
 
 pub mod conversation;
 pub mod detokenize;
 pub mod encode;
+pub mod grammar;
 pub mod parse;
 pub mod recall;
 pub mod special;

@@ -5,6 +5,8 @@
 mod answers;
 mod cuts;
 mod goldens;
+mod grammar;
+mod grammar_walk;
 mod prompts;
 mod recall;
 mod recipe;
