@@ -1,6 +1,8 @@
 //! Section 18 of the API, row by row, as far as a request body alone decides it.
 
-use fathom_protocol::openai::{self, ChatRequest, Rules, TrailingAssistant};
+use fathom_protocol::openai::{
+    self, ChatRequest, ResponseFormat, Rules, Structured, TrailingAssistant,
+};
 use fathom_protocol::{ApiError, parse_object};
 use serde_json::{Value, json};
 
@@ -282,6 +284,52 @@ fn response_formats_are_checked() {
     let mut with_word = format(json!({"type": "json_object"}));
     with_word["messages"] = json!([{"role": "developer", "content": "Answer in JSON."}]);
     assert!(read(&changed(&with_word), &Rules::default()).is_ok());
+}
+
+#[test]
+fn structured_outputs_say_one_thing_and_agree_with_the_rest() {
+    let structured = |value: Value| json!({ "structured_outputs": value });
+    for (value, code, param) in [
+        (json!("json"), "invalid_type", "structured_outputs"),
+        (json!({"json_object": false}), "invalid_value", "structured_outputs"),
+        (
+            json!({"regex": "a", "grammar": "b"}),
+            "conflicting_parameters",
+            "structured_outputs.grammar",
+        ),
+        (json!({"regex": ""}), "invalid_value", "structured_outputs.regex"),
+        (json!({"regex": 5}), "invalid_type", "structured_outputs.regex"),
+        (json!({"choice": "a"}), "invalid_type", "structured_outputs.choice"),
+        (json!({"choice": [""]}), "invalid_value", "structured_outputs.choice[0]"),
+        (json!({"json": 5}), "invalid_type", "structured_outputs.json"),
+        (json!({"json": {"type": "banana"}}), "invalid_json_schema", "structured_outputs.json"),
+        (
+            json!({"grammar": "a".repeat(300_000)}),
+            "schema_too_complex",
+            "structured_outputs.grammar",
+        ),
+    ] {
+        refuses(structured(value), code, param);
+    }
+    let mut both = structured(json!({"choice": ["a"]}));
+    both["response_format"] = json!({"type": "json_object"});
+    refuses(both.clone(), "conflicting_parameters", "structured_outputs");
+    both["response_format"] = json!({"type": "text"});
+    let request = read(&changed(&both), &Rules::default()).unwrap();
+    let expected = Structured::Choice(vec!["a".into()]);
+    assert_eq!(request.response_format, ResponseFormat::Structured(expected));
+    let mut forced = tool(json!({}), false);
+    forced["tool_choice"] = json!("required");
+    forced["structured_outputs"] = json!({"json_object": true});
+    refuses(forced, "conflicting_parameters", "structured_outputs");
+}
+
+#[test]
+fn a_forced_choice_among_no_tools_is_refused() {
+    let mut change = tool(json!({}), false);
+    let allowed = json!({"mode": "required", "tools": []});
+    change["tool_choice"] = json!({"type": "allowed_tools", "allowed_tools": allowed});
+    refuses(change, "invalid_value", "tool_choice.allowed_tools.tools");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use fathom_protocol::openai::models::{Model, ModelList};
 use fathom_protocol::openai::response::{
-    AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
-    LogprobEntry, Logprobs, StopReason, TopLogprob, Usage,
+    AssistantMessage, ChatCompletion, Choice, FinishDetails, FinishReason, FunctionBody,
+    FunctionCall, LogprobEntry, Logprobs, StopReason, TokenLoop, TopLogprob, Usage,
 };
 use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta, DeltaWriter};
 use fathom_protocol::{ApiError, ErrorCode, Surface, sse};
@@ -30,6 +30,7 @@ fn a_completion_has_the_fields_of_the_contract_in_its_order() {
             logprobs: None,
             finish_reason: FinishReason::Stop,
             stop_reason: None,
+            finish_details: None,
         }],
         usage: Usage::new(12, 5, 47, 37),
         system_fingerprint: "fp_0123abcd",
@@ -89,10 +90,14 @@ fn each_kind_of_delta_has_its_own_form() {
         Delta::Content("c"),
         Delta::Call { index: 0, id: "call_1", name: "f" },
         Delta::Arguments { index: 0, text: "{\"a\":" },
-        Delta::End { finish_reason: FinishReason::Length, stop_reason: None },
+        Delta::End { finish_reason: FinishReason::Length, stop_reason: None, finish_details: None },
         Delta::End {
             finish_reason: FinishReason::Stop,
             stop_reason: Some(StopReason::Text("###".into())),
+            finish_details: Some(FinishDetails {
+                thought_only: true,
+                token_loop: Some(TokenLoop { period: 2, repeats: 40 }),
+            }),
         },
     ];
     let frames: String = deltas.into_iter().map(|delta| frame(delta, None)).collect();
@@ -113,7 +118,7 @@ data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m
 
 data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}]}
 
-data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"###"}]}
+data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"###","finish_details":{"thought_only":true,"token_loop":{"period":2,"repeats":40}}}]}
 "####);
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::message::{Message, mentions_json, read_messages};
 use super::sampling::{RawSampling, Sampling};
+use super::structured::read_structured;
 use super::thinking::{RawThinking, Thinking};
 use super::tools::{
     ResponseFormat, Tool, ToolChoice, check_format_type, check_tool_count, read_format,
@@ -51,12 +52,11 @@ pub struct ChatRequest {
 }
 
 /// OpenAI fields that would change the meaning of the answer, and what to use instead.
-const REFUSED: [(&str, &str); 5] = [
+const REFUSED: [(&str, &str); 4] = [
     ("functions", "use `tools`"),
     ("function_call", "use `tool_choice`"),
     ("audio", "this server answers with text only"),
     ("web_search_options", "this server does not search the web"),
-    ("structured_outputs", "use `response_format`"),
 ];
 
 impl ChatRequest {
@@ -83,6 +83,7 @@ impl ChatRequest {
         let tool_choice = fields.get("tool_choice");
         let parallel_tool_calls = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
         let format = fields.object("response_format")?;
+        let structured = fields.object("structured_outputs")?;
         let thinking_fields = RawThinking::read(&mut fields, &mut unknown)?;
         fields.report_unknown(&mut unknown);
 
@@ -105,13 +106,23 @@ impl ChatRequest {
             return Err(conflict("stream_options", "`stream_options` requires `stream: true`."));
         }
         thinking_fields.agree(&thinking)?;
+        let has_format = format.and_then(|format| format.get("type")).is_some_and(|k| k != "text");
+        if structured.is_some() && has_format {
+            let text = "`structured_outputs` cannot be combined with `response_format`.";
+            return Err(conflict("structured_outputs", text));
+        }
 
         let messages = read_messages(messages, rules, &mut unknown)?;
 
         // Tools and schemas.
         let tools = read_tools(tools, rules)?;
         let tool_choice = read_tool_choice(tool_choice, &tools)?;
-        let response_format = read_format(format, rules)?;
+        let response_format = match structured {
+            Some(object) => {
+                ResponseFormat::Structured(read_structured(object, rules, &mut unknown)?)
+            }
+            None => read_format(format, rules)?,
+        };
         let needs_keyword =
             response_format == ResponseFormat::JsonObject && rules.require_json_keyword;
         if needs_keyword && !mentions_json(&messages) {
@@ -135,6 +146,7 @@ impl ChatRequest {
             include_usage,
             unknown,
         };
+        request.check_structured()?;
         request.check_prefix()?;
         Ok(request)
     }
@@ -145,21 +157,45 @@ impl ChatRequest {
         self.messages.last().is_some_and(|message| message.prefix)
     }
 
-    pub(crate) fn check_prefix(&self) -> Result<(), ApiError> {
-        if !self.is_prefix() {
-            return Ok(());
+    /// The field that says what the answer must be, if it is not to be any text.
+    fn format_field(&self) -> Option<&'static str> {
+        match self.response_format {
+            ResponseFormat::Text => None,
+            ResponseFormat::Structured(_) => Some("structured_outputs"),
+            ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. } => {
+                Some("response_format")
+            }
         }
-        if self.response_format != ResponseFormat::Text {
-            let text = "`response_format` cannot be combined with an assistant `prefix`.";
-            return Err(conflict("response_format", text));
-        }
-        let forced = matches!(
+    }
+
+    /// Whether the answer must be a call.
+    fn forces_a_call(&self) -> bool {
+        matches!(
             self.tool_choice,
             ToolChoice::Required
                 | ToolChoice::Named(_)
                 | ToolChoice::Allowed { required: true, .. }
-        );
-        if forced {
+        )
+    }
+
+    /// Checks that what the answer must be and what it may be agree.
+    fn check_structured(&self) -> Result<(), ApiError> {
+        if self.forces_a_call() && matches!(self.response_format, ResponseFormat::Structured(_)) {
+            let text = "`structured_outputs` cannot be combined with a forced `tool_choice`.";
+            return Err(conflict("structured_outputs", text));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_prefix(&self) -> Result<(), ApiError> {
+        if !self.is_prefix() {
+            return Ok(());
+        }
+        if let Some(field) = self.format_field() {
+            let text = format!("`{field}` cannot be combined with an assistant `prefix`.");
+            return Err(conflict(field, &text));
+        }
+        if self.forces_a_call() {
             let text = "A forced `tool_choice` cannot be combined with an assistant `prefix`.";
             return Err(conflict("tool_choice", text));
         }

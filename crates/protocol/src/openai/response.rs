@@ -37,6 +37,9 @@ pub struct Choice {
     pub finish_reason: FinishReason,
     /// The stop string or token that matched.
     pub stop_reason: Option<StopReason>,
+    /// What was odd about the ending; absent if nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_details: Option<FinishDetails>,
 }
 
 /// What the assistant said.
@@ -103,6 +106,32 @@ impl FinishReason {
             Self::InsufficientSystemResource => "insufficient_system_resource",
         }
     }
+}
+
+/// What is odd about an ending that its reason does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct FinishDetails {
+    /// The model reasoned, then stopped: neither text nor a call followed.
+    pub thought_only: bool,
+    /// The answer said the same over and over.
+    pub token_loop: Option<TokenLoop>,
+}
+
+impl FinishDetails {
+    /// The details, if there is anything to tell.
+    #[must_use]
+    pub fn unless_plain(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
+}
+
+/// A run of tokens that follows itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TokenLoop {
+    /// Tokens of one run.
+    pub period: u32,
+    /// How often it came in a row.
+    pub repeats: u32,
 }
 
 /// What ended a choice with [`FinishReason::Stop`], other than the end of sequence.

@@ -6,7 +6,7 @@
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use super::response::{FinishReason, Logprobs, StopReason, Usage};
+use super::response::{FinishDetails, FinishReason, Logprobs, StopReason, Usage};
 use crate::sse;
 
 /// One event of a stream.
@@ -47,9 +47,12 @@ impl Serialize for ChunkChoice<'_> {
         map.serialize_entry("delta", &self.delta)?;
         map.serialize_entry("logprobs", &self.logprobs)?;
         match &self.delta {
-            Delta::End { finish_reason, stop_reason } => {
+            Delta::End { finish_reason, stop_reason, finish_details } => {
                 map.serialize_entry("finish_reason", finish_reason)?;
                 map.serialize_entry("stop_reason", stop_reason)?;
+                if let Some(details) = finish_details {
+                    map.serialize_entry("finish_details", details)?;
+                }
             }
             _ => map.serialize_entry("finish_reason", &())?,
         }
@@ -133,6 +136,8 @@ pub enum Delta<'a> {
         finish_reason: FinishReason,
         /// The stop string or token that matched.
         stop_reason: Option<StopReason>,
+        /// What was odd about the ending.
+        finish_details: Option<FinishDetails>,
     },
 }
 

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::Rules;
+use super::{Rules, Structured};
 use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{
     Fields, Path, at_most_items, invalid_type, invalid_value, is_identifier, missing,
@@ -68,6 +68,8 @@ pub enum ResponseFormat {
         /// Whether the rules of strict mode apply to it.
         strict: bool,
     },
+    /// What `structured_outputs` says, which the prompt does not.
+    Structured(Structured),
 }
 
 /// Longest name of a function or schema on this surface, in bytes.
@@ -276,6 +278,9 @@ fn read_allowed_tools(
         let function = at.key("function");
         check_declared(name, tools, &function.key("name"))?;
         names.push(name.to_owned());
+    }
+    if required && names.is_empty() {
+        return Err(invalid_value(&list, format!("`{list}` must name at least one tool.")));
     }
     Ok(ToolChoice::Allowed { required, names })
 }
