@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
 use fathom_engine::{GenerateError, TokenEvent, TokenStream};
-use fathom_protocol::openai::response::{FinishReason, StopReason, Usage};
+use fathom_protocol::openai::response::{FinishDetails, FinishReason, StopReason, Usage};
 
 use crate::app::App;
 use crate::auth::Turn;
@@ -49,6 +49,7 @@ pub(crate) trait Answer {
 pub(crate) struct Ending {
     pub(crate) finish_reason: FinishReason,
     pub(crate) stop_reason: Option<StopReason>,
+    pub(crate) details: FinishDetails,
 }
 
 /// What happened to one choice.
@@ -206,6 +207,7 @@ impl<A: Answer> Generation<A> {
                 self.n_completion += u64::from(answer.n_tokens());
                 let (pieces, ending, n_reasoning) = answer.finish(reason);
                 self.n_reasoning += u64::from(n_reasoning);
+                self.app.metrics.count_ending(self.model.canonical_id(), ending.details);
                 let word = ending.finish_reason.as_str();
                 self.record.note(|facts| facts.finish_reason = Some(word));
                 Ok(Some(Update { index, pieces, ending: Some(ending) }))
@@ -227,7 +229,8 @@ impl<A: Answer> Generation<A> {
             let (pieces, _, n_reasoning) = answer.finish(Reason::Length);
             self.n_reasoning += u64::from(n_reasoning);
             let finish_reason = FinishReason::InsufficientSystemResource;
-            let ending = Ending { finish_reason, stop_reason: None };
+            let details = FinishDetails::default();
+            let ending = Ending { finish_reason, stop_reason: None, details };
             updates.push(Update { index: index as u32, pieces, ending: Some(ending) });
         }
         updates

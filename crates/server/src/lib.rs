@@ -16,7 +16,6 @@ pub mod config;
 mod cors;
 mod error;
 mod generate;
-mod guard;
 mod health;
 mod metrics;
 mod observe;

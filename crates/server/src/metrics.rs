@@ -21,6 +21,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use fathom_engine::stats::Histogram;
 use fathom_engine::{EngineStats, RequestTimes};
+use fathom_protocol::openai::response::FinishDetails;
 
 use crate::app::App;
 use crate::error::Refusal;
@@ -69,6 +70,8 @@ struct ModelCounters {
     cached_tokens: u64,
     completion_tokens: u64,
     reasoning_tokens: u64,
+    thought_only: u64,
+    looping: u64,
     time_to_first_token: Histogram,
     inter_token: Histogram,
     request: Histogram,
@@ -85,6 +88,8 @@ impl Default for ModelCounters {
             cached_tokens: 0,
             completion_tokens: 0,
             reasoning_tokens: 0,
+            thought_only: 0,
+            looping: 0,
             time_to_first_token: seconds(),
             inter_token: seconds(),
             request: seconds(),
@@ -136,6 +141,16 @@ impl Metrics {
         let known = counters.models.entry(model.to_owned()).or_default();
         for gap in gaps {
             known.inter_token.observe(gap.as_secs_f64());
+        }
+    }
+
+    /// Counts what was odd about an answer's ending.
+    pub(crate) fn count_ending(&self, model: &str, details: FinishDetails) {
+        if details.unless_plain().is_some() {
+            let mut counters = self.lock();
+            let counters = counters.models.entry(model.to_owned()).or_default();
+            counters.thought_only += u64::from(details.thought_only);
+            counters.looping += u64::from(details.token_loop.is_some());
         }
     }
 
@@ -282,7 +297,13 @@ fn render_requests(page: &mut Page, counters: &Counters, entries: &[Arc<ModelEnt
         }
     }
     type Count = fn(&ModelCounters) -> u64;
-    let counts: [(&str, &str, Count); 4] = [
+    let counts: [(&str, &str, Count); 6] = [
+        (
+            "fathom_answers_thought_only_total",
+            "Answers that ended after their reasoning, with nothing said.",
+            |of| of.thought_only,
+        ),
+        ("fathom_answers_looping_total", "Answers that repeated themselves.", |of| of.looping),
         ("fathom_prompt_tokens_total", "Prompt tokens.", |of| of.prompt_tokens),
         ("fathom_cached_prompt_tokens_total", "Prompt tokens not computed again.", |of| {
             of.cached_tokens

@@ -5,13 +5,18 @@
 //!
 //! Not here: loading weights and starting engines (`cli`).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use fathom_chat::grammar::GrammarCompiler;
 use fathom_chat::{EffortProfile, Tokenizer};
 use fathom_engine::EngineHandle;
 use fathom_protocol::{ApiError, ErrorCode, quoted};
 
 use crate::config::ModelsConfig;
+
+/// Grammars that are remembered per model: schemas and tool sets that requests repeat.
+const GRAMMARS_PER_MODEL: usize = 128;
 
 /// A loaded model and what the HTTP side needs to know about it.
 #[derive(Clone)]
@@ -67,11 +72,14 @@ pub(crate) enum Models {
 #[derive(Clone)]
 pub struct Registry {
     models: Arc<RwLock<Models>>,
+    /// Of the loaded models, by their canonical ids.
+    grammars: Arc<RwLock<BTreeMap<String, Arc<GrammarCompiler>>>>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { models: Arc::new(RwLock::new(Models::Loading { progress: 0.0 })) }
+        let models = Arc::new(RwLock::new(Models::Loading { progress: 0.0 }));
+        Self { models, grammars: Arc::default() }
     }
 }
 
@@ -80,6 +88,8 @@ impl Default for Registry {
 pub(crate) struct Resolved {
     pub(crate) model: Arc<ModelEntry>,
     pub(crate) thinks: Option<bool>,
+    /// Makes the grammars of constrained answers.
+    pub(crate) grammars: Arc<GrammarCompiler>,
 }
 
 /// The contract's aliases: name, target, default thinking.
@@ -105,6 +115,13 @@ impl Registry {
 
     /// Begins to serve these models.
     pub fn install(&self, entries: Vec<ModelEntry>) {
+        let compiler = |entry: &ModelEntry| {
+            let compiler = GrammarCompiler::new(entry.tokenizer.clone(), GRAMMARS_PER_MODEL);
+            (entry.canonical_id().to_owned(), Arc::new(compiler))
+        };
+        let compilers: BTreeMap<_, _> = entries.iter().map(compiler).collect();
+        compilers.values().for_each(warm);
+        *self.grammars.write().unwrap_or_else(PoisonError::into_inner) = compilers;
         self.set(Models::Loaded(entries.into_iter().map(Arc::new).collect()));
     }
 
@@ -154,7 +171,12 @@ impl Registry {
                 let sole = (entries.len() == 1).then(|| Arc::clone(&entries[0]));
                 find(&entries, LEGACY_TARGET).or(sole)
             });
-        model.map(|model| Resolved { model, thinks }).ok_or_else(|| {
+        let resolved = model.and_then(|model| {
+            let grammars = self.grammars.read().unwrap_or_else(PoisonError::into_inner);
+            let grammars = Arc::clone(grammars.get(model.canonical_id())?);
+            Some(Resolved { model, thinks, grammars })
+        });
+        resolved.ok_or_else(|| {
             let ids: Vec<_> = entries.iter().map(|entry| entry.canonical_id()).collect();
             let (name, ids) = (quoted(name), ids.join(", "));
             let message = format!("The model {name} does not exist; this server has {ids}.");
@@ -174,6 +196,20 @@ impl Registry {
             }
         }
         names
+    }
+}
+
+/// Has a compiler get ready in the background, so that the first request that needs it need not
+/// wait.
+fn warm(compiler: &Arc<GrammarCompiler>) {
+    let compiler = Arc::clone(compiler);
+    let work = move || {
+        if let Err(error) = compiler.warm() {
+            tracing::warn!(%error, "this model's answers cannot be constrained");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("fathom-warm".to_owned()).spawn(work) {
+        tracing::debug!(%error, "grammars get ready when they are first needed");
     }
 }
 

@@ -162,30 +162,6 @@ fn what_does_not_fit_the_context() {
 }
 
 #[test]
-fn what_only_constrained_decoding_could_promise() {
-    let rig = Rig::start();
-    let closed = json!({"type": "object", "properties": {}, "additionalProperties": false});
-    let tool = |strict: bool| {
-        let function = json!({"name": "f", "parameters": closed, "strict": strict});
-        json!([{"type": "function", "function": function}])
-    };
-    let named = json!({"type": "function", "function": {"name": "f"}});
-    let schema = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": closed}});
-    for (change, param) in [
-        (json!({"tools": tool(false), "tool_choice": "required"}), "tool_choice"),
-        (json!({"tools": tool(false), "tool_choice": named}), "tool_choice"),
-        (json!({"tools": tool(true)}), "tools[0].function.strict"),
-        (json!({"response_format": schema}), "response_format"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
-    ] {
-        is_bad(&rig.say("say json", &change), 422, "unsupported_schema", Some(param));
-    }
-    // What is wrong in itself is said first.
-    let response = rig.say("Hi", &json!({"tool_choice": "required"}));
-    is_bad(&response, 400, "invalid_value", Some("tool_choice"));
-}
-
-#[test]
 fn beta_features_can_be_kept_to_their_path() {
     let rig = Rig::configured(|config| config.compat.require_beta_path = true);
     let messages = json!([{"role": "user", "content": "ab"},

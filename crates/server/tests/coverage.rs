@@ -61,6 +61,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("A-506", &["settings::every_limit_on_a_request_can_be_set", "protocol::schemas::nesting_is_bounded"]),
     ("A-507", &["settings::every_limit_on_a_request_can_be_set"]),
     ("A-508", &["bad_requests::a_full_queue", "settings::a_request_that_waits_too_long_is_told_so"]),
+    ("A-509", &["constrained::a_compilation_has_a_budget"]),
     ("A-510", &["settings::a_default_number_of_tokens_can_be_set", "bad_requests::what_does_not_fit_the_context"]),
     ("A-511", &["bad_requests::what_does_not_fit_the_context", "protocol::good_requests::a_clipping_server_cuts_the_token_limit"]),
     ("A-512", &["protocol::good_requests::the_newer_name_of_the_token_limit_wins", "answers::a_token_limit_is_met_exactly"]),
@@ -125,13 +126,22 @@ const TABLE: &[(&str, &[&str])] = &[
     // Tools.
     ("A-1001", &["protocol::bad_requests::tools_are_checked_one_by_one"]),
     ("A-1002", &["protocol::bad_requests::a_tool_choice_must_be_possible", "answers::a_forbidden_call_is_not_even_sampled"]),
+    ("A-1003", &["constrained::a_forced_call_is_made_with_and_without_thinking", "chat::grammar::arguments_of_calls_are_valid_after_the_parser_put_them_together"]),
+    ("A-1004", &["constrained::a_forced_call_is_made_with_and_without_thinking", "constrained::a_forced_call_in_thinking_mode_can_be_refused_or_end_the_thinking"]),
+    ("A-1005", &["constrained::a_block_that_the_model_opens_is_held_to_names_and_schemas", "constrained::arguments_of_tools_that_are_not_strict_can_be_left_to_the_model"]),
     ("A-1006", &["answers::tool_calls_are_parsed_and_their_arguments_are_json", "answers::markup_without_tools_on_offer_is_neither_a_call_nor_text"]),
     ("A-1007", &["streams::reasoning_content_and_a_call_come_in_their_order"]),
-    ("A-1008", &["protocol::schemas::strict_mode_wants_closed_objects_at_every_level"]),
-    ("A-1009", &["protocol::schemas::ordinary_schemas_are_accepted"]),
+    ("A-1008", &["protocol::schemas::strict_mode_wants_closed_objects_at_every_level", "chat::grammar::json_under_a_schema_is_valid_or_cut_by_length", "constrained::what_cannot_be_enforced_or_compiled_is_422"]),
+    ("A-1009", &["protocol::schemas::ordinary_schemas_are_accepted", "chat::grammar::a_pattern_that_cannot_be_enforced_is_an_error_in_strict_mode_only"]),
+    ("A-1010", &["chat::grammar::some_json_object_is_an_object_and_white_space_is_bounded"]),
+    ("A-1011", &["constrained::a_compilation_has_a_budget", "chat::grammar::what_is_malformed_or_too_complex_is_refused_and_nothing_breaks"]),
     // response_format.
     ("A-1101", &["protocol::bad_requests::response_formats_are_checked"]),
     ("A-1102", &["rows::every_row_about_tools_formats_and_thinking", "settings::what_the_contract_lets_operators_decide_can_be_decided"]),
+    ("A-1103", &["constrained::a_json_object_is_one_or_the_beginning_of_one", "chat::grammar::an_answer_under_a_grammar_never_ends_before_it_says_something"]),
+    ("A-1104", &["constrained::a_schema_is_followed_and_reasoning_comes_before_it"]),
+    ("A-1105", &["constrained::an_answer_is_a_call_or_json_where_both_are_possible", "constrained::a_schema_is_followed_and_reasoning_comes_before_it"]),
+    ("A-1106", &["constrained::structured_outputs_hold_and_conflict_with_other_demands"]),
     // Streaming.
     ("A-1201", &["streams::a_refused_stream_is_an_ordinary_error"]),
     ("A-1202", &["streams::a_short_stream_byte_by_byte"]),
@@ -207,17 +217,7 @@ const TABLE: &[(&str, &[&str])] = &[
 
 /// Requirements that no test shows, and why.
 const OPEN: &[(&str, &str)] = &[
-    ("A-509", "schemas are not compiled yet: constrained decoding is missing"),
     ("A-513", "a line in the log"),
-    ("A-1003", "needs constrained decoding; refused until then (A-1002)"),
-    ("A-1004", "needs constrained decoding"),
-    ("A-1005", "needs constrained decoding"),
-    ("A-1010", "needs constrained decoding"),
-    ("A-1011", "needs constrained decoding"),
-    ("A-1103", "needs constrained decoding"),
-    ("A-1104", "needs constrained decoding"),
-    ("A-1105", "needs constrained decoding"),
-    ("A-1106", "needs constrained decoding"),
     ("A-1901", "a decision about the code: the reader is `fields`"),
 ];
 

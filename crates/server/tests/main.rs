@@ -9,6 +9,7 @@ mod bodies;
 mod browsers;
 mod client;
 mod completions;
+mod constrained;
 mod coverage;
 mod disconnects;
 mod endpoints;

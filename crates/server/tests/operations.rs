@@ -143,6 +143,8 @@ fn every_metric_of_the_contract_is_there_and_typed() {
         page.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     families.sort_unstable();
     assert_snapshot!(families.join("\n"), @r#"
+fathom_answers_looping_total counter
+fathom_answers_thought_only_total counter
 fathom_batch_requests histogram
 fathom_batch_tokens histogram
 fathom_build_info gauge

@@ -32,7 +32,7 @@ pub(super) struct Form {
 
 impl Form {
     fn end(&self, ending: Ending) -> End {
-        let Ending { finish_reason, stop_reason } = ending;
+        let Ending { finish_reason, stop_reason, .. } = ending;
         let stop_sequence = match stop_reason {
             Some(chat::StopReason::Text(text)) => Some(text),
             Some(chat::StopReason::Token(_)) | None => None,

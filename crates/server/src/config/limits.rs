@@ -33,6 +33,8 @@ pub struct LimitsConfig {
     pub max_schema_bytes: usize,
     /// Cap on the nesting of one schema.
     pub max_schema_depth: usize,
+    /// Longest time that one schema, or one set of tools, may take to compile, in milliseconds.
+    pub schema_compile_ms: u64,
     /// Cap on the number of messages.
     pub max_messages: usize,
     /// Cap on the size of a request body in bytes, after decompression.
@@ -63,6 +65,7 @@ impl Default for LimitsConfig {
             max_tools: rules.max_tools,
             max_schema_bytes: rules.max_schema_bytes,
             max_schema_depth: rules.max_schema_depth,
+            schema_compile_ms: 2000,
             max_messages: rules.max_messages,
             max_body_bytes: 32 * 1024 * 1024,
             head_s: 10,

@@ -1,5 +1,5 @@
-//! What requests mean on this server: `[models]`, `[thinking]`, `[reasoning]`, `[anthropic]`,
-//! `[cache]`, `[encoding]`, `[compat]`.
+//! What requests mean on this server: `[models]`, `[thinking]`, `[reasoning]`, `[tools]`,
+//! `[loop_detection]`, `[anthropic]`, `[cache]`, `[encoding]`, `[compat]`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -61,11 +61,14 @@ pub struct ReasoningConfig {
     pub effort_map: BTreeMap<Effort, ModelEffort>,
     /// Whether reasoning budgets are enforced.
     pub honor_budget: bool,
+    /// Whether an answer must go on after its reasoning; otherwise a model that has nothing to say
+    /// says nothing.
+    pub require_answer: bool,
 }
 
 impl Default for ReasoningConfig {
     fn default() -> Self {
-        Self { effort_map: BTreeMap::new(), honor_budget: true }
+        Self { effort_map: BTreeMap::new(), honor_budget: true, require_answer: false }
     }
 }
 
@@ -77,6 +80,53 @@ pub enum ModelEffort {
     Low,
     High,
     Max,
+}
+
+/// Tool calls.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ToolsConfig {
+    /// Whether arguments follow the schemas of tools that are neither strict nor forced, too.
+    pub constrain_auto: bool,
+}
+
+impl Default for ToolsConfig {
+    fn default() -> Self {
+        Self { constrain_auto: true }
+    }
+}
+
+/// Answers that repeat themselves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoopConfig {
+    /// What happens to an answer that says the same over and over.
+    pub action: LoopAction,
+    /// Longest run of tokens that is looked for again and again.
+    pub max_period: usize,
+    /// How often a run must follow itself.
+    pub min_repeats: usize,
+    /// How many tokens the repetitions must have together.
+    pub min_tokens: usize,
+}
+
+impl Default for LoopConfig {
+    fn default() -> Self {
+        Self { action: LoopAction::Report, max_period: 64, min_repeats: 16, min_tokens: 256 }
+    }
+}
+
+/// What happens to an answer that repeats itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LoopAction {
+    /// Nobody looks.
+    Off,
+    /// It is counted, and its ending says so.
+    #[default]
+    Report,
+    /// It is ended as well.
+    Stop,
 }
 
 /// The Messages surface.
@@ -174,6 +224,8 @@ pub struct CompatConfig {
     pub usage_on_final_chunk: bool,
     /// End cut generations with DeepSeek's own finish reason instead of an error.
     pub insufficient_resource: bool,
+    /// What a forced tool choice does in thinking mode.
+    pub forced_tool_in_thinking: ForcedToolInThinking,
     /// Send line ends while a whole answer is computed, as the hosted API does: proxies stay patient,
     /// but the status is 200 whatever comes.
     pub nonstream_keepalive: bool,
@@ -195,9 +247,23 @@ impl Default for CompatConfig {
             reasoning_alias: false,
             usage_on_final_chunk: false,
             insufficient_resource: false,
+            forced_tool_in_thinking: ForcedToolInThinking::Allow,
             nonstream_keepalive: false,
         }
     }
+}
+
+/// What a forced tool choice does in thinking mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ForcedToolInThinking {
+    /// The model reasons, then calls.
+    #[default]
+    Allow,
+    /// The request is refused, as the hosted API does.
+    Reject,
+    /// The model calls without reasoning.
+    DisableThinking,
 }
 
 /// What the role `developer` is.

@@ -22,8 +22,9 @@ pub use http::{HttpConfig, MetricsConfig, SseConfig, TelemetryConfig};
 pub use keys::KeyConfig;
 pub use limits::{DefaultMaxTokens, FimConfig, LimitsConfig};
 pub use meaning::{
-    AnthropicConfig, CacheConfig, CompatConfig, DeveloperRole, EncodingConfig, MessagesThinking,
-    ModelEffort, ModelsConfig, ReasoningConfig, ThinkingConfig, ThinkingSampling,
+    AnthropicConfig, CacheConfig, CompatConfig, DeveloperRole, EncodingConfig,
+    ForcedToolInThinking, LoopAction, LoopConfig, MessagesThinking, ModelEffort, ModelsConfig,
+    ReasoningConfig, ThinkingConfig, ThinkingSampling, ToolsConfig,
 };
 
 /// Everything the HTTP side can be told.
@@ -36,6 +37,8 @@ pub struct ServerConfig {
     pub models: ModelsConfig,
     pub thinking: ThinkingConfig,
     pub reasoning: ReasoningConfig,
+    pub tools: ToolsConfig,
+    pub loop_detection: LoopConfig,
     pub fim: FimConfig,
     pub anthropic: AnthropicConfig,
     pub sse: SseConfig,
@@ -81,6 +84,9 @@ impl ServerConfig {
             ("limits.max_output_tokens", u64::from(limits.max_output_tokens)),
             ("limits.max_n", limits.max_n.into()),
             ("fim.max_tokens", self.fim.max_tokens.into()),
+            ("limits.schema_compile_ms", limits.schema_compile_ms),
+            ("loop_detection.max_period", self.loop_detection.max_period as u64),
+            ("loop_detection.min_repeats", self.loop_detection.min_repeats as u64),
             ("limits.max_messages", limits.max_messages as u64),
             ("limits.max_body_bytes", limits.max_body_bytes as u64),
             ("limits.head_s", limits.head_s),

@@ -8,8 +8,8 @@ use axum::extract::State;
 use axum::http::Uri;
 use axum::response::Response;
 use fathom_protocol::openai::response::{
-    AssistantMessage, ChatCompletion, Choice, FinishReason, FunctionBody, FunctionCall,
-    LogprobEntry, Logprobs, Usage,
+    AssistantMessage, ChatCompletion, Choice, FinishDetails, FinishReason, FunctionBody,
+    FunctionCall, LogprobEntry, Logprobs, Usage,
 };
 use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta, DeltaWriter};
 use fathom_protocol::openai::{self, ChatRequest};
@@ -161,9 +161,10 @@ impl Draft {
     fn into_choice(self, index: u32, form: &Form) -> Choice {
         let calls = self.calls.into_iter().filter(|(_, complete)| *complete);
         let tool_calls: Vec<FunctionCall> = calls.map(|(call, _)| call).collect();
-        let Ending { finish_reason, stop_reason } = self.ending.unwrap_or(Ending {
+        let Ending { finish_reason, stop_reason, details } = self.ending.unwrap_or(Ending {
             finish_reason: FinishReason::InsufficientSystemResource,
             stop_reason: None,
+            details: FinishDetails::default(),
         });
         let silent = self.content.is_empty() && !tool_calls.is_empty();
         Choice {
@@ -182,6 +183,7 @@ impl Draft {
             },
             finish_reason,
             stop_reason,
+            finish_details: details.unless_plain(),
         }
     }
 }
@@ -245,10 +247,11 @@ impl Frames for Chunks {
                 logprobs => self.chunk(ChunkChoice { index, delta, logprobs }, None, events),
             }
         }
-        if let Some(Ending { finish_reason, stop_reason }) = ending {
+        if let Some(Ending { finish_reason, stop_reason, details }) = ending {
             self.n_ended += 1;
             let last = self.n_ended == self.form.n && self.form.usage_on_final;
-            let delta = Delta::End { finish_reason, stop_reason };
+            let finish_details = details.unless_plain();
+            let delta = Delta::End { finish_reason, stop_reason, finish_details };
             let choice = ChunkChoice { index, delta, logprobs: None };
             self.chunk(choice, last.then_some(usage), events);
         }

@@ -24,7 +24,6 @@ use crate::body::JsonBody;
 use crate::config::DefaultMaxTokens;
 use crate::error::{self, Refusal};
 use crate::generate::{Context, Ending, Generation, Update};
-use crate::guard::Guard;
 use crate::record::Record;
 use crate::registry::ModelEntry;
 
@@ -67,7 +66,7 @@ pub(crate) async fn create(
         let (stop, ids) = (&sampling.stop, &sampling.stop_token_ids);
         TextAnswer::new(&model.tokenizer, stop, ids, sampling.skip_special_tokens, logprobs)
     };
-    let choices = run.submit(&app, "prompt", Guard::new, answer)?;
+    let choices = run.submit(&app, "prompt", || None, answer)?;
     let context =
         Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
     let generation = Generation::new(context, choices);
@@ -179,7 +178,7 @@ fn add(choice: &mut TextChoice, update: Update<TextPiece>, n_chars: &mut usize) 
         *n_chars += text.chars().count();
         choice.text.push_str(&text);
     }
-    if let Some(Ending { finish_reason, stop_reason }) = update.ending {
+    if let Some(Ending { finish_reason, stop_reason, .. }) = update.ending {
         choice.finish_reason = Some(finish_reason);
         choice.stop_reason = stop_reason;
     }

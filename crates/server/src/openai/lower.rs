@@ -8,24 +8,25 @@
 
 use std::sync::Arc;
 
+use fathom_chat::grammar::{AnswerConstraint, AnswerRules, GrammarCompiler};
 use fathom_chat::parse::{ParserOptions, ToolSet};
 use fathom_chat::{
     Arguments, Content, Conversation, Effort, EncodedPrompt, Message, Opening, ResponseFormat,
     Role, Task, ThinkingMode, ToolCall, Turn,
 };
-use fathom_core::TokenId;
+use fathom_core::{TokenConstraint, TokenId};
 use fathom_engine::TokenStream;
 use fathom_protocol::openai as wire;
-use fathom_protocol::openai::{ChatRequest, ToolChoice, TrailingAssistant};
+use fathom_protocol::openai::{ChatRequest, TrailingAssistant};
 use fathom_protocol::{ApiError, ErrorCode};
 use serde_json::Value;
 
+use super::constrain::{Constraints, forces_a_call, may_call};
 use super::raise::{AnswerOptions, ChatAnswer};
 use super::run::Run;
 use crate::app::App;
-use crate::config::{ModelEffort, ServerConfig, ThinkingSampling};
+use crate::config::{ForcedToolInThinking, ModelEffort, ServerConfig, ThinkingSampling};
 use crate::error;
-use crate::guard::Guard;
 use crate::recall::{Listener, Scope, Walk};
 use crate::registry::{ModelEntry, Resolved};
 
@@ -39,9 +40,9 @@ pub(crate) struct Plan {
     sampling: wire::Sampling,
     logprobs: Option<u32>,
     tools: Option<ToolSet>,
-    /// Tools are in the prompt, but may not be called.
-    forbid_calls: bool,
     single_call: bool,
+    grammars: Arc<GrammarCompiler>,
+    constraints: Constraints,
     reasoning_budget: Option<u32>,
     hide_reasoning: bool,
     /// Sampling fields that thinking mode ignores.
@@ -56,13 +57,13 @@ impl Plan {
     /// Settles what `request` means.
     ///
     /// # Errors
-    /// 422 for what needs constrained decoding, 400 for history that the settings refuse.
+    /// 400 for what the settings refuse.
     pub(crate) fn new(
         request: ChatRequest,
         resolved: &Resolved,
         config: &ServerConfig,
     ) -> Result<Self, ApiError> {
-        refuse_unenforceable(&request)?;
+        refuse_control_tokens(&request)?;
         let model = Arc::clone(&resolved.model);
         let continues = request.is_prefix()
             || (config.compat.trailing_assistant == TrailingAssistant::Continue
@@ -72,6 +73,8 @@ impl Plan {
         let answer_only =
             continues && request.messages.last().is_some_and(|m| m.reasoning.is_none());
         let (is_thinking, effort) = thinking(&request.thinking, resolved, config);
+        let forced = forces_a_call(&request.tool_choice);
+        let is_thinking = is_thinking && !(forced && calls_without_thinking(is_thinking, config)?);
         let thinks = is_thinking && !answer_only;
         if thinks && config.compat.require_reasoning_roundtrip {
             check_reasoning_roundtrip(&request)?;
@@ -82,21 +85,24 @@ impl Plan {
                 tracing::warn!(max_model_len, "effort max is meant for a context of 384K tokens");
             }
         }
+        let open_tool_block = forced && !is_thinking && !continues;
+        let constraints = Constraints::new(&request, open_tool_block, config);
         let ChatRequest { messages, tools, tool_choice, mut sampling, .. } = request;
         let ignored = if thinks && config.thinking.sampling == ThinkingSampling::Ignore {
             ignore_sampling(&mut sampling)
         } else {
             Vec::new()
         };
+        let may_call = may_call(&tools, &tool_choice);
         let functions: Vec<Value> =
             tools.into_iter().map(|tool| Value::Object(tool.function)).collect();
-        let may_call = !functions.is_empty() && tool_choice != ToolChoice::None;
         let budget = request.thinking.budget.filter(|_| thinks && config.reasoning.honor_budget);
         Ok(Self {
             logprobs: request.logprobs,
             tools: may_call.then(|| ToolSet::from_functions(&functions)),
-            forbid_calls: !functions.is_empty() && !may_call,
             single_call: !request.parallel_tool_calls,
+            grammars: Arc::clone(&resolved.grammars),
+            constraints,
             reasoning_budget: budget.map(|(_, tokens)| tokens),
             hide_reasoning: request.thinking.hide,
             ignored,
@@ -106,7 +112,8 @@ impl Plan {
             conversation: Conversation {
                 messages: messages.into_iter().map(message).collect(),
                 tools: functions,
-                response_format: ResponseFormat::Text,
+                response_format: response_format(request.response_format),
+                open_tool_block,
                 thinking: if is_thinking { ThinkingMode::Thinking } else { ThinkingMode::Chat },
                 effort,
                 profile: model.effort_profile,
@@ -125,7 +132,7 @@ impl Plan {
     /// Makes the prompt and settles what depends on its length. Slow for long conversations.
     ///
     /// # Errors
-    /// `context_length_exceeded`, and internal errors of the tokenizer.
+    /// What has no grammar, `context_length_exceeded`, and internal errors of the tokenizer.
     pub(crate) fn encode(mut self, app: &App) -> Result<Prepared, ApiError> {
         let (EncodedPrompt { ids, n_before_answer }, opening, walk) = self.render(app)?;
         // A continued message comes back together with what it was continued with.
@@ -133,12 +140,15 @@ impl Plan {
             && !self.raw
             && app.config.cache.remember_answers_mb > 0;
         let listener = remembers.then(|| walk.listen(&ids, n_before_answer));
+        let budget = self.reasoning_budget;
+        let must_answer = app.config.reasoning.require_answer;
+        let rules = self.constraints.compile(&self.grammars, opening, budget, must_answer)?;
         let model = Arc::clone(&self.model);
         let default = app.config.limits.default_max_tokens;
         let sampling = std::mem::take(&mut self.sampling);
         let field = self.prompt_field;
         let run = Run::new(model, ids, field, sampling, self.logprobs, default, &app.config)?;
-        Ok(Prepared { opening, plan: self, run, listener })
+        Ok(Prepared { rules, plan: self, run, listener })
     }
 
     /// The prompt's tokens, whether or not they fit the context.
@@ -172,8 +182,12 @@ impl Plan {
         Ok((encoded.map_err(|error| error::internal(&error))?, prompt.opening(), walk))
     }
 
-    /// Bytes of text that make up the prompt, roughly.
+    /// Bytes of text that make up the prompt, roughly; as good as endless if there are grammars,
+    /// which are never compiled on the reactor.
     pub(crate) fn n_bytes(&self) -> usize {
+        if self.constraints.have_grammars() {
+            return usize::MAX;
+        }
         let Conversation { messages, tools, .. } = &self.conversation;
         let of_call = |call: &ToolCall| match &call.arguments {
             Arguments::Text(text) => text.len(),
@@ -206,7 +220,7 @@ fn json_bytes(value: &Value) -> usize {
 /// A request ready for the engine.
 pub(crate) struct Prepared {
     plan: Plan,
-    opening: Opening,
+    rules: AnswerRules,
     run: Run,
     /// Remembers the answers.
     listener: Option<Listener>,
@@ -219,7 +233,7 @@ impl Prepared {
 
     /// Whether the answer begins with reasoning that the client is to see.
     pub(crate) fn shows_reasoning(&self) -> bool {
-        self.opening == Opening::Reasoning && !self.plan.hide_reasoning
+        self.rules.opening == Opening::Reasoning && !self.plan.hide_reasoning
     }
 
     /// Names of sampling fields that had no effect.
@@ -236,11 +250,10 @@ impl Prepared {
         app: &Arc<App>,
         call_prefix: &'static str,
     ) -> Result<Vec<(TokenStream, ChatAnswer)>, ApiError> {
-        let Self { plan, opening, run, listener } = self;
-        let special = plan.model.tokenizer.special();
+        let Self { plan, rules, run, listener } = self;
         let options = AnswerOptions {
             parser: ParserOptions {
-                opening,
+                opening: rules.opening,
                 tools: plan.tools,
                 stop: run.sampling().stop.clone(),
                 copy_reasoning: false,
@@ -251,54 +264,45 @@ impl Prepared {
             single_call: plan.single_call,
             call_prefix,
         };
-        let budget = plan.reasoning_budget.filter(|_| opening == Opening::Reasoning);
-        let guard = || {
-            let mut guard = Guard::new();
-            if plan.forbid_calls {
-                guard = guard.ban(special.dsml());
-            }
-            if let Some(budget) = budget {
-                guard = guard.limit_reasoning(budget, special.think_end(), special.dsml());
-            }
-            guard
+        let constraint = || {
+            let constraint = AnswerConstraint::new(rules.clone(), &plan.model.tokenizer)?;
+            Some(Box::new(constraint) as Box<dyn TokenConstraint>)
         };
         let answer =
             || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone(), listener.clone());
-        run.submit(app, plan.prompt_field, guard, answer)
+        run.submit(app, plan.prompt_field, constraint, answer)
     }
 }
 
-/// Refuses what only constrained decoding could promise.
-fn refuse_unenforceable(request: &ChatRequest) -> Result<(), ApiError> {
-    let refuse = |param: String, what: &str| {
-        let message =
-            format!("{what} needs constrained decoding, which this server does not have.");
-        Err(ApiError::at(ErrorCode::UnsupportedSchema, param, message))
-    };
-    if let Some(i) = request.tools.iter().position(|tool| tool.strict) {
-        return refuse(format!("tools[{i}].function.strict"), "A strict tool");
+fn refuse_control_tokens(request: &ChatRequest) -> Result<(), ApiError> {
+    if request.sampling.skip_special_tokens {
+        return Ok(());
     }
-    match request.tool_choice {
-        ToolChoice::None | ToolChoice::Auto => {}
-        ToolChoice::Required | ToolChoice::Named(_) => {
-            return refuse("tool_choice".into(), "A forced tool call");
+    let message = "`skip_special_tokens` must be true: answers never show control tokens.";
+    Err(ApiError::at(ErrorCode::UnsupportedParameter, "skip_special_tokens", message))
+}
+
+/// Whether a forced call switches thinking off.
+fn calls_without_thinking(is_thinking: bool, config: &ServerConfig) -> Result<bool, ApiError> {
+    match config.compat.forced_tool_in_thinking {
+        ForcedToolInThinking::Reject if is_thinking => {
+            let message = "Thinking mode does not support this tool_choice.";
+            Err(ApiError::at(ErrorCode::ConflictingParameters, "tool_choice", message))
         }
-        ToolChoice::Allowed { .. } => {
-            return refuse("tool_choice".into(), "A choice among some of the tools");
+        ForcedToolInThinking::DisableThinking => Ok(true),
+        ForcedToolInThinking::Allow | ForcedToolInThinking::Reject => Ok(false),
+    }
+}
+
+/// What the prompt says about the answer's form.
+fn response_format(format: wire::ResponseFormat) -> ResponseFormat {
+    match format {
+        wire::ResponseFormat::Text | wire::ResponseFormat::Structured(_) => ResponseFormat::Text,
+        wire::ResponseFormat::JsonObject => ResponseFormat::JsonObject,
+        wire::ResponseFormat::JsonSchema { schema, .. } => {
+            ResponseFormat::JsonSchema(Value::Object(schema))
         }
     }
-    match request.response_format {
-        wire::ResponseFormat::Text => {}
-        wire::ResponseFormat::JsonObject | wire::ResponseFormat::JsonSchema { .. } => {
-            return refuse("response_format".into(), "A JSON response format");
-        }
-    }
-    if !request.sampling.skip_special_tokens {
-        let message = "`skip_special_tokens` must be true: answers never show control tokens.";
-        let code = ErrorCode::UnsupportedParameter;
-        return Err(ApiError::at(code, "skip_special_tokens", message));
-    }
-    Ok(())
 }
 
 /// Whether the answer thinks, and how hard.

@@ -1,14 +1,16 @@
 //! The OpenAI surface: endpoints, lowering requests to the engine, raising answers back.
 //!
 //! Endpoints: [`chat`], [`completions`], [`models`], [`tokenize`]. On the way in, `lower` settles
-//! what a chat request means and `run` hands prompts to the engine; on the way out, `raise` and
+//! what a chat request means, `constrain` what its answer must keep to, and `run` hands prompts to the engine; on the way out, `raise` and
 //! `text` read tokens, `logprobs` pairs them with text, and `deliver` sends the answer. The Messages
 //! surface ([`crate::anthropic`]) goes the same way with its own JSON at both ends.
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+mod constrain;
 pub(crate) mod deliver;
 mod logprobs;
+mod loops;
 pub(crate) mod lower;
 pub(crate) mod models;
 pub(crate) mod raise;

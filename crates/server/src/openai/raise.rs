@@ -10,10 +10,14 @@ use std::sync::Arc;
 use fathom_chat::Tokenizer;
 use fathom_chat::parse::{AnswerEnd, Delta, End, OutputParser, ParserOptions, Summary};
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
-use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
+use fathom_protocol::openai::response::{
+    FinishDetails, FinishReason, LogprobEntry, StopReason, TokenLoop,
+};
 
 use super::logprobs::{Aligner, Text};
+use super::loops::LoopDetector;
 use crate::app::App;
+use crate::config::LoopAction;
 use crate::generate::{Answer, Ending};
 use crate::recall::Listener;
 use crate::registry::ModelEntry;
@@ -53,6 +57,7 @@ pub(crate) struct ChatAnswer {
     writer: Writer,
     n_tokens: u32,
     memory: Option<Memory>,
+    loops: Option<LoopDetector>,
 }
 
 /// What it takes to remember an answer when it is complete.
@@ -69,6 +74,8 @@ struct Writer {
     aligner: Option<Aligner>,
     options: AnswerOptions,
     enough: bool,
+    /// Whether a text that is not blank, or a call, was handed out.
+    said: bool,
 }
 
 impl ChatAnswer {
@@ -81,13 +88,14 @@ impl ChatAnswer {
     ) -> Self {
         let parser = OutputParser::new(&model.tokenizer, options.parser.clone());
         let aligner = options.logprobs.then(|| Aligner::new(&model.tokenizer, Text::Parsed));
-        let writer = Writer { app, aligner, options, enough: false };
+        let loops = LoopDetector::new(&app.config.loop_detection);
+        let writer = Writer { app, aligner, options, enough: false, said: false };
         let memory = listener.map(|listener| Memory {
             listener,
             tokenizer: model.tokenizer.clone(),
             ids: Vec::new(),
         });
-        Self { parser, writer, n_tokens: 0, memory }
+        Self { parser, writer, n_tokens: 0, memory, loops }
     }
 }
 
@@ -108,6 +116,11 @@ impl Answer for ChatAnswer {
         }
         let pieces = self.writer.pieces(self.parser.push(id));
         self.writer.enough |= self.parser.stop_matched().is_some();
+        if let Some(loops) = &mut self.loops {
+            loops.push(id);
+            let stops = self.writer.app.config.loop_detection.action == LoopAction::Stop;
+            self.writer.enough |= stops && loops.found().is_some();
+        }
         pieces
     }
 
@@ -120,7 +133,7 @@ impl Answer for ChatAnswer {
     }
 
     fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
-        let Self { parser, mut writer, memory, .. } = self;
+        let Self { parser, mut writer, memory, loops, .. } = self;
         if let Some(Memory { listener, tokenizer, ids }) = memory {
             listener.remember(&tokenizer, &writer.options.parser, &ids);
         }
@@ -138,7 +151,9 @@ impl Answer for ChatAnswer {
         }
         let pieces = writer.pieces(deltas);
         let reasoning_tokens = summary.reasoning_tokens;
-        (pieces, ending(summary, reason), reasoning_tokens)
+        let token_loop = loops.and_then(|loops| loops.found());
+        let ending = ending(summary, reason, writer.said, token_loop);
+        (pieces, ending, reasoning_tokens)
     }
 }
 
@@ -158,9 +173,11 @@ impl Writer {
                 }
                 Delta::Content(text) => {
                     let entries = self.release(&text);
+                    self.said |= !text.trim().is_empty();
                     pieces.push(Piece::Content(text, entries));
                 }
                 Delta::ToolCallStart { index, name } => {
+                    self.said = true;
                     let id = format!("{}{}", self.options.call_prefix, self.app.random.id());
                     pieces.push(Piece::Call { index, id, name });
                 }
@@ -181,7 +198,7 @@ impl Writer {
     }
 }
 
-fn ending(summary: Summary, reason: Reason) -> Ending {
+fn ending(summary: Summary, reason: Reason, said: bool, token_loop: Option<TokenLoop>) -> Ending {
     let finish_reason = match summary.end {
         AnswerEnd::Stop => FinishReason::Stop,
         AnswerEnd::Length => FinishReason::Length,
@@ -191,5 +208,10 @@ fn ending(summary: Summary, reason: Reason) -> Ending {
         Reason::StopToken(id) => Some(StopReason::Token(id)),
         Reason::Eos | Reason::Length | Reason::Cancelled => None,
     };
-    Ending { finish_reason, stop_reason: summary.stop.map(StopReason::Text).or(token) }
+    let thought_only = finish_reason == FinishReason::Stop && summary.reasoning_tokens > 0 && !said;
+    Ending {
+        finish_reason,
+        stop_reason: summary.stop.map(StopReason::Text).or(token),
+        details: FinishDetails { thought_only, token_loop },
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use fathom_core::{SamplingParams, TokenId};
+use fathom_core::{SamplingParams, TokenConstraint, TokenId};
 use fathom_engine::{GenerateRequest, TokenStream};
 use fathom_protocol::ApiError;
 use fathom_protocol::openai::Sampling;
@@ -11,7 +11,6 @@ use fathom_protocol::openai::Sampling;
 use crate::app::App;
 use crate::config::{DefaultMaxTokens, ServerConfig};
 use crate::error;
-use crate::guard::Guard;
 use crate::registry::ModelEntry;
 
 /// Choices that differ in nothing but their number.
@@ -51,7 +50,7 @@ impl Run {
         &self.sampling
     }
 
-    /// Hands every choice to the engine, each with its own guard and its own reader.
+    /// Hands every choice to the engine, each with its own constraint and its own reader.
     ///
     /// # Errors
     /// The engine's refusal; choices accepted before it are cancelled.
@@ -59,7 +58,7 @@ impl Run {
         self,
         app: &App,
         param: &str,
-        guard: impl Fn() -> Guard,
+        constraint: impl Fn() -> Option<Box<dyn TokenConstraint>>,
         answer: impl Fn() -> A,
     ) -> Result<Vec<(TokenStream, A)>, ApiError> {
         let Self { model, ids, sampling, mut params } = self;
@@ -73,7 +72,7 @@ impl Run {
                 priority: sampling.priority,
                 user: sampling.user_id.clone(),
                 cache_salt: sampling.cache_salt.clone(),
-                constraint: guard().into_constraint(),
+                constraint: constraint(),
             };
             let submitted = model.engine.submit(request);
             let stream = submitted.map_err(|error| error::from_submit(&error, param))?;

@@ -3,7 +3,7 @@
 use fathom_chat::parse::StopMatcher;
 use fathom_chat::{Detokenizer, Tokenizer};
 use fathom_core::{FinishReason as Reason, TokenId, TokenLogprob};
-use fathom_protocol::openai::response::{FinishReason, LogprobEntry, StopReason};
+use fathom_protocol::openai::response::{FinishDetails, FinishReason, LogprobEntry, StopReason};
 
 use super::logprobs::{Aligner, Text};
 use crate::generate::{Answer, Ending};
@@ -94,7 +94,8 @@ impl Answer for TextAnswer {
             Reason::StopToken(id) => Some(StopReason::Token(id)),
             Reason::Eos | Reason::Length | Reason::Cancelled => None,
         };
-        let ending = Ending { finish_reason, stop_reason: stopped.or(token) };
+        let details = FinishDetails::default();
+        let ending = Ending { finish_reason, stop_reason: stopped.or(token), details };
         (self.pieces(text), ending, 0)
     }
 }
