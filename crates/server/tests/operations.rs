@@ -160,6 +160,8 @@ fathom_cache_tier_items gauge
 fathom_cache_tier_misses_total counter
 fathom_cached_prompt_tokens_total counter
 fathom_completion_tokens_total counter
+fathom_failed_generations_total counter
+fathom_failed_steps_total counter
 fathom_inter_token_seconds histogram
 fathom_kv_blocks_cached gauge
 fathom_kv_blocks_total gauge

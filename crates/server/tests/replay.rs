@@ -1,7 +1,7 @@
 //! Conversations that clients send back as JSON: found in the prefix cache as they were generated.
 //!
-//! The model here spells much of what it says letter by letter and lays its tool calls out in its own
-//! way, so that no answer encodes to the tokens that were sampled.
+//! The model here spells much of what it says letter by letter, so that no answer encodes to the
+//! tokens that were sampled.
 
 use std::sync::LazyLock;
 
@@ -21,7 +21,7 @@ fn special(which: Special) -> TokenId {
 /// What the model says in turn `turn`, in as many tokens as it takes.
 fn spelt(turn: usize) -> Vec<TokenId> {
     let text = format!(
-        "I ask.\n\n<｜DSML｜tool_calls>\n\n<｜DSML｜invoke name=\"get\">\n\n\
+        "I ask.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get\">\n\
          <｜DSML｜parameter name=\"n\" string=\"false\">[{turn},2]</｜DSML｜parameter>\n\
          </｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     );
@@ -188,11 +188,14 @@ fn reasoning_that_is_left_out_stays_out() {
 
 #[test]
 fn a_server_that_remembers_no_answers_encodes_them() {
-    let mut options = options();
-    options.config.cache.remember_answers_mb = 0;
-    let rig = Rig::with(options);
-    let mut client = Client::new(json!({}));
-    let first = client.turn(&rig);
-    let second = client.turn(&rig);
-    assert!(second.prompt < first.prompt + first.completion, "{second:?} after {first:?}");
+    let second_prompt = |remember_answers_mb| {
+        let mut options = options();
+        options.config.cache.remember_answers_mb = remember_answers_mb;
+        let rig = Rig::with(options);
+        let mut client = Client::new(json!({}));
+        client.turn(&rig);
+        client.turn(&rig).prompt
+    };
+    // What was said letter by letter encodes to fewer tokens.
+    assert!(second_prompt(0) < second_prompt(64));
 }

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::formats;
+use super::{formats, text};
 
 /// Between two tokens of JSON: nothing, a space, or a line break with its indent. Bounded, so that
 /// a forced object ends however much the model likes white space.
@@ -171,6 +171,11 @@ fn rebase(schema: &mut Value) {
 fn tidy(schema: &mut Value) {
     walk(schema, &mut |object| {
         object.retain(|key, _| !is_annotation(key) && key != "x-guidance");
+        // The engine looks for anchors at the two ends of a pattern only.
+        let whole = object.get("pattern").and_then(Value::as_str).and_then(text::whole);
+        if let Some(whole) = whole {
+            object.insert("pattern".to_owned(), format!("^(?:{whole})$").into());
+        }
         let pattern = object
             .get("format")
             .and_then(Value::as_str)

@@ -160,7 +160,7 @@ fn terminal(object: &Map<String, Value>) -> Option<String> {
         conditions.push(format!("/(?s:.{{{least},{most}}})/"));
     }
     if let Some(pattern) = object.get("pattern") {
-        conditions.push(format!("/{}/", whole(pattern.as_str()?)?));
+        conditions.push(format!("/{}/", slashed(&whole(pattern.as_str()?)?)));
     }
     let format = object.get("format").and_then(Value::as_str).and_then(formats::lookup);
     if let Some(format) = format {
@@ -174,11 +174,11 @@ fn terminal(object: &Map<String, Value>) -> Option<String> {
 
 /// A pattern, which may match anywhere in a text, as an expression for the whole of it. `None` if
 /// it asks about what surrounds a place, other than by `^` at its beginning and `$` at its end.
-fn whole(pattern: &str) -> Option<String> {
+pub(super) fn whole(pattern: &str) -> Option<String> {
     let pattern = llguidance::regex_to_lark(pattern, "dw");
     let hir = regex_syntax::parse(&pattern).ok()?;
     let any = regex_syntax::parse("(?s:.*)").ok()?;
-    Some(slashed(&anchored(&hir, &any)?.to_string()))
+    Some(anchored(&hir, &any, false)?.to_string())
 }
 
 /// An expression for the whole of a text, as the notation has it. Anchors at its ends say nothing.
@@ -191,35 +191,50 @@ pub(super) fn expression(source: &str) -> Result<String, String> {
         let text = error.to_string();
         text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
     })?;
-    let whole = anchored(&hir, &Hir::empty());
+    let whole = anchored(&hir, &Hir::empty(), false);
     let whole = whole.ok_or("`^`, `$` and word boundaries are supported at the ends only")?;
     Ok(format!("/{}/", slashed(&whole.to_string())))
 }
 
-/// `hir` without the anchors at its ends, and with `any` where one is missing.
-fn anchored(hir: &Hir, any: &Hir) -> Option<Hir> {
+/// `hir` without the anchors at its ends, and with `any` where one is missing; `begun` if what
+/// stands before it was anchored.
+fn anchored(hir: &Hir, any: &Hir, begun: bool) -> Option<Hir> {
     match hir.kind() {
-        HirKind::Capture(capture) => anchored(&capture.sub, any),
+        HirKind::Capture(capture) => anchored(&capture.sub, any, begun),
         HirKind::Alternation(list) => {
-            let list = list.iter().map(|one| anchored(one, any));
+            let list = list.iter().map(|one| anchored(one, any, begun));
             Some(Hir::alternation(list.collect::<Option<_>>()?))
         }
-        HirKind::Concat(list) => anchored_list(list, any),
-        _ => anchored_list(std::slice::from_ref(hir), any),
+        HirKind::Concat(list) => anchored_list(list, any, begun),
+        _ => anchored_list(std::slice::from_ref(hir), any, begun),
     }
 }
 
-fn anchored_list(list: &[Hir], any: &Hir) -> Option<Hir> {
+fn anchored_list(list: &[Hir], any: &Hir, begun: bool) -> Option<Hir> {
     let is = |hir: &Hir, look: Look| matches!(hir.kind(), HirKind::Look(found) if *found == look);
     let (begins, list) = match list {
         [first, rest @ ..] if is(first, Look::Start) => (true, rest),
-        list => (false, list),
+        list => (begun, list),
     };
     let (ends, list) = match list {
         [rest @ .., last] if is(last, Look::End) => (true, rest),
         list => (false, list),
     };
-    if list.iter().any(|part| !part.properties().look_set().is_empty()) {
+    let looks = |part: &Hir| !part.properties().look_set().is_empty();
+    if let [before @ .., last] = list
+        && !ends
+        && looks(last)
+        && let Some(ways) = alternatives(last)
+    {
+        // Each way may end, and be anchored, in its own manner: `^a$|^b`, whose beginning the parser
+        // shares between the two.
+        let ways = ways.iter().map(|way| {
+            let parts = before.iter().chain([way]).cloned().collect();
+            anchored(&Hir::concat(parts), any, begins)
+        });
+        return Some(Hir::alternation(ways.collect::<Option<_>>()?));
+    }
+    if list.iter().any(looks) {
         return None;
     }
     let mut parts = Vec::with_capacity(list.len() + 2);
@@ -231,6 +246,15 @@ fn anchored_list(list: &[Hir], any: &Hir) -> Option<Hir> {
         parts.push(any.clone());
     }
     Some(Hir::concat(parts))
+}
+
+/// The ways of an alternation, in a group or not.
+fn alternatives(hir: &Hir) -> Option<&[Hir]> {
+    match hir.kind() {
+        HirKind::Capture(capture) => alternatives(&capture.sub),
+        HirKind::Alternation(list) => Some(list),
+        _ => None,
+    }
 }
 
 /// An expression as it can stand between slashes.
@@ -247,4 +271,33 @@ fn slashed(expression: &str) -> String {
         escaped = character == '\\' && !escaped;
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_anchored_wherever_its_ways_are() {
+        for (pattern, texts, others) in [
+            ("^a$|^b", ["a", "bc", "b"], ["ab", "cb", ""]),
+            ("^(a$|b)", ["a", "bc", "b"], ["ab", "cb", ""]),
+            ("^a/b\\.[0-9]$|^\\w\\s$", ["a/b.1", "4 ", "_\n"], ["4", "a/b.12", "xa/b.1"]),
+            ("a|b$", ["xay", "b", "xb"], ["bx", "", "c"]),
+        ] {
+            let expression = whole(pattern).unwrap_or_else(|| panic!("{pattern} cannot be stated"));
+            let tries = texts.map(|text| (text, true)).into_iter();
+            for (text, expected) in tries.chain(others.map(|text| (text, false))) {
+                let found = matches_whole(&expression, text);
+                assert_eq!(found, expected, "{pattern} as {expression}: {text:?}");
+            }
+        }
+        assert_eq!(whole("a^b|c"), None);
+    }
+
+    /// Whether the whole of `text` matches, by a regular expression engine of its own.
+    fn matches_whole(expression: &str, text: &str) -> bool {
+        let schema = json!({"type": "string", "pattern": format!("^(?:{expression})$")});
+        jsonschema::validator_for(&schema).unwrap().is_valid(&json!(text))
+    }
 }

@@ -120,7 +120,7 @@ pub struct ModelWork {
     pub attention_gflop: Line,
     /// Indexer per token, GFLOP, in FP8 (section 2.4).
     pub index_gflop: Line,
-    /// Traffic of the hyper-connections per token in prefill, MB (the share column of section 5).
+    /// Traffic of the hyper-connections per token, MB (the share column of section 5).
     pub hc_mb: f64,
 }
 
@@ -232,10 +232,11 @@ impl Machine {
         let experts_gb = f64::from(model.n_layers) * distinct * model.expert_mb / 1e3;
         let head_gb = if work.wants_logits { model.head_gb } else { 0.0 };
         let divided_gb = model.body_gb - model.replicated_gb + head_gb + experts_gb;
-        // The cache has one KV head: every rank reads all of it.
-        let bytes_gb = model.replicated_gb + divided_gb / n_gpus + work.read_mb / 1e3;
+        // The cache has one KV head: every rank reads all of it, and has all of the copies.
+        let hc_mb = work.n_tokens * model.hc_mb;
+        let bytes_gb = model.replicated_gb + divided_gb / n_gpus + (work.read_mb + hc_mb) / 1e3;
         let math_s = (work.fp8_gflop / gpu.fp8_tflops + work.bf16_gflop / gpu.bf16_tflops) / 1e3;
-        let hc_s = work.n_tokens * model.hc_mb / 1e6 / gpu.memory_tb_s;
+        let hc_s = hc_mb / 1e6 / gpu.memory_tb_s;
         let floor_s = (bytes_gb / 1e3 / gpu.memory_tb_s).max((math_s / n_gpus) + hc_s);
         (floor_s + self.links_seconds(work.n_tokens)) / self.efficiency
     }
