@@ -15,8 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest: toml::Table = fs::read_to_string(root.join("MANIFEST.toml"))?.parse()?;
     let files = manifest.get("file").and_then(toml::Value::as_array).ok_or("no [[file]]")?;
 
+    let default_archs = manifest.get("defaults").and_then(|table| table.get("archs"));
     let mut sources = String::new();
     let mut entries = String::new();
+    let mut tables = String::new();
     for header in fs::read_dir(root.join("include"))? {
         let name = format!("include/{}", header?.file_name().to_string_lossy());
         embed(&mut sources, &root, &name)?;
@@ -28,6 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         for entry in names.iter().filter_map(toml::Value::as_str) {
             writeln!(entries, "    ({entry:?}, {path:?}),")?;
         }
+        let archs = file.get("archs").or(default_archs).ok_or("no archs, and no default")?;
+        writeln!(tables, "    ({path:?}, &{}, &{}),", list(archs), list(&file["entries"]))?;
     }
     let pack = match env("FATHOM_KERNEL_PACK") {
         Ok(path) if !path.is_empty() => {
@@ -41,11 +45,19 @@ fn main() -> Result<(), Box<dyn Error>> {
          pub(crate) static SOURCES: &[(&str, &str)] = &[\n{sources}];\n\
          /// Every entry point and the file it is in.\n\
          pub(crate) static ENTRIES: &[(&str, &str)] = &[\n{entries}];\n\
+         /// Every kernel file: path, architectures, entry points.\n\
+         pub(crate) static FILES: &[(&str, &[&str], &[&str])] = &[\n{tables}];\n\
          /// The precompiled pack; empty where none was given.\n\
          pub(crate) static PACK: &[u8] = {pack};\n"
     );
     fs::write(PathBuf::from(env("OUT_DIR")?).join("kernels.rs"), text)?;
     Ok(())
+}
+
+/// A list of strings as Rust writes it.
+fn list(values: &toml::Value) -> String {
+    let strings = values.as_array().into_iter().flatten().filter_map(toml::Value::as_str);
+    format!("{:?}", strings.collect::<Vec<_>>())
 }
 
 fn embed(sources: &mut String, root: &Path, name: &str) -> Result<(), Box<dyn Error>> {

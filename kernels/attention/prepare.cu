@@ -89,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(96) attn_commit_window(
     const u32 row = blockIdx.x;
     const Sequence& sequence = sequences[sequence_of[row]];
     const u32 position = positions[row];
+    if (sequence.repeats()) return;
     if (position + ring < sequence.position + sequence.n_tokens) return;
     const u64* from = reinterpret_cast<const u64*>(pending + static_cast<u64>(row) * KV_ROW_BYTES);
     u64* to = reinterpret_cast<u64*>(window + (static_cast<u64>(sequence.slot) * ring + position % ring) * KV_ROW_BYTES);

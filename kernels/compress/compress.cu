@@ -28,6 +28,7 @@ INLINE void emit(const float* u, const float* s, const float* ape, const float* 
     const u32 row = blockIdx.x, position = step.positions[row];
     if ((position + 1) % ratio != 0) return;
     const Sequence& sequence = step.sequences[step.sequence_of[row]];
+    if (sequence.repeats()) return;
     const u32 stride = coff * Width, entry = position / ratio, start = entry * ratio;
     // Overlapping groups begin with the previous group's "a" half; entry 0 has none.
     const u32 n_before = coff == 2 && start != 0 ? ratio : 0;
@@ -102,6 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) compress_state(
     u32 ratio, u32 ring) {
     const u32 row = blockIdx.x, position = positions[row];
     const Sequence& sequence = sequences[sequence_of[row]];
+    if (sequence.repeats()) return;
     if (position + ring < sequence.position + sequence.n_tokens) return;
     const u64 to = (static_cast<u64>(sequence.slot) * ring + position % ring) * stride;
     const u64 from = static_cast<u64>(row) * stride;

@@ -74,6 +74,7 @@ uint32_t ballot(bool predicate);
 bool elect();
 uint32_t atomic_add(uint32_t* p, uint32_t x);
 uint32_t e4m3_pair(float low, float high);
+void atomic_add64(unsigned long long* p, unsigned long long x);
 
 void cp_async(void* destination, const void* source, uint32_t bytes, bool valid);
 void cp_async_commit();

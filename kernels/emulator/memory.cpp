@@ -195,17 +195,25 @@ void check_remote(uint32_t address, size_t bytes, void* pc) {
 
 // Atomics are not ordered against each other, so they are no races; a plain access beside them
 // that needs a barrier is not found.
-uint32_t atomic_add(uint32_t* p, uint32_t x) {
-    void* pc = __builtin_return_address(0);
-    const char* byte = reinterpret_cast<const char*>(p);
+static void check_atomic(const void* p, size_t bytes, void* pc) {
+    const char* byte = static_cast<const char*>(p);
     if (is_shared(byte)) {
         const uint32_t address = shared_address(p);
         const size_t offset = address & 0xffffffu;
-        if (offset + 4 > shared_bytes || !shadow_of(address >> 24, offset)->written)
+        if (offset + bytes > shared_bytes || !shadow_of(address >> 24, offset)->written)
             fail_at(pc, "atomic on shared offset %zu, which was never written", offset);
     } else {
-        check_access(p, 4, true, pc);
+        check_access(p, bytes, true, pc);
     }
+}
+
+void atomic_add64(unsigned long long* p, unsigned long long x) {
+    check_atomic(p, sizeof *p, __builtin_return_address(0));
+    *p += x;
+}
+
+uint32_t atomic_add(uint32_t* p, uint32_t x) {
+    check_atomic(p, sizeof *p, __builtin_return_address(0));
     const uint32_t old = *p;
     *p = old + x;
     return old;

@@ -7,6 +7,7 @@
 //   4 read:     u64 address, u64 n           -> n bytes
 //   5 launch:   u32 n, name, u32 grid[3], block[3], u64 shared bytes, u32 count,
 //               count x (u32 n, n bytes)     -> u32 0
+//   6 fill:     u64 address, u64 n, u32 byte
 // An error ends the process with status 3 and a line on standard error.
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +87,11 @@ int main(int argc, char** argv) {
             break;
         }
         case 5: launch(); break;
+        case 6: {
+            const uint64_t address = take<uint64_t>(), n = take<uint64_t>();
+            memset(reinterpret_cast<void*>(address), static_cast<int>(take<uint32_t>()), n);
+            break;
+        }
         default: fprintf(stderr, "emulator: a request it does not know\n"); return 2;
         }
     }

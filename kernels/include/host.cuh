@@ -36,6 +36,8 @@ INLINE float div_rn(float a, float b) { return a / b; }
 INLINE float sqrt_rn(float x) { return sqrtf(x); }
 INLINE float exp_f32(float x) { return expf(x); }
 INLINE float log1p_f32(float x) { return log1pf(x); }
+INLINE double exp_f64(double x) { return exp(x); }
+INLINE double log_f64(double x) { return log(x); }
 INLINE void sincos_f32(float x, float& sin, float& cos) { sin = sinf(x), cos = cosf(x); }
 INLINE float exp2_approx(float x) {
     const float y = exp2f(x);
@@ -110,6 +112,7 @@ INLINE T shfl_up(T value, u32 delta) {
 INLINE u32 ballot(bool predicate) { return emu::ballot(predicate); }
 
 INLINE u32 atomic_add(u32* p, u32 x) { return emu::atomic_add(p, x); }
+INLINE void atomic_add64(u64* p, u64 x) { emu::atomic_add64(p, x); }
 
 INLINE void cp_async16(void* destination, const void* source, bool valid) {
     emu::cp_async(destination, source, 16, valid);

@@ -16,6 +16,9 @@ INLINE float sqrt_rn(float x) { return __fsqrt_rn(x); }
 // Full range and accuracy; slower than the approximations of the special function unit.
 INLINE float exp_f32(float x) { return expf(x); }
 INLINE float log1p_f32(float x) { return log1pf(x); }
+// For decisions that must be those of the CPU; slow, few are taken.
+INLINE double exp_f64(double x) { return exp(x); }
+INLINE double log_f64(double x) { return log(x); }
 INLINE void sincos_f32(float x, float& sin, float& cos) { sincosf(x, &sin, &cos); }
 // 2^x with a relative error of 2^-22; 0 below the normal range.
 INLINE float exp2_approx(float x) {
@@ -91,3 +94,4 @@ INLINE T shfl_up(T value, u32 delta) {
 INLINE u32 ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 INLINE u32 atomic_add(u32* p, u32 x) { return atomicAdd(p, x); }
+INLINE void atomic_add64(u64* p, u64 x) { atomicAdd(p, x); }

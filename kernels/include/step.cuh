@@ -14,6 +14,9 @@ struct Sequence {
     u32 slot, row, n_tokens, position;
     u32 first_block, n_blocks; // its part of the list of block ids
     u32 unused[2];
+    // Whether its row repeats another one, to fill up the step: it computes, and must store nothing
+    // in the cache.
+    INLINE bool repeats() const { return n_tokens == 0; }
 };
 
 // The step's arrays, in device memory.

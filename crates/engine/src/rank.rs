@@ -304,9 +304,16 @@ impl<O: Ops> StepRunner for RankRunner<O> {
     }
 
     fn warm_up(&mut self) -> Result<(), StepError> {
-        let mut input = StepInput::default();
-        input.batch.push(0, 0, &[0], &[0], true);
-        self.step(&Arc::new(input), &mut StepOutput::default())
+        let Some(model) = self.models.first() else { return Ok(()) };
+        for n_sequences in model.ops().warm_up_sizes(self.spec.n_slots) {
+            let mut input = StepInput::default();
+            for slot in 0..n_sequences as u32 {
+                // Position 0 completes no entry: that all have one block does not matter.
+                input.batch.push(slot, 0, &[0], &[0], true);
+            }
+            self.step(&Arc::new(input), &mut StepOutput::default())?;
+        }
+        Ok(())
     }
 
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {

@@ -1,7 +1,9 @@
 //! Behaviour of the engine, driven through its handle over scripted runners.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod device;
 mod ending;
 mod faults;
 mod interleavings;

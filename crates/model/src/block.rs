@@ -1,6 +1,6 @@
 //! One block: attention and mixture of experts, each between two hyper-connection sites.
 
-use fathom_core::{LayerKind, RouterKind, TokenId};
+use fathom_core::{LayerKind, RouterKind};
 use fathom_ops::traits::{HcMix, HcPre};
 use fathom_ops::{Communicator, OpError, Ops};
 
@@ -14,9 +14,7 @@ use crate::{ModelError, Probe, Seen};
 pub struct Pass<'a, O: Ops> {
     /// The device.
     pub ops: &'a O,
-    /// Input token of each row; hash layers route by it.
-    pub tokens: &'a [TokenId],
-    /// Where the rows stand in their sequences.
+    /// The rows: tokens, and where they stand in their sequences.
     pub step: &'a O::Step,
     /// All cache stores of this rank.
     pub cache: &'a mut O::Cache,

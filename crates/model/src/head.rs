@@ -30,7 +30,7 @@ impl<O: Ops> Head<O> {
         Ok(Self { hc_head, norm: loader.norm(&format!("{prefix}norm"))? })
     }
 
-    /// f32 logits `[n, V]` of the rows `rows` of `x [T, 4 * D]`, or `None` if none are wanted.
+    /// f32 logits `[n, V]` of the rows of `x [T, 4 * D]` that `step` wants; at least one.
     ///
     /// # Errors
     /// What the operators fail with.
@@ -39,16 +39,11 @@ impl<O: Ops> Head<O> {
         ops: &O,
         head: &O::Linear,
         x: &O::Tensor,
-        rows: &[u32],
+        step: &O::Step,
         comm: &dyn Communicator,
-    ) -> Result<Option<O::Tensor>, OpError> {
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        // Decode wants every row: no copy then.
-        let is_all = rows.iter().copied().eq(0..ops.shape(x).0 as u32);
-        let selected = if is_all { None } else { Some(ops.select_rows(x, rows)?) };
+    ) -> Result<O::Tensor, OpError> {
+        let selected = ops.wanted_rows(x, step)?;
         let hidden = ops.hc_head(selected.as_ref().unwrap_or(x), &self.hc_head, &self.norm)?;
-        ops.logits(head, &hidden, comm).map(Some)
+        ops.logits(head, &hidden, comm)
     }
 }

@@ -63,7 +63,7 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// The matrix `name` with its scales, if its dtype has any.
     pub(crate) fn matrix(&self, name: &str) -> Result<WeightSource, ModelError> {
-        let view = self.checkpoint.tensor(name)?;
+        let view = self.tensor(name)?;
         let &[rows, stored_cols] = view.shape.as_slice() else {
             let (name, found) = (name.to_owned(), view.shape.len());
             return Err(ModelError::WrongRank { name, found, expected: 2 });
@@ -100,7 +100,11 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// The values of a small BF16 or F32 tensor, row-major.
     pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
-        Ok(self.checkpoint.tensor(name)?.to_f32_vec()?)
+        let view = self.tensor(name)?;
+        if !self.ops.keeps_values() {
+            return Ok(vec![0.0; view.n_elements()]);
+        }
+        Ok(view.to_f32_vec()?)
     }
 
     /// A small tensor, uploaded.
@@ -116,12 +120,26 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// `tid2eid`, checked and narrowed, row-major `[V, k]`.
     pub(crate) fn expert_table(&self, name: &str) -> Result<Vec<u16>, ModelError> {
+        if !self.ops.keeps_values() {
+            return Ok(vec![0; self.tensor(name)?.n_elements()]);
+        }
         Ok(self.checkpoint.tid2eid(name)?)
     }
 
+    /// The tensor; for a rehearsal, without a look at it.
+    fn tensor(&self, name: &str) -> Result<TensorView, ModelError> {
+        Ok(if self.ops.keeps_values() {
+            self.checkpoint.tensor(name)?
+        } else {
+            self.checkpoint.unread_tensor(name)?
+        })
+    }
+
     fn scale_of(&self, weight: &str) -> Result<TensorView, ModelError> {
-        let scale = self.checkpoint.tensor(&scale_name(weight))?;
-        check_scales(&scale)?;
+        let scale = self.tensor(&scale_name(weight))?;
+        if self.ops.keeps_values() {
+            check_scales(&scale)?;
+        }
         Ok(scale)
     }
 }

@@ -69,7 +69,7 @@ impl<O: Ops> Moe<O> {
         layer: usize,
         x: &O::Tensor,
     ) -> Result<O::Tensor, ModelError> {
-        let routing = pass.ops.route(&self.weights, x, pass.tokens)?;
+        let routing = pass.ops.route(&self.weights, x, pass.step)?;
         pass.see(layer, Seen::Routing(&routing))?;
         Ok(pass.ops.moe(&self.weights, x, &routing, pass.comm)?)
     }

@@ -45,8 +45,8 @@ impl<O: Ops> MtpBlock<O> {
         Ok(Self { layer, input, block: [block], head })
     }
 
-    /// The block's output copies `[T, 4 * D]` from the copies `x [T, 4 * D]`; the tokens of `pass`
-    /// are each row's *next* tokens.
+    /// The block's output copies `[T, 4 * D]` from the copies `x [T, 4 * D]`; the tokens of the
+    /// pass's step are each row's *next* tokens.
     ///
     /// # Errors
     /// What the operators or the probe fail with.
@@ -56,7 +56,7 @@ impl<O: Ops> MtpBlock<O> {
         embed: &O::Linear,
         x: &O::Tensor,
     ) -> Result<O::Tensor, ModelError> {
-        let x0 = pass.ops.mtp_input(&self.input, embed, pass.tokens, x)?;
+        let x0 = pass.ops.mtp_input(&self.input, embed, pass.step, x)?;
         run_blocks(&self.block, self.layer, pass, x0)
     }
 }

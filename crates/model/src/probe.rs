@@ -32,6 +32,12 @@ pub trait Probe<O: Ops> {
     /// # Errors
     /// What reading a tensor back fails with; the pass then ends with that error.
     fn see(&mut self, ops: &O, layer: usize, seen: Seen<'_, O>) -> Result<(), OpError>;
+
+    /// Whether anything is looked at. If not, a device may repeat an earlier pass instead of running
+    /// operator by operator.
+    fn watches(&self) -> bool {
+        true
+    }
 }
 
 /// Watches nothing.
@@ -41,5 +47,9 @@ pub struct NoProbe;
 impl<O: Ops> Probe<O> for NoProbe {
     fn see(&mut self, _ops: &O, _layer: usize, _seen: Seen<'_, O>) -> Result<(), OpError> {
         Ok(())
+    }
+
+    fn watches(&self) -> bool {
+        false
     }
 }

@@ -7,7 +7,7 @@
 
 use fathom_core::model_config::HC_MULT;
 use fathom_core::{LayerKind, ModelConfig, Rank, TokenId};
-use fathom_ops::{Batch, CacheSpec, Communicator, OpError, Ops};
+use fathom_ops::{Backend, Batch, CacheSpec, Communicator, OpError, Ops, PassOutput};
 use fathom_weights::Checkpoint;
 
 use crate::block::{Block, run_blocks};
@@ -28,13 +28,12 @@ pub struct Transformer<O: Ops> {
     mtp: Option<MtpBlock<O>>,
 }
 
-/// What one pass leaves behind.
-#[derive(Debug)]
-pub struct StepOutput<O: Ops> {
-    /// f32 logits `[n, V]` of [`Batch::logit_rows`], in that order; `None` if none were wanted.
-    pub logits: Option<O::Tensor>,
-    /// The four copies `[T, 4 * D]` before the head, if asked for.
-    pub copies: Option<O::Tensor>,
+/// What one pass leaves behind: logits of [`Batch::logit_rows`], and the copies if asked for.
+pub type StepOutput<O> = PassOutput<<O as Backend>::Tensor>;
+
+/// Passes that leave something else behind are others to a device that repeats them.
+const fn pass_name(wants_copies: bool) -> &'static str {
+    if wants_copies { "model with copies" } else { "model" }
 }
 
 impl<O: Ops> Transformer<O> {
@@ -141,13 +140,20 @@ impl<O: Ops> Transformer<O> {
         wants_copies: bool,
         probe: &mut dyn Probe<O>,
     ) -> Result<StepOutput<O>, ModelError> {
-        let step = &self.ops.prepare_step(batch)?;
-        let tokens = &batch.tokens;
-        let pass = &mut Pass { ops: &self.ops, tokens, step, cache, comm, probe };
-        let x = self.ops.embed(&self.embed, tokens)?;
-        let x = run_blocks(&self.layers, 0, pass, x)?;
-        let logits = self.norm_head.logits(&self.ops, &self.head, &x, &batch.logit_rows, comm)?;
-        Ok(StepOutput { logits, copies: wants_copies.then_some(x) })
+        let ops = &self.ops;
+        // Who looks inside must have something to look at, row by row.
+        let watches = probe.watches();
+        let step = &if watches { ops.prepare_exact_step(batch)? } else { ops.prepare_step(batch)? };
+        let wants_logits = !batch.logit_rows.is_empty();
+        let mut run = |cache: &mut O::Cache| {
+            let x = ops.embed(&self.embed, step)?;
+            let x = run_blocks(&self.layers, 0, &mut Pass { ops, step, cache, comm, probe }, x)?;
+            let logits = wants_logits
+                .then(|| self.norm_head.logits(ops, &self.head, &x, step, comm))
+                .transpose()?;
+            Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
+        };
+        if watches { run(cache) } else { ops.run_pass(pass_name(wants_copies), step, cache, run) }
     }
 
     /// Runs the MTP block over the rows of `batch`, whose tokens are ignored: row `t` reads
@@ -172,10 +178,12 @@ impl<O: Ops> Transformer<O> {
         if got != expected {
             return Err(OpError::Shape { op: "mtp", arg: "next_tokens", got, expected }.into());
         }
-        let step = &self.ops.prepare_step(batch)?;
-        let pass = &mut Pass { ops: &self.ops, tokens: next_tokens, step, cache, comm, probe };
-        let x = mtp.forward(pass, &self.embed, x)?;
-        let logits = mtp.head.logits(&self.ops, &self.head, &x, &batch.logit_rows, comm)?;
-        Ok(StepOutput { logits, copies: wants_copies.then_some(x) })
+        let batch = &Batch { tokens: next_tokens.to_vec(), ..batch.clone() };
+        let (ops, step) = (&self.ops, &self.ops.prepare_exact_step(batch)?);
+        let x = mtp.forward(&mut Pass { ops, step, cache, comm, probe }, &self.embed, x)?;
+        let wants_logits = !batch.logit_rows.is_empty();
+        let logits =
+            wants_logits.then(|| mtp.head.logits(ops, &self.head, &x, step, comm)).transpose()?;
+        Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
     }
 }

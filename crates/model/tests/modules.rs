@@ -29,7 +29,6 @@ fn run(model: &Model, layer: usize, module: Module, case: &Case, x: &HostTensor)
     let step = model.ops().prepare_step(&batch).unwrap();
     let mut pass = Pass {
         ops: model.ops(),
-        tokens: &case.ids,
         step: &step,
         cache: session.cache_mut(),
         comm: &Solo,

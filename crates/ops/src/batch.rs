@@ -113,6 +113,12 @@ impl Batch {
         self.sequences.iter().flat_map(SequenceSlice::positions).collect()
     }
 
+    /// Whether logits of every row are wanted, in order: then no row must be picked.
+    #[must_use]
+    pub fn wants_all_rows(&self) -> bool {
+        self.logit_rows.iter().copied().eq(0..self.tokens.len() as u32)
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn n_tokens(&self) -> usize {

@@ -30,5 +30,7 @@ pub use cache_spec::{BLOCK_TOKENS, CacheSpec};
 pub use comm::{Communicator, LocalComm, Solo};
 pub use error::OpError;
 pub use row_formats::{FormatError, IndexKeyFormat, KvFormat, RowFormats};
-pub use traits::{AttentionOps, Backend, HeadOps, HyperConnectionOps, MoeOps, Ops};
+pub use traits::{
+    Activations, AttentionOps, Backend, HeadOps, HyperConnectionOps, MoeOps, Ops, PassOutput,
+};
 pub use weight::{Scales, WeightData, WeightSource};

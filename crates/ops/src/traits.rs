@@ -8,10 +8,28 @@
 
 use std::fmt::Debug;
 
-use fathom_core::{Numerics, TokenId};
+use fathom_core::Numerics;
 
 use crate::layer::{AttentionWeights, HcHead, HcSite, MoeWeights, MtpInputWeights, Norm};
 use crate::{Batch, CacheSpec, Communicator, OpError, WeightSource};
+
+/// What the inputs of FP8 and FP4 layers look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// On the FP8 grid of their blocks of 128, as the official code has them.
+    Fp8Grid,
+    /// Unquantised bf16: strictly more precise, and what a GPU without FP8 prefers.
+    Bf16,
+}
+
+/// Tensors that a pass leaves behind.
+#[derive(Debug)]
+pub struct PassOutput<T> {
+    /// f32 logits `[n, V]` of the wanted rows, in their order; `None` if none were wanted.
+    pub logits: Option<T>,
+    /// The four copies `[T, 4 * D]` before the head, if asked for.
+    pub copies: Option<T>,
+}
 
 /// Memory and types of one device.
 pub trait Backend: Debug + Send + Sync + 'static {
@@ -36,6 +54,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// The numeric mode this backend computes in.
     fn numerics(&self) -> Numerics;
+
+    /// Whether what is loaded can be used. Only a rehearsal, which asks how much memory a model will
+    /// take, says no; then nobody need read tensors to load them.
+    fn keeps_values(&self) -> bool {
+        true
+    }
 
     /// Runs `work`, which calls this backend's operators, where the backend computes: whoever runs
     /// a whole step inside gets there once instead of once per operator. `work` must not wait for
@@ -83,11 +107,47 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// [`OpError`] if the device cannot hold them.
     fn new_cache(&self, spec: &CacheSpec) -> Result<Self::Cache, OpError>;
 
-    /// Uploads a batch's metadata.
+    /// Uploads a batch's metadata, for [`run_pass`](Self::run_pass): tensors of the step may have more
+    /// rows than the batch.
     ///
     /// # Errors
     /// [`OpError`] if the device cannot hold it.
     fn prepare_step(&self, batch: &Batch) -> Result<Self::Step, OpError>;
+
+    /// The same for operators that are called one by one: tensors have a row per token.
+    ///
+    /// # Errors
+    /// As [`prepare_step`](Self::prepare_step).
+    fn prepare_exact_step(&self, batch: &Batch) -> Result<Self::Step, OpError> {
+        self.prepare_step(batch)
+    }
+
+    /// Runs `pass`, which calls operators over `step` and `cache` and nothing else, or does on the
+    /// device what it did for an earlier step of the same shape. `name` tells the passes over one
+    /// cache apart; one name always means the same operators over the same weights.
+    ///
+    /// # Errors
+    /// What the pass fails with, or the device.
+    fn run_pass<E: From<OpError>>(
+        &self,
+        name: &'static str,
+        step: &Self::Step,
+        cache: &mut Self::Cache,
+        pass: impl FnOnce(&mut Self::Cache) -> Result<PassOutput<Self::Tensor>, E>,
+    ) -> Result<PassOutput<Self::Tensor>, E>
+    where
+        Self: Sized,
+    {
+        let _ = (name, step);
+        pass(cache)
+    }
+
+    /// Numbers of one-token sequences that a step should run with, in this order, before the first
+    /// request comes, so that no request waits for what a device prepares once per shape.
+    fn warm_up_sizes(&self, n_slots: usize) -> Vec<usize> {
+        let _ = n_slots;
+        vec![1]
+    }
 
     /// Uploads `[rows, cols]` values.
     ///
@@ -103,6 +163,17 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// Shape of a tensor.
     fn shape(&self, tensor: &Self::Tensor) -> (usize, usize);
+
+    /// The rows of `tensor [T, ..]` whose logits `step` wants, in that order; `None` where that is
+    /// all of them.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfRange`] naming the first row that does not exist.
+    fn wanted_rows(
+        &self,
+        tensor: &Self::Tensor,
+        step: &Self::Step,
+    ) -> Result<Option<Self::Tensor>, OpError>;
 
     /// The rows `rows` of `tensor`, in that order.
     ///
@@ -212,11 +283,11 @@ pub struct HcPre<T> {
 
 /// Embedding, hyper-connections and norms. `x` is the four copies, `[T, 4 * D]`, copy-major.
 pub trait HyperConnectionOps: Backend {
-    /// `x[t] = four copies of embed[tokens[t]]`. Source: `Transformer.forward`.
+    /// `x[t] = four copies of embed[token of row t]`. Source: `Transformer.forward`.
     ///
     /// # Errors
     /// [`OpError::OutOfRange`] for a token id outside the table.
-    fn embed(&self, embed: &Self::Linear, tokens: &[TokenId]) -> Result<Self::Tensor, OpError>;
+    fn embed(&self, embed: &Self::Linear, step: &Self::Step) -> Result<Self::Tensor, OpError>;
 
     /// Mixes the copies into one stream, normalises it. Source: `Block.hc_pre`, `RMSNorm`.
     ///
@@ -391,7 +462,8 @@ pub trait AttentionOps: Backend {
 
 /// The mixture of experts.
 pub trait MoeOps: Backend {
-    /// Chooses experts and weights for each row. Source: `Gate.forward`.
+    /// Chooses experts and weights for each row; hash layers choose by the row's token. Source:
+    /// `Gate.forward`.
     ///
     /// # Errors
     /// [`OpError::Shape`] if the shapes do not fit.
@@ -399,7 +471,7 @@ pub trait MoeOps: Backend {
         &self,
         weights: &MoeWeights<Self>,
         x: &Self::Tensor,
-        tokens: &[TokenId],
+        step: &Self::Step,
     ) -> Result<Self::Routing, OpError>
     where
         Self: Sized;
@@ -472,7 +544,8 @@ pub trait HeadOps: Backend {
     ) -> Result<Self::Tensor, OpError>;
 
     /// The four copies an MTP block starts from:
-    /// `x0[j] = e_proj(rms(embed(next), enorm)) + h_proj(rms(x[j], hnorm))`.
+    /// `x0[j] = e_proj(rms(embed(next), enorm)) + h_proj(rms(x[j], hnorm))`. The tokens of `step` are
+    /// each row's next token.
     ///
     /// # Errors
     /// [`OpError::Shape`] if the shapes do not fit; [`OpError::OutOfRange`] for a bad token id.
@@ -480,7 +553,7 @@ pub trait HeadOps: Backend {
         &self,
         weights: &MtpInputWeights<Self>,
         embed: &Self::Linear,
-        next_tokens: &[TokenId],
+        step: &Self::Step,
         x: &Self::Tensor,
     ) -> Result<Self::Tensor, OpError>
     where

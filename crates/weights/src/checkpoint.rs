@@ -158,6 +158,14 @@ impl Checkpoint {
         Ok(view)
     }
 
+    /// The same without a look at its bytes, for those who ask for names, shapes and formats only.
+    ///
+    /// # Errors
+    /// [`LoadError::UnknownTensor`].
+    pub fn unread_tensor(&self, name: &str) -> Result<TensorView, LoadError> {
+        self.view(name)
+    }
+
     /// The expert ids of the hash-routed layer whose table is `name`:
     /// `[vocab_size, num_experts_per_tok]`, every id in range, no id twice for a token.
     ///

@@ -8,7 +8,6 @@
 use fathom_core::model_config::{HC_MIX, HC_MULT};
 use fathom_core::num::round_bf16;
 
-use crate::OpError;
 use crate::cpu::norm::{inverse_rms, rms_norm};
 use crate::cpu::simd::{exp, sigmoid, simd_fn};
 use crate::cpu::tensor::{HostTensor, for_each_row};
@@ -16,6 +15,7 @@ use crate::cpu::{CpuLinear, CpuOps};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, Norm};
 use crate::traits::{HcMix, HcPre, HyperConnectionOps};
+use crate::{Batch, OpError};
 
 /// Mixing weights of one token at one site.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,10 +133,10 @@ impl CpuOps {
 }
 
 impl HyperConnectionOps for CpuOps {
-    fn embed(&self, embed: &CpuLinear, tokens: &[u32]) -> Result<HostTensor, OpError> {
+    fn embed(&self, embed: &CpuLinear, step: &Batch) -> Result<HostTensor, OpError> {
         let width = embed.n_cols();
-        let mut x = HostTensor::zeros(tokens.len(), HC_MULT * width);
-        for (row, &token) in tokens.iter().enumerate() {
+        let mut x = HostTensor::zeros(step.n_tokens(), HC_MULT * width);
+        for (row, &token) in step.tokens.iter().enumerate() {
             let (got, limit) = (token as usize, embed.n_rows());
             if got >= limit {
                 return Err(OpError::OutOfRange { op: "embed", what: "token id", got, limit });

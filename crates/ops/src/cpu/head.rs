@@ -2,9 +2,9 @@
 //!
 //! Source: `ParallelHead.forward`, `MTPBlock.forward` of the official release.
 
+use fathom_core::Group;
 use fathom_core::model_config::HC_MULT;
 use fathom_core::num::round_bf16;
-use fathom_core::{Group, TokenId};
 
 use crate::copies::{CopiesAt, locate};
 use crate::cpu::norm::rms_norm;
@@ -95,15 +95,15 @@ impl HeadOps for CpuOps {
         &self,
         weights: &MtpInputWeights<Self>,
         embed: &CpuLinear,
-        next_tokens: &[TokenId],
+        step: &Batch,
         x: &HostTensor,
     ) -> Result<HostTensor, OpError> {
         const OP: &str = "mtp_input";
         let width = embed.n_cols();
-        x.expect(OP, "x", next_tokens.len(), HC_MULT * width)?;
+        x.expect(OP, "x", step.n_tokens(), HC_MULT * width)?;
         let is_bf16 = self.is_bf16();
         let mut embedded = HostTensor::zeros(x.rows, width);
-        for (row, &token) in next_tokens.iter().enumerate() {
+        for (row, &token) in step.tokens.iter().enumerate() {
             let (got, limit) = (token as usize, embed.n_rows());
             if got >= limit {
                 return Err(OpError::OutOfRange { op: OP, what: "token id", got, limit });

@@ -39,7 +39,7 @@ pub use indexer::Selection;
 pub use moe::{CpuExperts, ExpertTable, Routing, sqrt_softplus};
 pub use tensor::HostTensor;
 
-use crate::traits::Backend;
+use crate::traits::{Activations, Backend};
 use crate::{Batch, CacheSpec, OpError, WeightSource};
 
 /// Multiply-adds (or the like) below which a loop stays on the calling thread: entering the thread
@@ -63,13 +63,27 @@ pub(crate) fn in_parallel<T: Send>(
 #[derive(Debug, Clone, Copy)]
 pub struct CpuOps {
     pub(crate) numerics: Numerics,
+    activations: Activations,
 }
 
 impl CpuOps {
     /// Operators that compute in `numerics`.
     #[must_use]
     pub const fn new(numerics: Numerics) -> Self {
-        Self { numerics }
+        Self { numerics, activations: Activations::Fp8Grid }
+    }
+
+    /// The same with other inputs of FP8 and FP4 layers. [`Activations::Bf16`] is the A16 form of
+    /// these operators, what GPUs without FP8 arithmetic compute; KV rows and index vectors are
+    /// quantised as ever.
+    #[must_use]
+    pub const fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
+    /// Whether inputs of FP8 and FP4 layers are put on the FP8 grid.
+    pub(crate) const fn quantises_inputs(self) -> bool {
+        self.numerics.quantises() && matches!(self.activations, Activations::Fp8Grid)
     }
 
     pub(crate) const fn is_bf16(self) -> bool {
@@ -79,7 +93,7 @@ impl CpuOps {
     /// `x` as an FP8 or FP4 layer sees it: quantised per 128 inputs if the mode does so.
     pub(crate) fn linear_input(&self, x: &HostTensor) -> HostTensor {
         let mut input = x.clone();
-        if self.numerics.quantises() {
+        if self.quantises_inputs() {
             tensor::for_each_row(&mut input, |_, row| quant::quantise_linear_input(row));
         }
         input
@@ -172,6 +186,17 @@ impl Backend for CpuOps {
 
     fn shape(&self, tensor: &HostTensor) -> (usize, usize) {
         (tensor.rows, tensor.cols)
+    }
+
+    fn wanted_rows(
+        &self,
+        tensor: &HostTensor,
+        step: &Batch,
+    ) -> Result<Option<HostTensor>, OpError> {
+        if step.wants_all_rows() {
+            return Ok(None);
+        }
+        self.select_rows(tensor, &step.logit_rows).map(Some)
     }
 
     fn select_rows(&self, tensor: &HostTensor, rows: &[u32]) -> Result<HostTensor, OpError> {

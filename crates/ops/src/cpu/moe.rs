@@ -5,8 +5,8 @@
 //!
 //! Source: `Gate.forward`, `Expert.forward`, `MoE.forward` of the official release.
 
+use fathom_core::Group;
 use fathom_core::num::round_bf16;
-use fathom_core::{Group, TokenId};
 
 use crate::cpu::gemm::{Job, run};
 use crate::cpu::quant::quantise_linear_input;
@@ -16,7 +16,7 @@ use crate::cpu::{CpuLinear, CpuOps};
 use crate::error::check_len;
 use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
-use crate::{Communicator, OpError};
+use crate::{Batch, Communicator, OpError};
 
 /// The routed experts of one layer on this rank.
 #[derive(Debug, Clone)]
@@ -140,10 +140,10 @@ impl MoeOps for CpuOps {
         &self,
         weights: &MoeWeights<Self>,
         x: &HostTensor,
-        tokens: &[TokenId],
+        step: &Batch,
     ) -> Result<Routing, OpError> {
         const OP: &str = "route";
-        check_len(OP, "tokens", tokens.len(), x.rows)?;
+        check_len(OP, "tokens", step.n_tokens(), x.rows)?;
         let (k, n_experts) = (weights.top_k, weights.gate.n_rows());
         let mut scores = HostTensor::zeros(x.rows, n_experts);
         weights.gate.matmul(&x.data, &mut scores.data)?;
@@ -152,7 +152,7 @@ impl MoeOps for CpuOps {
         match &weights.router {
             Router::Hash(table) => {
                 check_len(OP, "tid2eid", table.k, k)?;
-                for &token in tokens {
+                for &token in &step.tokens {
                     let start = token as usize * k;
                     let (got, limit) = (token as usize, table.ids.len() / k);
                     let row = table.ids.get(start..start + k).ok_or(OpError::OutOfRange {
@@ -231,7 +231,7 @@ impl MoeOps for CpuOps {
         }
 
         let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
-        let quantises = self.numerics.quantises();
+        let quantises = self.quantises_inputs();
         for_each_row(&mut gate, |row, gate| {
             swiglu(gate, up.row(row), groups.rows[row].1, limit, is_bf16);
             if quantises {

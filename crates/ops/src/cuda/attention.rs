@@ -4,8 +4,9 @@ use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 
 use super::cache::{DeviceCache, LayerStores, StateStore};
-use super::device::{Arg, Buffer};
+use super::device::Arg;
 use super::linear::Part;
+use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
 use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
@@ -28,8 +29,10 @@ const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 1
 const COMPRESS_SHARED: u32 = 512 * 4;
 const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
 const SELECT_SHARED: u32 = (256 + 2 + 2 * 16) * 4;
-/// Bytes that the partial results of one attention launch may take.
+/// Bytes that the partial results of one attention launch may take, and the scores of one indexer
+/// launch.
 const ATTENTION_WORKSPACE: usize = 256 << 20;
+const SCORE_WORKSPACE: usize = 256 << 20;
 
 /// A weight or tensor that the layer's kind implies is absent.
 fn absent(op: &'static str, arg: &'static str) -> OpError {
@@ -38,13 +41,6 @@ fn absent(op: &'static str, arg: &'static str) -> OpError {
 
 fn check_rope(op: &'static str, rope: &DeviceVector) -> Result<(), OpError> {
     check_len(op, "frequencies", rope.len, 32)
-}
-
-impl DeviceStep {
-    /// Positions, sequence numbers and sequences, as most kernels take them.
-    fn row_args(&self) -> [Arg; 3] {
-        [Arg::from(&self.positions), Arg::from(&self.sequence_of), Arg::from(&self.sequences)]
-    }
 }
 
 impl AttentionOps for CudaOps {
@@ -87,7 +83,7 @@ impl AttentionOps for CudaOps {
     ) -> Result<Queries<DeviceTensor>, OpError> {
         const OP: &str = "attn_finish_q";
         check_rope(OP, &weights.rope)?;
-        check_len(OP, "qr", projected.qr.rows, step.batch.n_tokens())?;
+        check_len(OP, "qr", projected.qr.rows, step.n_rows)?;
         let normed = self.rms_norm(&projected.qr, &weights.q_norm, true)?;
         let input = self.linear_input(&normed)?;
         let q = self.linear(&weights.wq_b, &input, Element::Bf16)?;
@@ -142,7 +138,8 @@ impl AttentionOps for CudaOps {
         layer: usize,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "attn_store_kv";
-        let n_tokens = step.batch.n_tokens();
+        let n_tokens = step.n_rows;
+        step.check_cache(OP, &cache.spec)?;
         check_rope(OP, &weights.rope)?;
         projected.kv.expect(OP, "kv", n_tokens, HEAD_DIM, Element::Bf16)?;
         check_len(OP, "kv_norm", weights.kv_norm.weight.len, HEAD_DIM)?;
@@ -195,65 +192,72 @@ impl AttentionOps for CudaOps {
         let indexer = weights.indexer.as_ref().ok_or(absent(OP, "indexer"))?;
         let q = queries.index.as_ref().ok_or(absent(OP, "queries"))?;
         let w = projected.index_weights.as_ref().ok_or(absent(OP, "index_weights"))?;
-        let (rows, n_heads, top_k) = (step.batch.n_tokens(), indexer.n_heads, indexer.top_k);
+        let (rows, n_heads, top_k) = (step.n_rows, indexer.n_heads, indexer.top_k);
         q.expect(OP, "queries", rows, n_heads * INDEX_HEAD_DIM, Element::Bf16)?;
         w.expect(OP, "weights", rows, n_heads, Element::Bf16)?;
         if !n_heads.is_multiple_of(8) || n_heads > 64 {
             let what = "index head (a multiple of 8)";
             return Err(OpError::OutOfRange { op: OP, what, got: n_heads, limit: 64 });
         }
-        let max_entries = LayerKind::Csa.n_entries(step.max_context());
-        let scores = self.buffer(4 * rows * max_entries)?;
-        let scale = (INDEX_HEAD_DIM as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
-        let [positions, sequence_of, sequences] = step.row_args();
-        // SAFETY: q and w have a row per token; keys of every entry below (position + 1) / 4 lie
-        // in the sequence's blocks, which the batch covers; `scores` has max_entries per token.
-        unsafe {
-            self.launch(Call {
-                kernel: OP,
-                grid: [max_entries.div_ceil(64), rows, 1],
-                threads: 128,
-                shared_bytes: SCORE_SHARED,
-                args: &[
-                    (&q.values).into(),
-                    (&w.values).into(),
-                    (&cache.layers[layer].keys).into(),
-                    positions,
-                    sequence_of,
-                    sequences,
-                    (&step.blocks).into(),
-                    (&scores).into(),
-                    (n_heads as u32).into(),
-                    (max_entries as u32).into(),
-                    (top_k as u32).into(),
-                    scale.into(),
-                ],
-            })?;
-        }
+        let max_entries = LayerKind::Csa.n_entries(step.context);
+        let run = (SCORE_WORKSPACE / (4 * max_entries.max(1))).clamp(1, rows.max(1)).min(65_535);
+        let scores = self.buffer(4 * run * max_entries)?;
         let (chosen, counts) = (self.buffer(4 * rows * top_k)?, self.buffer(4 * rows)?);
-        let is_long = self.device.arch() == "sm_90a" && max_entries > ENTRIES_OF_A_BLOCK;
-        let (kernel, n_blocks, shared_bytes) = if is_long {
-            ("index_top_k90", 8 * rows, SELECT_SHARED_90)
+        let scale = (INDEX_HEAD_DIM as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
+        let is_long = self.memory.device().arch() == "sm_90a" && max_entries > ENTRIES_OF_A_BLOCK;
+        let (kernel, blocks_per_row, shared_bytes) = if is_long {
+            ("index_top_k90", 8, SELECT_SHARED_90)
         } else {
-            ("index_top_k", rows, SELECT_SHARED)
+            ("index_top_k", 1, SELECT_SHARED)
         };
-        // SAFETY: `scores` was written for every row with more than top_k candidates; the outputs
-        // have top_k entries and a count per row.
-        unsafe {
-            self.launch(Call {
-                kernel,
-                grid: [n_blocks, 1, 1],
-                threads: 512,
-                shared_bytes,
-                args: &[
-                    (&scores).into(),
-                    positions,
-                    (&chosen).into(),
-                    (&counts).into(),
-                    (max_entries as u32).into(),
-                    (top_k as u32).into(),
-                ],
-            })?;
+        for first in (0..rows).step_by(run) {
+            let n = run.min(rows - first);
+            let from = |buffer: &Buffer, row_bytes: usize| {
+                Arg::Address(buffer.address() + (first * row_bytes) as u64)
+            };
+            // SAFETY: q and w have a row per token, the addresses are of row `first`; keys of every
+            // entry below (position + 1) / 4 lie in the sequence's blocks, which the batch covers;
+            // `scores` has max_entries for each of n tokens.
+            unsafe {
+                self.launch(Call {
+                    kernel: OP,
+                    grid: [max_entries.div_ceil(64), n, 1],
+                    threads: 128,
+                    shared_bytes: SCORE_SHARED,
+                    args: &[
+                        from(&q.values, 2 * n_heads * INDEX_HEAD_DIM),
+                        from(&w.values, 2 * n_heads),
+                        (&cache.layers[layer].keys).into(),
+                        from(&step.positions, 4),
+                        from(&step.sequence_of, 4),
+                        (&step.sequences).into(),
+                        (&step.blocks).into(),
+                        (&scores).into(),
+                        (n_heads as u32).into(),
+                        (max_entries as u32).into(),
+                        (top_k as u32).into(),
+                        scale.into(),
+                    ],
+                })?;
+            }
+            // SAFETY: `scores` was written for every row with more than top_k candidates; the
+            // outputs have top_k entries and a count per row.
+            unsafe {
+                self.launch(Call {
+                    kernel,
+                    grid: [blocks_per_row * n, 1, 1],
+                    threads: 512,
+                    shared_bytes,
+                    args: &[
+                        (&scores).into(),
+                        from(&step.positions, 4),
+                        from(&chosen, 4 * top_k),
+                        from(&counts, 4),
+                        (max_entries as u32).into(),
+                        (top_k as u32).into(),
+                    ],
+                })?;
+            }
         }
         Ok(DeviceSelection { rows, top_k, chosen, counts })
     }
@@ -269,7 +273,7 @@ impl AttentionOps for CudaOps {
         layer: usize,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "attn_sparse";
-        let (rows, n_heads) = (step.batch.n_tokens(), weights.n_heads);
+        let (rows, n_heads) = (step.n_rows, weights.n_heads);
         queries.q.expect(OP, "q", rows, n_heads * HEAD_DIM, Element::Bf16)?;
         kv.expect(OP, "kv", rows, HEAD_DIM, Element::Bf16)?;
         check_len(OP, "attn_sink", weights.attn_sink.len, n_heads)?;
@@ -334,7 +338,7 @@ impl CudaOps {
     ) -> Result<(), OpError> {
         const OP: &str = "attn_sparse";
         let (rows, n_heads) = (q.rows, weights.n_heads);
-        let context = step.max_context();
+        let context = step.context;
         let (ratio, max_entries, chosen, counts) = match (stores.kind, selection) {
             (LayerKind::Window, _) => (0, 0, Arg::NULL, Arg::NULL),
             (LayerKind::Hca, _) => (128, stores.kind.n_entries(context), Arg::NULL, Arg::NULL),
@@ -350,7 +354,7 @@ impl CudaOps {
         let n_splits = key_blocks.div_ceil(SPLIT_KEYS / KEY_BLOCK);
         let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
         let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
-        let (kernel, head_tile, threads, shared_bytes) = match self.device.arch() {
+        let (kernel, head_tile, threads, shared_bytes) = match self.memory.device().arch() {
             "sm_90a" => ("attn_sparse90", 64, 384, SPARSE_SHARED_90),
             _ => (OP, HEAD_TILE, 128, SPARSE_SHARED),
         };
@@ -421,7 +425,7 @@ impl CudaOps {
         kind: LayerKind,
         (kernel, store, state): (&'static str, &Buffer, &StateStore),
     ) -> Result<(), OpError> {
-        let rows = step.batch.n_tokens();
+        let rows = step.n_rows;
         let (ratio, coff) = (kind.ratio(), kind.compressor_width());
         let width = coff * weights.width;
         let [u, s] = us;

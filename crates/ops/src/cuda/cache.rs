@@ -1,14 +1,14 @@
 //! All cache stores of one rank in device memory, in the CPU's layout, byte for byte.
 //!
-//! Snapshots and blocks move through host memory here: they are rare, and their bytes are what the
-//! lower cache tiers keep. Nothing in a step does.
-
-use std::sync::Arc;
+//! Snapshots are in device memory too. What moves between slots, snapshots, blocks and the host is a
+//! list of short pieces, copied by one launch.
 
 use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 
-use super::device::{Buffer, Device};
+use super::memory::{Buffer, Memory, Place};
+use super::ops::{Call, CudaOps};
+use super::replay::Recordings;
 use crate::OpError;
 use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
 use crate::cpu::unpack_rows;
@@ -50,8 +50,20 @@ pub struct DeviceCache {
     pub(crate) layers: Vec<LayerStores>,
     /// `[n_slots][copies_rows]` rows of copies, bf16.
     pub(crate) copies: Buffer,
-    /// Empty until first captured.
-    snapshots: Vec<Vec<u8>>,
+    /// `[n_snapshots][snapshot_bytes]`.
+    snapshots: Buffer,
+    /// Which of them hold something.
+    is_captured: Vec<bool>,
+    /// Steps over these stores that can be replayed.
+    pub(crate) recordings: Recordings,
+}
+
+/// Bytes at one address that belong at another; whole words.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    from: u64,
+    to: u64,
+    bytes: usize,
 }
 
 impl DeviceCache {
@@ -60,12 +72,16 @@ impl DeviceCache {
     /// # Errors
     /// [`OpError::Shape`] for formats other than FP8 rows and MXFP4 keys; [`OpError::Device`] if
     /// there is no room.
-    pub(crate) fn new(device: &Arc<dyn Device>, spec: &CacheSpec) -> Result<Self, OpError> {
+    pub(crate) fn new(memory: &Memory, spec: &CacheSpec) -> Result<Self, OpError> {
         const OP: &str = "new_cache";
         check_len(OP, "bytes of a KV row", spec.kv.row_bytes(), KvFormat::Fp8.row_bytes())?;
         let key_bytes = IndexKeyFormat::Mxfp4.row_bytes();
         check_len(OP, "bytes of an indexer key", spec.index_keys.row_bytes(), key_bytes)?;
-        let zeros = |bytes: usize| Buffer::from_bytes(device, &vec![0; bytes]);
+        let zeros = |bytes: usize| {
+            let buffer = memory.buffer(Place::Cache, bytes)?;
+            buffer.fill(0)?;
+            Ok::<_, OpError>(buffer)
+        };
         let layer = |&kind: &LayerKind| {
             let rows = CacheSpec::rows_per_block(kind) * spec.n_blocks;
             let (state_rows, indexed) = (spec.state_rows(kind), usize::from(kind.has_indexer()));
@@ -88,7 +104,9 @@ impl DeviceCache {
             spec: spec.clone(),
             layers: spec.layers.iter().map(layer).collect::<Result<_, OpError>>()?,
             copies: zeros(spec.n_slots * spec.copies_rows() * spec.copies_row_bytes())?,
-            snapshots: vec![Vec::new(); spec.n_snapshots],
+            snapshots: memory.buffer(Place::Cache, spec.n_snapshots * spec.snapshot_bytes())?,
+            is_captured: vec![false; spec.n_snapshots],
+            recordings: Recordings::default(),
         })
     }
 
@@ -103,109 +121,85 @@ impl DeviceCache {
         slot * rows + position % rows
     }
 
-    /// Runs `body(buffer, offset, bytes)` over everything a snapshot covers, in its order.
-    fn snapshot_parts(
-        &self,
-        slot: usize,
-        position: usize,
-        mut body: impl FnMut(&Buffer, usize, usize) -> Result<(), OpError>,
-    ) -> Result<(), OpError> {
+    /// Runs `body(address, bytes)` over everything a snapshot covers, in its order.
+    fn snapshot_parts(&self, slot: usize, position: usize, mut body: impl FnMut(u64, usize)) {
+        let row_bytes = self.spec.kv.row_bytes();
         for (index, layer) in self.layers.iter().enumerate() {
             for p in (position - WINDOW..).take(self.spec.snapshot_rows(index)) {
-                body(&layer.window, self.window_offset(slot, p), self.spec.kv.row_bytes())?;
+                let offset = self.window_offset(slot, p);
+                body(layer.window.address() + offset as u64, row_bytes);
             }
             if !layer.kind.has_indexer() {
                 continue;
             }
             for (state, half) in [(&layer.state, HEAD_DIM), (&layer.key_state, INDEX_HEAD_DIM)] {
                 for p in position - OVERLAP..position {
-                    let offset = 4 * (slot * state.rows + p % state.rows) * state.width;
-                    body(&state.u, offset, 4 * half)?;
-                    body(&state.s, offset, 4 * half)?;
+                    let offset = (4 * (slot * state.rows + p % state.rows) * state.width) as u64;
+                    body(state.u.address() + offset, 4 * half);
+                    body(state.s.address() + offset, 4 * half);
                 }
             }
         }
         if self.spec.draft_width > 0 {
             let bytes = self.spec.copies_row_bytes();
-            body(&self.copies, self.copies_row(slot, position - 1) * bytes, bytes)?;
+            let offset = self.copies_row(slot, position - 1) * bytes;
+            body(self.copies.address() + offset as u64, bytes);
         }
-        Ok(())
     }
 
-    pub(crate) fn capture(
-        &mut self,
-        slot: u32,
-        position: u32,
-        snapshot: u32,
-    ) -> Result<(), OpError> {
-        let (slot, position) = self.check_resume("capture", slot, position, snapshot)?;
-        let mut bytes = Vec::with_capacity(self.spec.snapshot_bytes());
-        self.snapshot_parts(slot, position, |buffer, offset, len| {
-            bytes.extend(buffer.read(offset, len)?);
-            Ok(())
-        })?;
-        self.snapshots[snapshot as usize] = bytes;
-        Ok(())
-    }
-
-    pub(crate) fn restore(
-        &mut self,
-        snapshot: u32,
-        slot: u32,
-        position: u32,
-    ) -> Result<(), OpError> {
-        const OP: &str = "restore";
-        let (slot, position) = self.check_resume(OP, slot, position, snapshot)?;
-        let bytes = &self.snapshots[snapshot as usize];
-        check_len(OP, "snapshot", bytes.len(), self.spec.snapshot_bytes())?;
-        let mut rest = bytes.as_slice();
-        self.snapshot_parts(slot, position, |buffer, offset, len| {
-            let (part, tail) = rest.split_at(len);
-            rest = tail;
-            buffer.write(offset, part)
-        })
+    /// What a snapshot covers in `slot`, with its place in `snapshot`; rows that follow each other
+    /// are one piece.
+    fn snapshot_pieces(&self, slot: usize, position: usize, snapshot: usize) -> Vec<Piece> {
+        let mut to = self.snapshots.address() + (snapshot * self.spec.snapshot_bytes()) as u64;
+        let mut pieces: Vec<Piece> = Vec::new();
+        self.snapshot_parts(slot, position, |from, bytes| {
+            match pieces.last_mut() {
+                Some(last) if last.from + last.bytes as u64 == from => last.bytes += bytes,
+                _ => pieces.push(Piece { from, to, bytes }),
+            }
+            to += bytes as u64;
+        });
+        pieces
     }
 
     pub(crate) fn read_snapshot(&self, snapshot: u32) -> Result<Vec<u8>, OpError> {
-        let (got, limit) = (snapshot as usize, self.snapshots.len());
-        let stored = self.snapshots.get(got).filter(|bytes| !bytes.is_empty());
-        let (op, what) = ("read_snapshot", "snapshot");
-        stored.cloned().ok_or(OpError::OutOfRange { op, what, got, limit })
+        const OP: &str = "read_snapshot";
+        below(OP, "snapshot", snapshot, self.is_captured.len())?;
+        self.check_captured(OP, snapshot)?;
+        let bytes = self.spec.snapshot_bytes();
+        self.snapshots.read(snapshot as usize * bytes, bytes)
     }
 
     pub(crate) fn write_snapshot(&mut self, snapshot: u32, bytes: &[u8]) -> Result<(), OpError> {
         const OP: &str = "write_snapshot";
         check_len(OP, "bytes", bytes.len(), self.spec.snapshot_bytes())?;
-        below(OP, "snapshot", snapshot, self.snapshots.len())?;
-        self.snapshots[snapshot as usize] = bytes.to_vec();
+        below(OP, "snapshot", snapshot, self.is_captured.len())?;
+        self.snapshots.write(snapshot as usize * bytes.len(), bytes)?;
+        self.is_captured[snapshot as usize] = true;
         Ok(())
     }
 
-    /// For each layer: its entries, then its keys.
-    pub(crate) fn read_block(&self, block: u32) -> Result<Vec<u8>, OpError> {
-        below("read_block", "block", block, self.spec.n_blocks)?;
-        let mut bytes = Vec::with_capacity(self.spec.block_bytes());
-        for layer in &self.layers {
-            for (store, len) in self.block_parts(layer) {
-                bytes.extend(store.read(block as usize * len, len)?);
-            }
+    fn check_captured(&self, op: &'static str, snapshot: u32) -> Result<(), OpError> {
+        if self.is_captured[snapshot as usize] {
+            return Ok(());
         }
-        Ok(bytes)
+        let (got, limit) = (snapshot as usize, self.is_captured.len());
+        Err(OpError::OutOfRange { op, what: "empty snapshot", got, limit })
     }
 
-    pub(crate) fn write_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), OpError> {
-        const OP: &str = "write_block";
-        below(OP, "block", block, self.spec.n_blocks)?;
-        check_len(OP, "bytes", bytes.len(), self.spec.block_bytes())?;
-        let mut rest = bytes;
-        for layer in &self.layers {
-            for (store, len) in self.block_parts(layer) {
-                let (part, tail) = rest.split_at(len);
-                store.write(block as usize * len, part)?;
-                rest = tail;
+    /// For each layer its entries, then its keys, of `block`, with their places in a copy of the
+    /// whole block at `copy`.
+    fn block_pieces(&self, block: u32, copy: u64) -> Vec<Piece> {
+        let mut to = copy;
+        let mut pieces = Vec::new();
+        for (store, bytes) in self.layers.iter().flat_map(|layer| self.block_parts(layer)) {
+            if bytes > 0 {
+                let from = store.address() + (block as usize * bytes) as u64;
+                pieces.push(Piece { from, to, bytes });
+                to += bytes as u64;
             }
         }
-        Ok(())
+        pieces
     }
 
     /// A layer's block stores with their bytes per block.
@@ -244,12 +238,86 @@ impl DeviceCache {
         snapshot: u32,
     ) -> Result<(usize, usize), OpError> {
         below(op, "slot", slot, self.spec.n_slots)?;
-        below(op, "snapshot", snapshot, self.snapshots.len())?;
+        below(op, "snapshot", snapshot, self.is_captured.len())?;
         let got = position as usize;
         if got == 0 || !got.is_multiple_of(WINDOW) {
             return Err(OpError::OutOfRange { op, what: "unaligned position", got, limit: WINDOW });
         }
         Ok((slot as usize, got))
+    }
+}
+
+/// The way back.
+fn reversed(pieces: Vec<Piece>) -> Vec<Piece> {
+    let turn = |Piece { from, to, bytes }| Piece { from: to, to: from, bytes };
+    pieces.into_iter().map(turn).collect()
+}
+
+impl CudaOps {
+    /// Copies every piece. Each lies in live buffers on both sides and none overlaps another.
+    fn copy_pieces(&self, pieces: &[Piece]) -> Result<(), OpError> {
+        let words = pieces.iter().flat_map(|p| [p.from, p.to, p.bytes as u64 / 4]);
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let list = self.uploaded(&bytes)?;
+        // SAFETY: the callers, all in this file, name parts of the cache's stores and of buffers
+        // they hold, at multiples of 4 bytes, and check slots, blocks and snapshots first.
+        unsafe {
+            self.launch(Call {
+                kernel: "copy_pieces",
+                grid: [pieces.len(), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[(&list).into()],
+            })
+        }
+    }
+
+    pub(crate) fn capture_state(
+        &self,
+        cache: &mut DeviceCache,
+        slot: u32,
+        position: u32,
+        snapshot: u32,
+    ) -> Result<(), OpError> {
+        let (slot, position) = cache.check_resume("capture", slot, position, snapshot)?;
+        self.copy_pieces(&cache.snapshot_pieces(slot, position, snapshot as usize))?;
+        cache.is_captured[snapshot as usize] = true;
+        Ok(())
+    }
+
+    pub(crate) fn restore_state(
+        &self,
+        cache: &DeviceCache,
+        snapshot: u32,
+        slot: u32,
+        position: u32,
+    ) -> Result<(), OpError> {
+        const OP: &str = "restore";
+        let (slot, position) = cache.check_resume(OP, slot, position, snapshot)?;
+        cache.check_captured(OP, snapshot)?;
+        self.copy_pieces(&reversed(cache.snapshot_pieces(slot, position, snapshot as usize)))
+    }
+
+    /// For each layer: its entries, then its keys.
+    pub(crate) fn block_bytes(&self, cache: &DeviceCache, block: u32) -> Result<Vec<u8>, OpError> {
+        below("read_block", "block", block, cache.spec.n_blocks)?;
+        let bytes = cache.spec.block_bytes();
+        let copy = self.buffer(bytes)?;
+        self.copy_pieces(&cache.block_pieces(block, copy.address()))?;
+        copy.read(0, bytes)
+    }
+
+    pub(crate) fn set_block_bytes(
+        &self,
+        cache: &DeviceCache,
+        block: u32,
+        bytes: &[u8],
+    ) -> Result<(), OpError> {
+        const OP: &str = "write_block";
+        below(OP, "block", block, cache.spec.n_blocks)?;
+        check_len(OP, "bytes", bytes.len(), cache.spec.block_bytes())?;
+        let copy = self.uploaded(bytes)?;
+        self.copy_pieces(&reversed(cache.block_pieces(block, copy.address())))
     }
 }
 

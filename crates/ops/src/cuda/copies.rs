@@ -6,7 +6,8 @@
 //! Not here: where a row is (`crate::copies`), copies in snapshots (`cache`).
 
 use super::DeviceCache;
-use super::device::{Arg, Buffer};
+use super::device::Arg;
+use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, u32_bytes};
 use crate::copies::{CopiesAt, locate};

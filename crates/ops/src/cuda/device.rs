@@ -1,15 +1,16 @@
 //! What the CUDA backend asks of a device: memory by address, and launches by kernel name.
 //!
-//! Two implementations exist: the driver's ([`driver`](super::driver)) and, in the tests, the block
-//! emulator, a process that runs the same kernel sources on the CPU. Launchers see only this trait,
-//! so their checks and their grid arithmetic are tested without a GPU.
+//! Three implementations exist: the driver's ([`driver`](super::driver)), the block emulator, a
+//! process that runs the same kernel sources on the CPU ([`emulator`](super::emulator)), and one that
+//! only counts ([`rehearsal`](super::rehearsal)). Launchers see only this trait, so their checks and
+//! their grid arithmetic are tested without a GPU.
 //!
-//! Not here: what is in the memory (the launchers), how kernels are compiled.
+//! Not here: who owns which part of the memory ([`memory`](super::memory)), what is in it (the
+//! launchers), how kernels are compiled.
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
-use crate::OpError;
+use super::memory::Buffer;
 
 /// A device failed, or cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +25,20 @@ pub enum DeviceError {
         "no kernels are made for compute capability {major}.{minor}; 8.0 to 12.x are supported"
     )]
     UnknownArch { major: i32, minor: i32 },
+    #[error(
+        "the CUDA driver is too old: it knows CUDA {}.{}, the kernels need {}.{} (driver 580 or later)",
+        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
+    )]
+    DriverTooOld { found: i32, needed: i32 },
     #[error("the device cannot allocate {bytes} bytes; {free} bytes are free")]
     OutOfMemory { bytes: usize, free: usize },
+    #[error(
+        "the {place} arena has no room for {bytes} bytes: {used} of its {capacity} bytes are used; \
+         steps are larger than planned"
+    )]
+    ArenaFull { place: &'static str, bytes: usize, used: usize, capacity: usize },
+    #[error("{call} is not possible while launches are recorded")]
+    Recording { call: &'static str },
     #[error("kernel `{kernel}` is not available for {arch}: {reason}")]
     NoKernel { kernel: String, arch: String, reason: String },
     #[error("{call} failed: {reason}")]
@@ -104,7 +117,21 @@ pub struct Launch<'a> {
     pub args: &'a [Arg],
 }
 
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// Not allocated by anybody.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
 /// A device with its own memory. Calls take effect in order, as on one stream.
+///
+/// Launches can be *recorded*: from [`begin_record`](Self::begin_record) to
+/// [`end_record`](Self::end_record) they are noted instead of run, and [`replay`](Self::replay) runs
+/// all of them at the cost of one (a CUDA graph). The arguments are those of the recording; what
+/// changes from replay to replay is in the memory they point to.
 pub trait Device: Debug + Send + Sync + 'static {
     /// Name, for messages.
     fn name(&self) -> String;
@@ -112,6 +139,17 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// The architecture whose variants of kernels run here, as in `kernels/MANIFEST.toml`.
     fn arch(&self) -> &'static str {
         "sm_80"
+    }
+
+    /// How much memory there is; `None` where that means nothing.
+    fn memory(&self) -> Option<MemoryInfo> {
+        None
+    }
+
+    /// Whether what is written can be read back. Only a rehearsal says no: then nobody need read
+    /// a checkpoint to write it.
+    fn keeps_contents(&self) -> bool {
+        true
     }
 
     /// Address of `bytes` new bytes, aligned to 256; their values are undefined.
@@ -122,6 +160,12 @@ pub trait Device: Debug + Send + Sync + 'static {
 
     /// Gives memory back; launches that still use it are not disturbed.
     fn free(&self, address: u64, bytes: usize);
+
+    /// Sets bytes to `value`. `address` as for [`write`](Self::write).
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError>;
 
     /// Copies to the device. `address` must lie in an allocation of this device, with room.
     ///
@@ -144,94 +188,29 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError`] if the kernel is unknown or the launch is refused.
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError>;
-}
 
-/// Device memory, freed when the last holder is gone.
-#[derive(Debug, Clone)]
-pub struct Buffer {
-    memory: Arc<Allocation>,
-}
-
-#[derive(Debug)]
-struct Allocation {
-    device: Arc<dyn Device>,
-    address: u64,
-    bytes: usize,
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        self.device.free(self.address, self.bytes);
-    }
-}
-
-impl Buffer {
-    /// `bytes` bytes with undefined values.
+    /// Begins to note launches instead of running them. Until the end nothing else is possible:
+    /// [`DeviceError::Recording`]. Kernels must have run before, so that their code is there.
     ///
     /// # Errors
-    /// [`OpError::Device`] if the device has no room.
-    pub fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, OpError> {
-        // An empty tensor still needs an address of its own.
-        let bytes = bytes.max(1);
-        let address = device.alloc(bytes).map_err(OpError::device)?;
-        Ok(Self { memory: Arc::new(Allocation { device: Arc::clone(device), address, bytes }) })
-    }
+    /// [`DeviceError`] if the device cannot.
+    fn begin_record(&self) -> Result<(), DeviceError>;
 
-    /// A copy of `bytes`.
+    /// Ends a recording; its number.
     ///
     /// # Errors
-    /// [`OpError::Device`] if the device has no room or the copy fails.
-    pub fn from_bytes(device: &Arc<dyn Device>, bytes: &[u8]) -> Result<Self, OpError> {
-        let buffer = Self::new(device, bytes.len())?;
-        device.write(buffer.address(), bytes).map_err(OpError::device)?;
-        Ok(buffer)
-    }
+    /// [`DeviceError`] if a launch could not be recorded; the recording is gone then.
+    fn end_record(&self) -> Result<u64, DeviceError>;
 
-    /// Address of the first byte.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.memory.address
-    }
-
-    /// Length in bytes, at least 1.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.memory.bytes
-    }
-
-    /// Never: see [`len`](Self::len).
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// The bytes from `start` on.
+    /// Runs the launches of a recording.
+    ///
+    /// # Safety
+    /// The promise of every recorded launch holds now.
     ///
     /// # Errors
-    /// [`OpError::OutOfRange`] if the buffer ends before; [`OpError::Device`] if the copy fails.
-    pub fn read(&self, start: usize, len: usize) -> Result<Vec<u8>, OpError> {
-        self.check("read", start, len)?;
-        let mut bytes = vec![0; len];
-        let address = self.address() + start as u64;
-        self.memory.device.read(address, &mut bytes).map_err(OpError::device)?;
-        Ok(bytes)
-    }
+    /// [`DeviceError`] if there is no such recording or the device refuses.
+    unsafe fn replay(&self, record: u64) -> Result<(), DeviceError>;
 
-    /// Overwrites the bytes from `start` on.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn write(&self, start: usize, bytes: &[u8]) -> Result<(), OpError> {
-        self.check("write", start, bytes.len())?;
-        let address = self.address() + start as u64;
-        self.memory.device.write(address, bytes).map_err(OpError::device)
-    }
-
-    fn check(&self, op: &'static str, start: usize, len: usize) -> Result<(), OpError> {
-        let (got, limit) = (start + len, self.len());
-        if got <= limit {
-            return Ok(());
-        }
-        Err(OpError::OutOfRange { op, what: "device byte", got, limit })
-    }
+    /// Gives a recording back.
+    fn forget(&self, record: u64);
 }

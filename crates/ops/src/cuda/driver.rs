@@ -1,44 +1,39 @@
 //! The device behind the CUDA driver, opened at run time.
 //!
-//! Machine code of a kernel comes from the pack, else from the disk cache, else from NVRTC if it is
-//! installed, else the launch fails and names what is missing. One stream; memory is stream-ordered.
+//! One stream; memory is stream-ordered; bytes travel through pinned memory (`staging`); recordings
+//! are CUDA graphs. Where the machine code of kernels comes from is in [`code`](super::code).
 //!
 //! Not yet run on a GPU.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::compile;
-use super::device::{Device, DeviceError, Launch};
-use super::pack;
+use super::code::{KernelSources, Origin};
+use super::device::{Device, DeviceError, Launch, MemoryInfo};
+use super::gpu::{GpuFacts, gpus, needed_cuda};
 use super::source;
+use super::staging::Staging;
 
 /// Dynamic shared memory a kernel has without asking.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
 
-/// Where machine code may come from, beside the embedded pack.
-#[derive(Debug, Clone, Default)]
-pub struct KernelSources {
-    /// A pack file that goes before the embedded one.
-    pub pack: Option<Vec<u8>>,
-    /// Folder for code that NVRTC compiled.
-    pub cache: Option<PathBuf>,
-}
-
 /// A CUDA GPU.
 pub struct DriverDevice {
+    facts: GpuFacts,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     /// Architectures whose code runs here, best first.
-    archs: Vec<&'static str>,
+    archs: &'static [&'static str],
     sources: KernelSources,
     loaded: Mutex<Loaded>,
+    /// Made when first needed.
+    staging: Mutex<Option<Staging>>,
+    recordings: Mutex<Recordings>,
 }
 
 #[derive(Default)]
@@ -46,36 +41,47 @@ struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     /// With the dynamic shared memory it may use.
     functions: HashMap<&'static str, (CudaFunction, u32)>,
+    /// Where code was found.
+    origins: HashSet<(&'static str, Origin)>,
+}
+
+/// A graph that can be launched; the driver's pointer.
+struct Graph(sys::CUgraphExec);
+
+// SAFETY: the driver does not care which thread uses a graph, as long as only one does at a time;
+// graphs are behind a mutex.
+unsafe impl Send for Graph {}
+
+#[derive(Default)]
+struct Recordings {
+    is_recording: bool,
+    graphs: HashMap<u64, Graph>,
+    next: u64,
+    /// Given back while recording, when the driver would record that too.
+    to_free: Vec<u64>,
 }
 
 impl std::fmt::Debug for DriverDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DriverDevice").field("archs", &self.archs).finish_non_exhaustive()
+        f.debug_struct("DriverDevice").field("facts", &self.facts).finish_non_exhaustive()
     }
-}
-
-/// Architectures of a pack that run on compute capability `major.minor`, best first.
-#[must_use]
-pub fn archs_for(major: i32, minor: i32) -> &'static [&'static str] {
-    match (major, minor) {
-        (8, 9) => &["sm_89", "sm_80"],
-        (8, _) => &["sm_80"],
-        (9, 0) => &["sm_90a"],
-        (10, _) => &["sm_100f"],
-        (12, _) => &["sm_120"],
-        _ => &[],
-    }
-}
-
-/// Whether the driver's library can be opened.
-#[must_use]
-pub fn has_driver() -> bool {
-    // SAFETY: the function only tries to open the library.
-    unsafe { sys::is_culib_present() }
 }
 
 fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
     move |error| DeviceError::Failed { call, reason: error.to_string() }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How far [`DriverDevice::load_all`] is.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadedKernels {
+    /// Kernel files whose code is on the device.
+    pub n_files: usize,
+    /// Of how many.
+    pub of: usize,
 }
 
 impl DriverDevice {
@@ -83,68 +89,75 @@ impl DriverDevice {
     ///
     /// # Errors
     /// [`DeviceError::NoDriver`]; [`DeviceError::NoGpu`] with the driver's reason;
-    /// [`DeviceError::UnknownArch`] for a GPU that no code is made for.
+    /// [`DeviceError::UnknownArch`] for a GPU that no code is made for;
+    /// [`DeviceError::DriverTooOld`].
     pub fn open(ordinal: usize, sources: KernelSources) -> Result<Self, DeviceError> {
-        if !has_driver() {
-            return Err(DeviceError::NoDriver);
-        }
+        let all = gpus()?;
+        let n = all.len();
+        let facts = all.into_iter().nth(ordinal).ok_or_else(|| DeviceError::NoGpu {
+            ordinal,
+            reason: format!("the driver shows {n}, counted from 0"),
+        })?;
+        let (major, minor) = facts.capability;
+        let has_pack = sources.has_pack_for(super::gpu::archs_for(major, minor));
+        let archs = facts.archs(needed_cuda(has_pack))?;
         let context = CudaContext::new(ordinal)
             .map_err(|error| DeviceError::NoGpu { ordinal, reason: error.to_string() })?;
-        let attribute =
-            |name| context.attribute(name).map_err(failed("reading the compute capability"));
-        let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let archs = archs_for(major, minor).to_vec();
-        if archs.is_empty() {
-            return Err(DeviceError::UnknownArch { major, minor });
-        }
+        // SAFETY: all memory and launches here are ordered by one stream of our own.
+        unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        Ok(Self { context, stream, archs, sources, loaded: Mutex::default() })
+        Ok(Self {
+            facts,
+            context,
+            stream,
+            archs,
+            sources,
+            loaded: Mutex::default(),
+            staging: Mutex::default(),
+            recordings: Mutex::default(),
+        })
     }
 
-    /// Machine code of kernel file `path`.
-    fn image(&self, path: &'static str) -> Result<Vec<u8>, String> {
-        let packs = [self.sources.pack.as_deref(), Some(source::PACK)];
-        let images: Vec<_> = packs.into_iter().flatten().filter_map(pack::read).flatten().collect();
-        for arch in &self.archs {
-            if let Some(image) = images.iter().find(|i| i.path == path && i.arch == *arch) {
-                return Ok(image.cubin.to_vec());
+    /// The GPU.
+    #[must_use]
+    pub const fn facts(&self) -> &GpuFacts {
+        &self.facts
+    }
+
+    /// Brings the code of every kernel for this GPU onto it, so that what is missing shows at start
+    /// and not in the middle of a request. `progress` hears of each file.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoKernel`] for the first kernel without code.
+    pub fn load_all(&self, progress: &mut dyn FnMut(LoadedKernels)) -> Result<(), DeviceError> {
+        let is_ours = |archs: &[&str]| self.archs.iter().any(|arch| archs.contains(arch));
+        let files: Vec<_> = source::FILES.iter().filter(|(_, archs, _)| is_ours(archs)).collect();
+        self.bind()?;
+        for (index, (path, _, entries)) in files.iter().enumerate() {
+            for entry in *entries {
+                self.function(entry, path, 0)?;
             }
+            progress(LoadedKernels { n_files: index + 1, of: files.len() });
         }
-        let missing = "the kernel pack has none, and";
-        let Some(version) = compile::nvrtc_version() else {
-            return Err(format!("{missing} NVRTC (libnvrtc) is not installed"));
-        };
-        let text = source::flatten(path, &source::embedded)?;
-        let arch = self.archs[0];
-        let key = compile::key(&text, arch, version);
-        let cached = self.sources.cache.as_ref().map(|dir| dir.join(format!("{key}.cubin")));
-        if let Some(cubin) = cached.as_ref().and_then(|file| std::fs::read(file).ok()) {
-            return Ok(cubin);
-        }
-        let cubin = compile::compile(&text, path, arch)
-            .map_err(|log| format!("{missing} NVRTC refuses the source: {log}"))?
-            .cubin;
-        if let Some(file) = cached {
-            // A cache that cannot be written costs time at the next start, nothing else. Renaming
-            // keeps a reader from seeing half a file.
-            let unfinished = file.with_extension(format!("{}.part", std::process::id()));
-            let _ = file.parent().map(std::fs::create_dir_all);
-            let _ = std::fs::write(&unfinished, &cubin)
-                .and_then(|()| std::fs::rename(&unfinished, &file));
-        }
-        Ok(cubin)
+        Ok(())
     }
 
-    /// The kernel, allowed to use `shared_bytes` of dynamic shared memory.
+    /// Architectures of the code in use and where it was found.
+    #[must_use]
+    pub fn origins(&self) -> Vec<(&'static str, Origin)> {
+        locked(&self.loaded).origins.iter().copied().collect()
+    }
+
+    /// Kernel `kernel` of file `path`, allowed to use `shared_bytes` of dynamic shared memory.
     fn function(
         &self,
         kernel: &'static str,
+        path: &'static str,
         shared_bytes: u32,
     ) -> Result<CudaFunction, DeviceError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = locked(&self.loaded);
         if let Some((function, allowed)) = loaded.functions.get(kernel)
-            && *allowed >= shared_bytes
+            && shared_bytes <= *allowed
         {
             return Ok(function.clone());
         }
@@ -152,13 +165,12 @@ impl DriverDevice {
             let (kernel, arch) = (kernel.to_owned(), self.archs[0].to_owned());
             DeviceError::NoKernel { kernel, arch, reason }
         };
-        let path = source::file_of(kernel)
-            .ok_or_else(|| no_kernel("no kernel has this name".to_owned()))?;
         let module = match loaded.modules.get(path) {
             Some(module) => Arc::clone(module),
             None => {
-                let image = self.image(path).map_err(&no_kernel)?;
-                let module = self.context.load_module(Ptx::from_binary(image));
+                let code = self.sources.find(path, self.archs).map_err(&no_kernel)?;
+                loaded.origins.insert((code.arch, code.origin));
+                let module = self.context.load_module(Ptx::from_binary(code.cubin));
                 module.map_err(|error| no_kernel(format!("the driver refuses it: {error}")))?
             }
         };
@@ -178,19 +190,59 @@ impl DriverDevice {
     fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(failed("binding the context"))
     }
+
+    /// The context, bound; refused while launches are recorded.
+    fn bind_for(&self, call: &'static str) -> Result<(), DeviceError> {
+        if locked(&self.recordings).is_recording {
+            return Err(DeviceError::Recording { call });
+        }
+        self.bind()
+    }
+
+    fn staged(
+        &self,
+        call: &'static str,
+        copy: impl FnOnce(&mut Staging) -> Result<(), DriverError>,
+    ) -> Result<(), DeviceError> {
+        self.bind_for(call)?;
+        let mut staging = locked(&self.staging);
+        if staging.is_none() {
+            *staging = Some(Staging::new().map_err(failed("allocating pinned host memory"))?);
+        }
+        staging.as_mut().map_or(Ok(()), copy).map_err(failed(call))
+    }
+}
+
+impl Drop for DriverDevice {
+    fn drop(&mut self) {
+        // A failure means that the context is gone already.
+        let _ = self.bind();
+        let graphs = std::mem::take(&mut locked(&self.recordings).graphs);
+        for graph in graphs.into_values() {
+            // SAFETY: nobody can launch it any more.
+            let _ = unsafe { result::graph::exec_destroy(graph.0) };
+        }
+        // Pinned memory goes while the context is bound.
+        *locked(&self.staging) = None;
+    }
 }
 
 impl Device for DriverDevice {
     fn name(&self) -> String {
-        self.context.name().unwrap_or_else(|error| format!("unknown GPU ({error})"))
+        self.facts.name.clone()
     }
 
     fn arch(&self) -> &'static str {
         self.archs[0]
     }
 
+    fn memory(&self) -> Option<MemoryInfo> {
+        let (free, total) = self.context.mem_get_info().ok()?;
+        Some(MemoryInfo { free: free as u64, total: total as u64 })
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
-        self.bind()?;
+        self.bind_for("allocating")?;
         // SAFETY: the stream lives as long as this device.
         unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }.map_err(|_| {
             let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
@@ -199,33 +251,45 @@ impl Device for DriverDevice {
     }
 
     fn free(&self, address: u64, _bytes: usize) {
-        if self.bind().is_ok() {
+        let mut recordings = locked(&self.recordings);
+        if recordings.is_recording {
+            recordings.to_free.push(address);
+        } else if self.bind().is_ok() {
             // SAFETY: the address came from `alloc` and its only owner gives it back; being ordered
             // in the stream, it stays until launches before have ended. A failure leaks it.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
     }
 
+    fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError> {
+        self.bind_for("filling")?;
+        // SAFETY: the caller's address has room for the bytes.
+        unsafe { result::memset_d8_async(address, value, bytes, self.stream.cu_stream()) }
+            .map_err(failed("filling device memory"))
+    }
+
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.bind()?;
-        // SAFETY: the caller's address has room for the bytes. From pageable memory the driver has
-        // taken the bytes when the call returns.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) }
-            .map_err(failed("copying to the device"))
+        // SAFETY: the caller's address has room for the bytes; the stream is ours.
+        self.staged("copying to the device", |staging| unsafe {
+            staging.write(address, bytes, self.stream.cu_stream())
+        })
     }
 
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        self.bind()?;
-        // SAFETY: the caller's address holds as many bytes; `out` is not used before the
-        // synchronisation below.
-        unsafe { result::memcpy_dtoh_async(out, address, self.stream.cu_stream()) }
-            .map_err(failed("copying from the device"))?;
-        self.stream.synchronize().map_err(failed("waiting for the device"))
+        // SAFETY: the caller's address holds as many bytes; the stream is ours.
+        self.staged("copying from the device", |staging| unsafe {
+            staging.read(address, out, self.stream.cu_stream())
+        })
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
         self.bind()?;
-        let function = self.function(launch.kernel, launch.shared_bytes)?;
+        let path = source::file_of(launch.kernel).ok_or_else(|| DeviceError::NoKernel {
+            kernel: launch.kernel.to_owned(),
+            arch: self.archs[0].to_owned(),
+            reason: "no kernel has this name".to_owned(),
+        })?;
+        let function = self.function(launch.kernel, path, launch.shared_bytes)?;
         let mut values: Vec<u64> =
             launch.args.iter().map(|arg| u64::from_le_bytes(arg.bytes().0)).collect();
         let mut pointers: Vec<*mut c_void> =
@@ -245,30 +309,76 @@ impl Device for DriverDevice {
         }
         .map_err(failed(launch.kernel))
     }
+
+    fn begin_record(&self) -> Result<(), DeviceError> {
+        self.bind_for("begin_record")?;
+        // Other threads may go on using the driver meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
+        locked(&self.recordings).is_recording = true;
+        Ok(())
+    }
+
+    fn end_record(&self) -> Result<u64, DeviceError> {
+        self.bind()?;
+        let to_free = {
+            let mut recordings = locked(&self.recordings);
+            recordings.is_recording = false;
+            std::mem::take(&mut recordings.to_free)
+        };
+        // SAFETY: the stream is ours and was recording.
+        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }
+            .map_err(failed("cuStreamEndCapture"))?;
+        to_free.into_iter().for_each(|address| self.free(address, 0));
+        let flags = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the graph was just made; it is not needed once it can be launched.
+        let exec = unsafe {
+            let exec = result::graph::instantiate(graph, flags);
+            let _ = result::graph::destroy(graph);
+            exec
+        }
+        .map_err(failed("cuGraphInstantiate"))?;
+        let mut recordings = locked(&self.recordings);
+        let id = recordings.next;
+        recordings.next += 1;
+        recordings.graphs.insert(id, Graph(exec));
+        Ok(id)
+    }
+
+    unsafe fn replay(&self, record: u64) -> Result<(), DeviceError> {
+        const CALL: &str = "cuGraphLaunch";
+        self.bind_for(CALL)?;
+        let recordings = locked(&self.recordings);
+        let graph = recordings.graphs.get(&record).ok_or_else(|| DeviceError::Failed {
+            call: CALL,
+            reason: format!("there is no recording {record}"),
+        })?;
+        // SAFETY: the graph is alive; the caller keeps the promise of its launches.
+        unsafe { result::graph::launch(graph.0, self.stream.cu_stream()) }.map_err(failed(CALL))
+    }
+
+    fn forget(&self, record: u64) {
+        let graph = locked(&self.recordings).graphs.remove(&record);
+        if let Some(graph) = graph
+            && self.bind().is_ok()
+        {
+            // A launch of it that has not ended keeps what it needs. A failure leaks it.
+            // SAFETY: nobody can launch it any more.
+            let _ = unsafe { result::graph::exec_destroy(graph.0) };
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::gpu::has_driver;
     use super::*;
 
     #[test]
     fn without_a_driver_opening_a_device_says_so_instead_of_panicking() {
         match DriverDevice::open(0, KernelSources::default()) {
             Err(DeviceError::NoDriver) => assert!(!has_driver()),
-            Err(DeviceError::NoGpu { .. }) | Ok(_) => assert!(has_driver()),
-            Err(other) => panic!("{other}"),
+            Err(_) | Ok(_) => assert!(has_driver()),
         }
-    }
-
-    #[test]
-    fn every_architecture_of_the_pack_runs_somewhere() {
-        let gpus = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)];
-        for arch in compile::ARCHS {
-            assert!(
-                gpus.iter().any(|&(major, minor)| archs_for(major, minor)[0] == arch),
-                "{arch}"
-            );
-        }
-        assert_eq!(archs_for(7, 5), [""; 0]);
     }
 }

@@ -1,12 +1,13 @@
 //! Embedding, hyper-connections, norms, and the head: launchers of `embed`, `hc`, `norm`, `head`.
 
-use fathom_core::TokenId;
 use fathom_core::model_config::{HC_MIX, HC_MULT};
 
 use super::DeviceCache;
-use super::device::{Arg, Buffer};
+use super::device::Arg;
+use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::tensor::{DeviceTensor, Element, u32_bytes};
+use super::step::DeviceStep;
+use super::tensor::{DeviceTensor, Element};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, MtpInputWeights, Norm};
 use crate::traits::{HcMix, HcPre, HeadOps, HyperConnectionOps};
@@ -46,29 +47,24 @@ impl CudaOps {
     fn embed_copies(
         &self,
         table: &super::DeviceLinear,
-        tokens: &[TokenId],
+        step: &DeviceStep,
         n_copies: usize,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "embed";
         let values = table.bf16(OP, "bf16 table")?;
-        let limit = table.rows;
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= limit) {
-            let got = token as usize;
-            return Err(OpError::OutOfRange { op: OP, what: "token id", got, limit });
-        }
-        let out = self.tensor(tokens.len(), n_copies * table.cols, Element::Bf16)?;
-        let list = self.uploaded(&u32_bytes(tokens))?;
+        step.check_tokens(OP, table.rows)?;
+        let out = self.tensor(step.n_rows, n_copies * table.cols, Element::Bf16)?;
         // SAFETY: every token names a row of the table, whose width is a multiple of 8 (checked
         // when it was loaded), and `out` has `n_copies` such rows per token.
         unsafe {
             self.launch(Call {
                 kernel: OP,
-                grid: [tokens.len(), 1, 1],
+                grid: [step.n_rows, 1, 1],
                 threads: 128,
                 shared_bytes: 0,
                 args: &[
                     values.into(),
-                    (&list).into(),
+                    (&step.tokens).into(),
                     (&out.values).into(),
                     (table.cols as u32).into(),
                     (n_copies as u32).into(),
@@ -214,9 +210,9 @@ impl HyperConnectionOps for CudaOps {
     fn embed(
         &self,
         embed: &super::DeviceLinear,
-        tokens: &[TokenId],
+        step: &DeviceStep,
     ) -> Result<DeviceTensor, OpError> {
-        self.embed_copies(embed, tokens, HC_MULT)
+        self.embed_copies(embed, step, HC_MULT)
     }
 
     fn hc_pre(
@@ -370,13 +366,13 @@ impl HeadOps for CudaOps {
         &self,
         weights: &MtpInputWeights<Self>,
         embed: &super::DeviceLinear,
-        next_tokens: &[TokenId],
+        step: &DeviceStep,
         x: &DeviceTensor,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "add_copies";
         let width = embed.cols;
-        x.expect(OP, "x", next_tokens.len(), HC_MULT * width, Element::Bf16)?;
-        let embedded = self.embed_copies(embed, next_tokens, 1)?;
+        x.expect(OP, "x", step.n_rows, HC_MULT * width, Element::Bf16)?;
+        let embedded = self.embed_copies(embed, step, 1)?;
         let embedded = self.rms_norm(&embedded, &weights.enorm, true)?;
         // Every copy of every row is normalised and projected on its own: [T * 4, D].
         let copies =

@@ -8,15 +8,16 @@
 
 use fathom_core::parallel::QUANT_BLOCK;
 
-use super::device::{Arg, Buffer};
+use super::device::Arg;
 use super::experts::{DeviceExperts, ExpertLayout};
-use super::linear::{DeviceLinear, LinearData, cut};
+use super::linear::{DeviceLinear, LinearData, upload_part};
+use super::memory::{Buffer, Place};
 use super::moe::Groups;
-use super::ops::{Activations, Call, CudaOps};
+use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_values};
 use crate::error::check_len;
 use crate::weight::WeightData;
-use crate::{OpError, WeightSource};
+use crate::{Activations, OpError, WeightSource};
 
 /// Threads of a block of every kernel here, and blocks that fill the largest Hopper card.
 const THREADS: u32 = 384;
@@ -71,7 +72,7 @@ impl DeviceTensor {
 impl CudaOps {
     /// Whether the forms of this file are used.
     pub(crate) fn is_hopper(&self) -> bool {
-        self.device.arch() == "sm_90a" && self.activations == Activations::Fp8Grid
+        self.memory.device().arch() == "sm_90a" && self.activations == Activations::Fp8Grid
     }
 
     /// The matrix with FP8 codes in tiles; others as they are.
@@ -79,7 +80,7 @@ impl CudaOps {
         let LinearData::Fp8 { codes, scales, .. } = &linear.data else { return Ok(linear) };
         let (n_tiles, n_blocks) =
             (linear.rows.div_ceil(TILE_ROWS), linear.cols.div_ceil(QUANT_BLOCK));
-        let tiles = self.buffer(n_tiles * n_blocks * FP8_TILE)?;
+        let tiles = self.memory.buffer(Place::Weights, n_tiles * n_blocks * FP8_TILE)?;
         // SAFETY: codes are [rows, cols], cols a multiple of 16 as loading checked; `tiles` has room
         // for every tile of the grid.
         unsafe {
@@ -231,15 +232,23 @@ impl CudaOps {
         let (rows, k) = matrices.first().map_or((0, 0), |(w, _)| (w.n_rows(), w.n_cols()));
         let n_blocks = k.div_ceil(QUANT_BLOCK);
         let bytes = n_tiles * n_blocks * FP4_TILE;
-        let tiles = self.buffer(matrices.len() * bytes)?;
+        let tiles = self.memory.buffer(Place::Weights, matrices.len() * bytes)?;
         let n_wide = self.uploaded(&[0; 4])?;
         let parts = |source: &WeightSource| {
             let WeightData::Fp4 { codes, scales } = &source.data else {
                 let reason = "the CUDA backend takes FP4 experts only".to_owned();
                 return Err(OpError::Weight { name: source.name.clone(), reason });
             };
-            let codes = self.uploaded(&cut(source, codes, |cols| cols / 2))?;
-            Ok((codes, self.uploaded(&cut(source, scales, |cols| cols / 32))?))
+            // Packed from a copy that is gone afterwards.
+            let copy = |data: &[u8], values_per_byte: usize| {
+                let bytes = source.n_rows() * source.n_cols() / values_per_byte;
+                let buffer = self.buffer(bytes)?;
+                if self.memory.device().keeps_contents() {
+                    upload_part(&buffer, 0, source, data, |cols| cols / values_per_byte)?;
+                }
+                Ok::<_, OpError>(buffer)
+            };
+            Ok((copy(codes, 2)?, copy(scales, 32)?))
         };
         let pack = |wide: bool| {
             for (index, (matrix, up)) in matrices.iter().enumerate() {

@@ -2,16 +2,15 @@
 //!
 //! FP8 scales become f32 when loaded, so that both kinds of scale are one.
 
-use std::sync::Arc;
-
 use fathom_core::num::Ue8m0;
 use fathom_core::parallel::QUANT_BLOCK;
 
-use super::device::{Arg, Buffer, Device};
-use super::ops::{Activations, Call, CudaOps};
+use super::device::Arg;
+use super::memory::{Buffer, Memory, Place};
+use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_bytes};
 use crate::weight::{Scales, WeightData};
-use crate::{OpError, WeightSource};
+use crate::{Activations, OpError, WeightSource};
 
 /// A matrix prepared for products `y = W x`.
 #[derive(Debug, Clone)]
@@ -42,15 +41,36 @@ const GEMM_ROWS: usize = 32;
 pub(crate) const GEMM_SHARED_8: u32 = 4 * 4 * 8 * 136 * 2;
 const GEMM_SHARED_32: u32 = 2 * 4 * 32 * 136 * 2;
 
-/// The wanted part of row-major bytes with `bytes_of(cols)` bytes per row.
-pub(crate) fn cut(
+/// Bytes of cut rows that are gathered on the host at a time.
+const CUT_BYTES: usize = 4 << 20;
+
+/// Writes the wanted part of row-major bytes, `bytes_of(cols)` per row, to `buffer` from `start` on.
+/// Whole rows go straight from the mapped file; only rows that are cut pass through host memory, some
+/// MiB at a time.
+pub(crate) fn upload_part(
+    buffer: &Buffer,
+    start: usize,
     source: &WeightSource,
     data: &[u8],
     bytes_of: impl Fn(usize) -> usize,
-) -> Vec<u8> {
+) -> Result<(), OpError> {
     let stride = bytes_of(source.stored_cols);
     let range = bytes_of(source.cols.start)..bytes_of(source.cols.end);
-    source.rows.clone().flat_map(|row| &data[row * stride..][range.clone()]).copied().collect()
+    if range.len() == stride {
+        return buffer.write(start, &data[source.rows.start * stride..source.rows.end * stride]);
+    }
+    let rows_at_once = (CUT_BYTES / range.len().max(1)).max(1);
+    let mut at = start;
+    let mut gathered = Vec::with_capacity(rows_at_once.min(source.n_rows()) * range.len());
+    for first in source.rows.clone().step_by(rows_at_once) {
+        gathered.clear();
+        for row in first..source.rows.end.min(first + rows_at_once) {
+            gathered.extend_from_slice(&data[row * stride..][range.clone()]);
+        }
+        buffer.write(at, &gathered)?;
+        at += gathered.len();
+    }
+    Ok(())
 }
 
 fn refused(source: &WeightSource, reason: impl Into<String>) -> OpError {
@@ -63,26 +83,28 @@ impl DeviceLinear {
     /// # Errors
     /// [`OpError::Weight`] for FP4 (only experts have it), for FP8 scales that are no numbers and
     /// for widths the kernels cannot load; [`OpError::Device`] if there is no room.
-    pub(crate) fn load(device: &Arc<dyn Device>, source: &WeightSource) -> Result<Self, OpError> {
+    pub(crate) fn load(memory: &Memory, source: &WeightSource) -> Result<Self, OpError> {
         let (rows, cols) = (source.n_rows(), source.n_cols());
         let multiple = if matches!(source.data, WeightData::Fp8 { .. }) { 16 } else { 8 };
         if rows == 0 || !cols.is_multiple_of(multiple) {
             let reason = format!("[{rows}, {cols}]: columns must be a multiple of {multiple}");
             return Err(refused(source, reason));
         }
-        let upload = |bytes: &[u8]| Buffer::from_bytes(device, bytes);
+        let upload = |data: &[u8], value_bytes: usize| {
+            let buffer = memory.buffer(Place::Weights, rows * cols * value_bytes)?;
+            if memory.device().keeps_contents() {
+                upload_part(&buffer, 0, source, data, |cols| cols * value_bytes)?;
+            }
+            Ok::<_, OpError>(buffer)
+        };
         let data = match &source.data {
             WeightData::Fp8 { codes, scales } => LinearData::Fp8 {
-                codes: upload(&cut(source, codes, |cols| cols))?,
-                scales: upload(&f32_bytes(&block_scales(source, scales)?))?,
+                codes: upload(codes, 1)?,
+                scales: upload_scales(memory, source, scales)?,
                 is_tiled: false,
             },
-            WeightData::Bf16(values) => {
-                LinearData::Bf16(upload(&cut(source, values, |cols| 2 * cols))?)
-            }
-            WeightData::F32(values) => {
-                LinearData::F32(upload(&cut(source, values, |cols| 4 * cols))?)
-            }
+            WeightData::Bf16(values) => LinearData::Bf16(upload(values, 2)?),
+            WeightData::F32(values) => LinearData::F32(upload(values, 4)?),
             WeightData::Fp4 { .. } => {
                 return Err(refused(source, "FP4 outside of the routed experts"));
             }
@@ -107,8 +129,23 @@ impl DeviceLinear {
     }
 }
 
+/// Scales of the wanted blocks, uploaded.
+fn upload_scales(
+    memory: &Memory,
+    source: &WeightSource,
+    scales: &Scales,
+) -> Result<Buffer, OpError> {
+    let n_blocks = |n: usize| n.div_ceil(QUANT_BLOCK);
+    let n = n_blocks(source.n_rows()) * n_blocks(source.n_cols());
+    let buffer = memory.buffer(Place::Weights, 4 * n)?;
+    if memory.device().keeps_contents() {
+        buffer.write(0, &f32_bytes(&block_scales(source, scales)?))?;
+    }
+    Ok(buffer)
+}
+
 /// Scales of the wanted blocks as f32, row-major.
-fn block_scales(source: &WeightSource, scales: &Scales) -> Result<Vec<f32>, OpError> {
+pub(crate) fn block_scales(source: &WeightSource, scales: &Scales) -> Result<Vec<f32>, OpError> {
     let stride = source.stored_cols.div_ceil(QUANT_BLOCK);
     let blocks =
         |range: &std::ops::Range<usize>| range.start / QUANT_BLOCK..range.end.div_ceil(QUANT_BLOCK);

@@ -1,44 +1,63 @@
 //! The CUDA backend: kernels of `kernels/`, launched through the driver, which is opened at run
 //! time. The same binary runs on a machine without a driver and says so.
 //!
-//! - [`device`]: what the launchers need of a device, and device memory; [`driver`]: the GPU;
-//! - [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
+//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`]): the GPU;
+//!   [`emulator`]: a process that runs kernels on the CPU; [`rehearsal`]: none, to see what memory will
+//!   be needed;
+//! - [`memory`]: arenas and buffers;
+//! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
 //! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`; the forms
-//!   for sm_90a in `hopper`), over tensors, matrices, experts, caches and steps in device memory.
+//!   for sm_90a in `hopper`), over tensors, matrices, experts, caches and steps in device memory;
+//!   `replay`: steps as one call.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
 //! (`kernels/emulator`) against the CPU operators. One rank only: a device has no collectives yet.
 
 mod attention;
 mod cache;
+pub mod check;
+mod choose;
+pub mod code;
 pub mod compile;
 mod copies;
 pub mod device;
 pub mod driver;
+pub mod emulator;
 mod experts;
+pub mod gpu;
 mod hc;
 mod hopper;
 mod linear;
+pub mod memory;
 mod moe;
 mod ops;
 pub mod pack;
+pub mod rehearsal;
+mod replay;
 mod sample;
 pub mod source;
+mod staging;
 mod step;
 mod tensor;
+mod timing;
 
 pub use cache::DeviceCache;
-pub use device::{Arg, Buffer, Device, DeviceError, Launch};
-pub use driver::{DriverDevice, KernelSources};
+pub use choose::{Choice, MAX_TOP, RowChoice};
+pub use code::{KernelSources, Origin};
+pub use device::{Arg, Device, DeviceError, Launch, MemoryInfo};
+pub use driver::DriverDevice;
 pub use experts::DeviceExperts;
+pub use gpu::GpuFacts;
 pub use linear::DeviceLinear;
-pub use ops::{Activations, CudaOps};
+pub use memory::{ArenaSizes, Buffer, Memory, Place};
+pub use ops::CudaOps;
 pub use sample::RowSummary;
 pub use step::DeviceStep;
 pub use tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,
 };
 
+pub use crate::Activations;
 use crate::{Communicator, OpError};
 
 /// Refuses an operator that would have to add up parts of several ranks.

@@ -2,13 +2,13 @@
 //!
 //! One rank only so far: slices of experts and foreign experts are refused.
 
-use fathom_core::TokenId;
-
-use super::device::{Arg, Buffer};
-use super::experts::{DeviceExperts, ExpertLayout};
+use super::device::Arg;
+use super::experts::{DeviceExperts, ExpertFormat, ExpertLayout};
 use super::linear::GEMM_SHARED_8;
+use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_bytes};
+use super::step::DeviceStep;
+use super::tensor::{DeviceRouting, DeviceTensor, Element};
 use crate::error::check_len;
 use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
@@ -36,10 +36,10 @@ impl MoeOps for CudaOps {
         &self,
         weights: &MoeWeights<Self>,
         x: &DeviceTensor,
-        tokens: &[TokenId],
+        step: &DeviceStep,
     ) -> Result<DeviceRouting, OpError> {
         const OP: &str = "route";
-        check_len(OP, "tokens", tokens.len(), x.rows)?;
+        check_len(OP, "tokens", step.n_rows, x.rows)?;
         let (k, n_experts) = (weights.top_k, weights.gate.rows);
         for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
             if got > limit {
@@ -48,20 +48,13 @@ impl MoeOps for CudaOps {
         }
         let logits = self.linear(&weights.gate, x, Element::F32)?;
         let (ids, chosen) = (self.buffer(4 * x.rows * k)?, self.buffer(4 * x.rows * k)?);
-        let mut list = None;
         let (kernel, mut args) = match &weights.router {
             Router::Hash(table) => {
                 check_len(OP, "tid2eid", table.k, k)?;
-                let limit = table.n_tokens;
-                if let Some(&token) = tokens.iter().find(|&&token| token as usize >= limit) {
-                    let got = token as usize;
-                    return Err(OpError::OutOfRange { op: OP, what: "token id", got, limit });
-                }
-                let list = list.insert(self.uploaded(&u32_bytes(tokens))?);
-                (
-                    "moe_route_hash",
-                    vec![Arg::from(&logits.values), (&table.ids).into(), (&*list).into()],
-                )
+                step.check_tokens(OP, table.n_tokens)?;
+                let args =
+                    vec![Arg::from(&logits.values), (&table.ids).into(), (&step.tokens).into()];
+                ("moe_route_hash", args)
             }
             Router::Score(bias) => {
                 check_len(OP, "bias", bias.len, n_experts)?;
@@ -101,7 +94,9 @@ impl MoeOps for CudaOps {
         let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
         let input = self.linear_input(x)?;
         let parts = match &experts.layout {
-            ExpertLayout::Rows(matrices) => self.experts80(experts, matrices, x, routing, limit)?,
+            ExpertLayout::Rows(format, matrices) => {
+                self.experts80(experts, (*format, matrices), x, routing, limit)?
+            }
             ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit)?,
         };
         let shared = self.shared_expert(weights, &input, limit)?;
@@ -171,7 +166,7 @@ impl CudaOps {
     fn experts80(
         &self,
         experts: &DeviceExperts,
-        matrices: &[(Buffer, Buffer); 3],
+        (format, matrices): (ExpertFormat, &[(Buffer, Buffer); 3]),
         x: &DeviceTensor,
         routing: &DeviceRouting,
         limit: f32,
@@ -182,12 +177,16 @@ impl CudaOps {
             self.group_pairs(experts, routing, ITEM_TOKENS, 1)?;
         let input = self.rounded_input(x)?;
         let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
+        let (gate_up, down) = match format {
+            ExpertFormat::Fp4 => ("moe_gate_up_fp4", "moe_down_fp4"),
+            ExpertFormat::Fp8 => ("moe_gate_up_fp8", "moe_down_fp8"),
+        };
         let h = self.tensor(n_pairs, channels, Element::Bf16)?;
         // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
         // `pairs`; x has a row per token, h and the weights one per pair.
         unsafe {
             self.launch(Call {
-                kernel: "moe_gate_up_fp4",
+                kernel: gate_up,
                 grid: [channels.div_ceil(16), max_items, 1],
                 threads: 256,
                 shared_bytes: GEMM_SHARED_8,
@@ -214,7 +213,7 @@ impl CudaOps {
         // SAFETY: w2 is [n_experts, width, channels]; h and `parts` have a row per pair.
         unsafe {
             self.launch(Call {
-                kernel: "moe_down_fp4",
+                kernel: down,
                 grid: [width.div_ceil(32), max_items, 1],
                 threads: 256,
                 shared_bytes: GEMM_SHARED_8,

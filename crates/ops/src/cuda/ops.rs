@@ -8,32 +8,25 @@ use std::sync::Arc;
 use fathom_core::Numerics;
 
 use super::cache::DeviceCache;
-use super::device::{Arg, Buffer, Device, Launch};
+use super::device::{Arg, Device, Launch};
 use super::experts::DeviceExperts;
 use super::linear::DeviceLinear;
-use super::step::DeviceStep;
+use super::memory::{Buffer, Memory, Place};
+use super::step::{BUCKETS, DeviceStep};
 use super::tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,
     bf16_bytes, bf16_values, f32_bytes, f32_values, u32_bytes, u32_values,
 };
 use crate::error::check_len;
-use crate::traits::Backend;
+use crate::traits::{Activations, Backend, PassOutput};
 use crate::{Batch, CacheSpec, OpError, WeightSource};
-
-/// What the inputs of FP8 and FP4 layers look like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activations {
-    /// On the FP8 grid of their blocks of 128, as the official code has them.
-    Fp8Grid,
-    /// Unquantised bf16: strictly more precise, and what a GPU without FP8 prefers.
-    Bf16,
-}
 
 /// The operators on a CUDA device (or on the emulator of one).
 #[derive(Debug, Clone)]
 pub struct CudaOps {
-    pub(crate) device: Arc<dyn Device>,
+    pub(crate) memory: Memory,
     pub(crate) activations: Activations,
+    deterministic: bool,
 }
 
 /// A launch under construction: shape and arguments.
@@ -46,10 +39,42 @@ pub(crate) struct Call<'a> {
 }
 
 impl CudaOps {
-    /// Operators on `device`.
+    /// Operators on `device`, every buffer an allocation of its own. For tests and tools.
     #[must_use]
     pub fn new(device: Arc<dyn Device>, activations: Activations) -> Self {
-        Self { device, activations }
+        Self::over(Memory::loose(device), activations)
+    }
+
+    /// Operators over `memory`.
+    #[must_use]
+    pub fn over(memory: Memory, activations: Activations) -> Self {
+        Self { memory, activations, deterministic: false }
+    }
+
+    /// The same; with `deterministic`, only kernels whose results for a row depend neither on the
+    /// batch, nor on how a prompt is cut, nor on how steps are rounded up.
+    #[must_use]
+    pub fn with_determinism(self, deterministic: bool) -> Self {
+        Self { deterministic, ..self }
+    }
+
+    /// Whether faster kernels whose results depend on the batch must not be used. So far there are
+    /// none: everything is deterministic.
+    #[must_use]
+    pub const fn is_deterministic(&self) -> bool {
+        self.deterministic
+    }
+
+    /// What inputs of FP8 and FP4 layers look like.
+    #[must_use]
+    pub const fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// Where buffers come from.
+    #[must_use]
+    pub const fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Launches a kernel; a grid without blocks launches nothing.
@@ -76,7 +101,7 @@ impl CudaOps {
             args: call.args,
         };
         // SAFETY: the caller's promise is the one asked for here.
-        unsafe { self.device.launch(launch) }.map_err(OpError::device)
+        unsafe { self.memory.device().launch(launch) }.map_err(OpError::device)
     }
 
     /// Uninitialised `[rows, cols]`.
@@ -91,11 +116,46 @@ impl CudaOps {
     }
 
     pub(crate) fn buffer(&self, bytes: usize) -> Result<Buffer, OpError> {
-        Buffer::new(&self.device, bytes)
+        self.memory.buffer(Place::Workspace, bytes)
     }
 
     pub(crate) fn uploaded(&self, bytes: &[u8]) -> Result<Buffer, OpError> {
-        Buffer::from_bytes(&self.device, bytes)
+        self.memory.holding(Place::Workspace, bytes)
+    }
+}
+
+impl CudaOps {
+    /// The rows `rows` of `tensor`; `list` holds the same numbers in device memory.
+    fn pick_rows(
+        &self,
+        tensor: &DeviceTensor,
+        rows: &[u32],
+        list: &Buffer,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "select_rows";
+        let limit = tensor.rows;
+        if let Some(&row) = rows.iter().find(|&&row| row as usize >= limit) {
+            return Err(OpError::OutOfRange { op: OP, what: "row", got: row as usize, limit });
+        }
+        let row_bytes = tensor.cols * tensor.element.bytes();
+        check_len(OP, "bytes of a row beyond whole words", row_bytes % 4, 0)?;
+        let out = self.tensor(rows.len(), tensor.cols, tensor.element)?;
+        // SAFETY: every listed row exists, and `out` has one row of the same width for each.
+        unsafe {
+            self.launch(Call {
+                kernel: "gather_rows",
+                grid: [rows.len(), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &[
+                    (&tensor.values).into(),
+                    list.into(),
+                    (&out.values).into(),
+                    (row_bytes as u32 / 4).into(),
+                ],
+            })?;
+        }
+        Ok(out)
     }
 }
 
@@ -130,8 +190,12 @@ impl Backend for CudaOps {
         Numerics::Bf16
     }
 
+    fn keeps_values(&self) -> bool {
+        self.memory.device().keeps_contents()
+    }
+
     fn load_linear(&self, source: &WeightSource) -> Result<DeviceLinear, OpError> {
-        let linear = DeviceLinear::load(&self.device, source)?;
+        let linear = DeviceLinear::load(&self.memory, source)?;
         if self.is_hopper() { self.tiled_linear(linear) } else { Ok(linear) }
     }
 
@@ -144,24 +208,46 @@ impl Backend for CudaOps {
         if self.is_hopper() && super::hopper::are_fp4(experts) {
             return self.tiled_experts(experts, first_id);
         }
-        DeviceExperts::load(&self.device, experts, first_id)
+        DeviceExperts::load(&self.memory, experts, first_id)
     }
 
     fn load_vector(&self, values: &[f32]) -> Result<DeviceVector, OpError> {
-        Ok(DeviceVector { len: values.len(), values: self.uploaded(&f32_bytes(values))? })
+        let stored = self.memory.holding(Place::Weights, &f32_bytes(values))?;
+        Ok(DeviceVector { len: values.len(), values: stored })
     }
 
     fn load_expert_table(&self, ids: &[u16], k: usize) -> Result<DeviceExpertTable, OpError> {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        Ok(DeviceExpertTable { n_tokens: ids.len() / k.max(1), k, ids: self.uploaded(&bytes)? })
+        let stored = self.memory.holding(Place::Weights, &bytes)?;
+        Ok(DeviceExpertTable { n_tokens: ids.len() / k.max(1), k, ids: stored })
     }
 
     fn new_cache(&self, spec: &CacheSpec) -> Result<DeviceCache, OpError> {
-        DeviceCache::new(&self.device, spec)
+        DeviceCache::new(&self.memory, spec)
     }
 
     fn prepare_step(&self, batch: &Batch) -> Result<DeviceStep, OpError> {
-        DeviceStep::new(&self.device, batch)
+        DeviceStep::new(&self.memory, batch, true)
+    }
+
+    fn prepare_exact_step(&self, batch: &Batch) -> Result<DeviceStep, OpError> {
+        DeviceStep::new(&self.memory, batch, false)
+    }
+
+    fn run_pass<E: From<OpError>>(
+        &self,
+        name: &'static str,
+        step: &DeviceStep,
+        cache: &mut DeviceCache,
+        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+    ) -> Result<PassOutput<DeviceTensor>, E> {
+        self.run_or_replay(name, step, cache, pass)
+    }
+
+    /// Each shape twice: the first loads code, the second is recorded.
+    fn warm_up_sizes(&self, n_slots: usize) -> Vec<usize> {
+        let sizes = BUCKETS.into_iter().filter(|&rows| rows <= n_slots);
+        sizes.flat_map(|rows| [rows, rows]).collect()
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<DeviceTensor, OpError> {
@@ -182,32 +268,21 @@ impl Backend for CudaOps {
         (tensor.rows, tensor.cols)
     }
 
+    fn wanted_rows(
+        &self,
+        tensor: &DeviceTensor,
+        step: &DeviceStep,
+    ) -> Result<Option<DeviceTensor>, OpError> {
+        let batch = &step.batch;
+        check_len("wanted_rows", "tensor", tensor.rows, step.n_rows)?;
+        if batch.wants_all_rows() {
+            return Ok(None);
+        }
+        self.pick_rows(tensor, &batch.logit_rows, &step.logit_rows).map(Some)
+    }
+
     fn select_rows(&self, tensor: &DeviceTensor, rows: &[u32]) -> Result<DeviceTensor, OpError> {
-        const OP: &str = "select_rows";
-        let limit = tensor.rows;
-        if let Some(&row) = rows.iter().find(|&&row| row as usize >= limit) {
-            return Err(OpError::OutOfRange { op: OP, what: "row", got: row as usize, limit });
-        }
-        let row_bytes = tensor.cols * tensor.element.bytes();
-        check_len(OP, "bytes of a row beyond whole words", row_bytes % 4, 0)?;
-        let out = self.tensor(rows.len(), tensor.cols, tensor.element)?;
-        let list = self.uploaded(&u32_bytes(rows))?;
-        // SAFETY: every listed row exists, and `out` has one row of the same width for each.
-        unsafe {
-            self.launch(Call {
-                kernel: "gather_rows",
-                grid: [rows.len(), 1, 1],
-                threads: 128,
-                shared_bytes: 0,
-                args: &[
-                    (&tensor.values).into(),
-                    (&list).into(),
-                    (&out.values).into(),
-                    (row_bytes as u32 / 4).into(),
-                ],
-            })?;
-        }
-        Ok(out)
+        self.pick_rows(tensor, rows, &self.uploaded(&u32_bytes(rows))?)
     }
 
     fn read_routing(&self, routing: &DeviceRouting) -> Result<(Vec<u32>, Vec<f32>), OpError> {
@@ -232,7 +307,7 @@ impl Backend for CudaOps {
         position: u32,
         snapshot: u32,
     ) -> Result<(), OpError> {
-        cache.capture(slot, position, snapshot)
+        self.capture_state(cache, slot, position, snapshot)
     }
 
     fn restore(
@@ -242,11 +317,11 @@ impl Backend for CudaOps {
         slot: u32,
         position: u32,
     ) -> Result<(), OpError> {
-        cache.restore(snapshot, slot, position)
+        self.restore_state(cache, snapshot, slot, position)
     }
 
     fn read_block(&self, cache: &DeviceCache, block: u32) -> Result<Vec<u8>, OpError> {
-        cache.read_block(block)
+        self.block_bytes(cache, block)
     }
 
     fn write_block(
@@ -255,7 +330,7 @@ impl Backend for CudaOps {
         block: u32,
         bytes: &[u8],
     ) -> Result<(), OpError> {
-        cache.write_block(block, bytes)
+        self.set_block_bytes(cache, block, bytes)
     }
 
     fn read_snapshot(&self, cache: &DeviceCache, snapshot: u32) -> Result<Vec<u8>, OpError> {

@@ -1,52 +1,265 @@
-//! A batch as kernels read it.
+//! A batch as kernels read it: one block of words in device memory, written by one copy.
+//!
+//! | words | per | meaning |
+//! |---|---|---|
+//! | 1 | row | token |
+//! | 1 | row | position |
+//! | 1 | row | number of its sequence |
+//! | 8 | sequence | slot, row, tokens, position, first block, blocks, two unused |
+//! | 1 | wanted row | its number |
+//! | 1 | block of a sequence | block id |
+//!
+//! A step of one-token sequences has a [`Shape`] where addresses repeat: rows and context are rounded
+//! up, so that few shapes occur and what was launched for one step serves every later one of its
+//! shape. Rows beyond the batch repeat its first row; their sequence has no tokens, which tells
+//! kernels to store nothing.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::device::{Buffer, Device};
+use super::device::Arg;
+use super::memory::{Buffer, Memory, Place};
 use super::tensor::u32_bytes;
+use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
 use crate::{Batch, OpError};
+
+/// Words of a sequence.
+const SEQUENCE_WORDS: usize = 8;
+/// Numbers of rows that one-token steps are rounded up to.
+pub(crate) const BUCKETS: [usize; 15] =
+    [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256];
+/// The shortest context that steps are rounded up to; each further one is four times as long.
+const FIRST_CONTEXT: usize = 1024;
+
+/// What decides which launches a step of one-token sequences makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    /// Positions that every sequence may have at most.
+    pub(crate) context: usize,
+}
+
+impl Shape {
+    /// The shape `batch` is rounded up to, if there is one.
+    fn of(batch: &Batch) -> Option<Self> {
+        let n_tokens = batch.n_tokens();
+        let is_decode = batch.sequences.len() == n_tokens && batch.wants_all_rows();
+        let rows = BUCKETS.into_iter().find(|&rows| rows >= n_tokens)?;
+        let longest = max_context(batch);
+        let mut context = FIRST_CONTEXT;
+        while context < longest {
+            context *= 4;
+        }
+        (is_decode && n_tokens > 0).then_some(Self { rows, context })
+    }
+}
+
+/// The largest position of the batch plus one.
+fn max_context(batch: &Batch) -> usize {
+    batch.sequences.iter().map(|s| s.positions().end).max().unwrap_or(0)
+}
 
 /// A batch in device memory.
 #[derive(Debug)]
 pub struct DeviceStep {
+    /// The rows of the batch; the tensors of the step may have more.
     pub(crate) batch: Batch,
-    /// `[n_tokens]` u32: position of each row, and its sequence's number.
+    /// Rows of every tensor.
+    pub(crate) n_rows: usize,
+    /// No position is higher.
+    pub(crate) context: usize,
+    pub(crate) shape: Option<Shape>,
+    pub(crate) tokens: Buffer,
     pub(crate) positions: Buffer,
     pub(crate) sequence_of: Buffer,
-    /// `[n_sequences, 8]` u32: slot, row, tokens, position, first block, blocks, two unused.
     pub(crate) sequences: Buffer,
-    /// Block ids of all sequences.
     pub(crate) blocks: Buffer,
+    pub(crate) logit_rows: Buffer,
+    /// All of the above.
+    pub(crate) block: Buffer,
+    /// The highest slot and block of the batch.
+    max_slot: u32,
+    max_block: u32,
+    /// Tokens from here on are refused by an operator of this step.
+    token_limit: AtomicU32,
 }
 
 impl DeviceStep {
-    /// Uploads `batch`, which must be valid for the cache it will run over.
-    pub(crate) fn new(device: &Arc<dyn Device>, batch: &Batch) -> Result<Self, OpError> {
-        let upload = |values: &[u32]| Buffer::from_bytes(device, &u32_bytes(values));
-        let positions: Vec<u32> = batch.positions().iter().map(|&p| p as u32).collect();
-        let sequence_of: Vec<u32> = (0..)
-            .zip(&batch.sequences)
-            .flat_map(|(index, sequence)| vec![index; sequence.n_tokens as usize])
-            .collect();
-        let sequences: Vec<u32> = batch
-            .sequences
-            .iter()
-            .flat_map(|s| {
-                let n_blocks = s.blocks.end - s.blocks.start;
-                [s.slot, s.row, s.n_tokens, s.position, s.blocks.start, n_blocks, 0, 0]
-            })
-            .collect();
+    /// Uploads `batch`; rounded up to a shape if it `may_grow` and there is one.
+    ///
+    /// # Errors
+    /// [`OpError`] if the batch breaks an invariant of [`Batch`], or there is no room.
+    pub(crate) fn new(memory: &Memory, batch: &Batch, may_grow: bool) -> Result<Self, OpError> {
+        // Kernels trust rows, positions and block lists; ids are compared with the cache later.
+        batch.validate(usize::MAX, usize::MAX, usize::MAX)?;
+        let shape = if may_grow && memory.is_planned() { Shape::of(batch) } else { None };
+        let n_rows = shape.map_or(batch.n_tokens(), |shape| shape.rows);
+        let n_sequences = shape.map_or(batch.sequences.len(), |shape| shape.rows);
+        let context = shape.map_or_else(|| max_context(batch), |shape| shape.context);
+
+        let mut words = Vec::with_capacity(3 * n_rows + SEQUENCE_WORDS * n_sequences);
+        let n_repeated = n_rows - batch.n_tokens();
+        let repeated = |first: u32| std::iter::repeat_n(first, n_repeated);
+        let first = |values: &[u32]| values.first().copied().unwrap_or(0);
+        words.extend_from_slice(&batch.tokens);
+        words.extend(repeated(first(&batch.tokens)));
+        words.extend(batch.positions().iter().map(|&position| position as u32));
+        words.extend(repeated(batch.sequences.first().map_or(0, |s| s.position)));
+        for (index, sequence) in (0..).zip(&batch.sequences) {
+            words.extend(std::iter::repeat_n(index, sequence.n_tokens as usize));
+        }
+        words.extend((batch.sequences.len() as u32..).take(n_repeated));
+        let mut blocks = Vec::with_capacity(batch.blocks.len());
+        let mut first_blocks = 0..0;
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            // No more than its positions need: then the room for a shape suffices.
+            let needed = sequence.positions().end.div_ceil(BLOCK_TOKENS);
+            let own = blocks.len() as u32..(blocks.len() + needed) as u32;
+            blocks.extend_from_slice(&batch.blocks_of(sequence)[..needed]);
+            let (slot, row, n_tokens) = (sequence.slot, sequence.row, sequence.n_tokens);
+            let n_blocks = needed as u32;
+            words.extend([slot, row, n_tokens, sequence.position, own.start, n_blocks, 0, 0]);
+            if index == 0 {
+                first_blocks = own;
+            }
+        }
+        if let Some(copied) = batch.sequences.first() {
+            let (start, n) = (first_blocks.start, first_blocks.len() as u32);
+            for row in (batch.n_tokens() as u32..).take(n_repeated) {
+                words.extend([copied.slot, row, 0, copied.position, start, n, 0, 0]);
+            }
+        }
+        words.extend_from_slice(&batch.logit_rows);
+        words.extend(repeated(0));
+        let n_wanted = batch.logit_rows.len() + n_repeated;
+        let n_blocks = shape.map_or(blocks.len(), |s| s.rows * s.context.div_ceil(BLOCK_TOKENS));
+        words.extend(blocks);
+
+        let counts =
+            [n_rows, n_rows, n_rows, SEQUENCE_WORDS * n_sequences, n_wanted, n_blocks.max(1)];
+        let block = memory.buffer(Place::Workspace, 4 * counts.iter().sum::<usize>())?;
+        if !words.is_empty() {
+            block.write(0, &u32_bytes(&words))?;
+        }
+        let mut at = 0;
+        let mut next = |count: usize| {
+            let part = block.part(4 * at, 4 * count);
+            at += count;
+            part
+        };
         Ok(Self {
+            tokens: next(counts[0])?,
+            positions: next(counts[1])?,
+            sequence_of: next(counts[2])?,
+            sequences: next(counts[3])?,
+            logit_rows: next(counts[4])?,
+            blocks: next(counts[5])?,
             batch: batch.clone(),
-            positions: upload(&positions)?,
-            sequence_of: upload(&sequence_of)?,
-            sequences: upload(&sequences)?,
-            blocks: upload(&batch.blocks)?,
+            n_rows,
+            context,
+            shape,
+            block,
+            max_slot: batch.sequences.iter().map(|sequence| sequence.slot).max().unwrap_or(0),
+            max_block: batch.blocks.iter().copied().max().unwrap_or(0),
+            token_limit: AtomicU32::new(u32::MAX),
         })
     }
 
-    /// The largest position of the batch plus one.
-    pub(crate) fn max_context(&self) -> usize {
-        self.batch.sequences.iter().map(|s| s.positions().end).max().unwrap_or(0)
+    /// Positions, sequence numbers and sequences, as most kernels take them.
+    pub(crate) fn row_args(&self) -> [Arg; 3] {
+        [Arg::from(&self.positions), Arg::from(&self.sequence_of), Arg::from(&self.sequences)]
+    }
+
+    /// Refuses a step with a token that a table of `limit` rows does not have.
+    pub(crate) fn check_tokens(&self, op: &'static str, limit: usize) -> Result<(), OpError> {
+        self.token_limit.fetch_min(u32::try_from(limit).unwrap_or(u32::MAX), Ordering::Relaxed);
+        match self.batch.tokens.iter().find(|&&token| token as usize >= limit) {
+            None => Ok(()),
+            Some(&token) => {
+                Err(OpError::OutOfRange { op, what: "token id", got: token as usize, limit })
+            }
+        }
+    }
+
+    /// The smallest limit that [`check_tokens`](Self::check_tokens) was asked for.
+    pub(crate) fn token_limit(&self) -> u32 {
+        self.token_limit.load(Ordering::Relaxed)
+    }
+
+    /// Refuses a step that names slots or blocks a cache of `spec` does not have.
+    pub(crate) fn check_cache(&self, op: &'static str, spec: &CacheSpec) -> Result<(), OpError> {
+        let ids = [("slot", self.max_slot, spec.n_slots), ("block", self.max_block, spec.n_blocks)];
+        for (what, got, limit) in ids {
+            let got = got as usize;
+            if got >= limit {
+                return Err(OpError::OutOfRange { op, what, got, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rehearsal::Rehearsal;
+    use super::*;
+
+    fn decode(positions: &[u32]) -> Batch {
+        let mut batch = Batch::default();
+        for (slot, &position) in (0..).zip(positions) {
+            let blocks: Vec<u32> = (0..=position / 256).collect();
+            batch.push(slot, position, &[7 + slot], &blocks, true);
+        }
+        batch
+    }
+
+    fn shape(batch: &Batch) -> Option<(usize, usize)> {
+        Shape::of(batch).map(|shape| (shape.rows, shape.context))
+    }
+
+    #[test]
+    fn one_token_steps_are_rounded_up_and_no_others() {
+        assert_eq!(shape(&decode(&[5])), Some((1, 1024)));
+        assert_eq!(shape(&decode(&[5, 1023, 9])), Some((4, 1024)));
+        assert_eq!(shape(&decode(&[5, 1024, 9, 2, 1])), Some((8, 4096)));
+        assert_eq!(shape(&decode(&[0; 257])), None);
+        assert_eq!(shape(&Batch::single(0, 4, &[1, 2], &[0])), None);
+        let mut unwanted = decode(&[5, 6]);
+        unwanted.logit_rows.pop();
+        assert_eq!(shape(&unwanted), None);
+    }
+
+    #[test]
+    fn steps_of_one_shape_take_the_same_memory_however_long_their_block_lists_are() {
+        let memory = Rehearsal::memory("sm_80");
+        let layout = |batch: &Batch| {
+            let step = DeviceStep::new(&memory, batch, true).unwrap();
+            [&step.tokens, &step.sequences, &step.blocks, &step.block]
+                .map(|buffer| (buffer.address(), buffer.len()))
+        };
+        let short = layout(&decode(&[0, 0, 0]));
+        assert_eq!(short, layout(&decode(&[1000, 1023, 700])));
+        assert_ne!(short, layout(&decode(&[1024, 0, 0])));
+    }
+
+    #[test]
+    fn a_step_over_a_cache_without_its_slots_or_blocks_is_refused() {
+        let memory = Rehearsal::memory("sm_80");
+        let step = DeviceStep::new(&memory, &decode(&[300, 0]), true).unwrap();
+        let spec = |n_slots, n_blocks| CacheSpec {
+            layers: Vec::new(),
+            n_slots,
+            n_blocks,
+            n_snapshots: 0,
+            spare_rows: 0,
+            draft_width: 0,
+            kv: crate::KvFormat::Fp8,
+            index_keys: crate::IndexKeyFormat::Mxfp4,
+        };
+        assert!(step.check_cache("test", &spec(2, 2)).is_ok());
+        assert!(step.check_cache("test", &spec(1, 2)).is_err());
+        assert!(step.check_cache("test", &spec(2, 1)).is_err());
+        assert!(step.check_tokens("test", 9).is_ok());
+        assert!(step.check_tokens("test", 8).is_err());
+        assert_eq!(step.token_limit(), 8);
     }
 }

@@ -2,7 +2,9 @@
 
 use half::bf16;
 
-use super::device::Buffer;
+use super::memory::Buffer;
+use crate::OpError;
+use crate::error::check_len;
 
 /// How the values of a tensor lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,18 @@ pub struct DeviceTensor {
     /// made the tensor wrote them too. The buffer of `values` itself: they are to be taken on the
     /// grid, and the kernel that reads them rounds them (sm_90a).
     pub(crate) quantised: Option<Buffer>,
+}
+
+impl DeviceTensor {
+    /// `values` as `[rows, cols]`.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] if there are not as many.
+    pub fn of(rows: usize, cols: usize, element: Element, values: Buffer) -> Result<Self, OpError> {
+        let bytes = (rows * cols * element.bytes()).max(1);
+        check_len("tensor", "bytes", values.len(), bytes)?;
+        Ok(Self { rows, cols, element, values, quantised: None })
+    }
 }
 
 /// A small f32 vector.

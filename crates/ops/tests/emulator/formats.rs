@@ -35,7 +35,6 @@ fn inputs() -> Vec<f32> {
 #[test]
 fn every_bf16_value_converts_as_on_the_cpu() {
     let Some(device) = Emulator::start(MODES[0]) else { return };
-    let device: Arc<dyn Device> = device;
     let x = inputs();
     let n = x.len();
     let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -62,7 +61,6 @@ fn every_bf16_value_converts_as_on_the_cpu() {
 #[test]
 fn every_code_expands_to_its_value_at_its_place() {
     let Some(device) = Emulator::start(MODES[0]) else { return };
-    let device: Arc<dyn Device> = device;
     // Every byte at each of the four places, its neighbours different.
     let codes: Vec<[u8; 4]> =
         (0..=255_u8).map(|c| [c, c.wrapping_add(85), c.wrapping_mul(3), !c]).collect();

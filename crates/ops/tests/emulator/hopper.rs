@@ -8,7 +8,7 @@ use fathom_core::parallel::ExpertShard;
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::{Activations, Arg, Buffer, CudaOps, Device, Launch};
 use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
-use fathom_ops::{Backend, MoeOps, Ops, Scales, Solo, WeightData, WeightSource};
+use fathom_ops::{Backend, Batch, MoeOps, Ops, Scales, Solo, WeightData, WeightSource};
 
 use crate::compare::{BF16_STEP, assert_close};
 use crate::process::in_every_mode_on_hopper;
@@ -62,7 +62,8 @@ fn run<B: Ops>(ops: &B, n_tokens: usize, ids: &[u32], is_wide: bool) -> Vec<f32>
     let values = Random::new(n_tokens as u64).values(n_tokens * WIDTH, 1.5);
     let x = ops.upload(n_tokens, WIDTH, &values).unwrap();
     let tokens: Vec<u32> = ids.iter().copied().cycle().take(n_tokens).collect();
-    let routing = ops.route(&weights, &x, &tokens).unwrap();
+    let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
+    let routing = ops.route(&weights, &x, &step).unwrap();
     let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
     ops.download(&out).unwrap()
 }
@@ -108,7 +109,9 @@ fn a_token_has_the_same_bits_however_many_others_are_in_the_step() {
         let outputs: Vec<Vec<f32>> = [2, 20]
             .map(|n_tokens: usize| {
                 let x = ops.upload(n_tokens, WIDTH, &values[..n_tokens * WIDTH]).unwrap();
-                let routing = ops.route(&weights, &x, &vec![3; n_tokens]).unwrap();
+                let batch = Batch::single(0, 0, &vec![3; n_tokens], &[0]);
+                let step = ops.prepare_step(&batch).unwrap();
+                let routing = ops.route(&weights, &x, &step).unwrap();
                 let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
                 ops.download(&out).unwrap()
             })

@@ -6,7 +6,7 @@ use fathom_core::Numerics;
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::{Activations, CudaOps, Device};
 use fathom_ops::layer::{HcHead, HcSite, MtpInputWeights};
-use fathom_ops::{Ops, Solo};
+use fathom_ops::{Batch, Ops, Solo};
 
 use crate::compare::{BF16_STEP, assert_close, max_error};
 use crate::process::{in_every_mode, in_every_mode_on_hopper};
@@ -50,7 +50,8 @@ fn run<B: Ops>(ops: &B, width: usize, n_tokens: usize) -> Vec<(&'static str, Vec
 
     let mut results = Vec::new();
     let mut keep = |name, tensor: &B::Tensor| results.push((name, ops.download(tensor).unwrap()));
-    keep("embed", &ops.embed(&embed, &tokens).unwrap());
+    let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
+    keep("embed", &ops.embed(&embed, &step).unwrap());
     let pre = ops.hc_pre(&x, &first, &norm).unwrap();
     keep("hc_pre normed", &pre.normed);
     keep("hc_pre post", &pre.mix.post);
@@ -64,7 +65,7 @@ fn run<B: Ops>(ops: &B, width: usize, n_tokens: usize) -> Vec<(&'static str, Vec
     let collapsed = ops.hc_head(&x, &head, &norm).unwrap();
     keep("hc_head", &collapsed);
     keep("logits", &ops.logits(&embed, &collapsed, &Solo).unwrap());
-    keep("mtp_input", &ops.mtp_input(&mtp, &embed, &tokens, &x).unwrap());
+    keep("mtp_input", &ops.mtp_input(&mtp, &embed, &step, &x).unwrap());
     let rows: Vec<u32> = (0..n_tokens as u32).rev().step_by(2).collect();
     keep("select_rows", &ops.select_rows(&y, &rows).unwrap());
     results

@@ -6,9 +6,9 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod attention;
-mod build;
 mod compare;
 mod copies;
+mod device_check;
 mod formats;
 mod hopper;
 mod hyper_connection;

@@ -7,7 +7,7 @@ use fathom_core::parallel::ExpertShard;
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::{Activations, CudaOps};
 use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
-use fathom_ops::{Backend, Ops, Solo};
+use fathom_ops::{Backend, Batch, Ops, Solo};
 
 use crate::compare::{BF16_STEP, assert_close};
 use crate::process::in_every_mode;
@@ -62,7 +62,8 @@ fn run<B: Ops>(ops: &B, n_tokens: usize, hashes: bool) -> Results {
     let mut random = Random::new(n_tokens as u64);
     let x = ops.upload(n_tokens, WIDTH, &random.values(n_tokens * WIDTH, 1.5)).unwrap();
     let tokens: Vec<u32> = (0..n_tokens).map(|_| random.below(VOCAB as u32)).collect();
-    let routing = ops.route(&weights, &x, &tokens).unwrap();
+    let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
+    let routing = ops.route(&weights, &x, &step).unwrap();
     let (ids, factors) = ops.read_routing(&routing).unwrap();
     let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
     Results { ids, weights: factors, out: ops.download(&out).unwrap() }

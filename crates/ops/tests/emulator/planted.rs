@@ -1,14 +1,12 @@
 //! Each detector of the emulator finds the error planted for it, and only that.
 
-use std::sync::Arc;
-
-use fathom_ops::cuda::{Arg, Buffer, Device, Launch};
+use fathom_ops::cuda::{Arg, Buffer, Launch};
 
 use crate::process::{Emulator, MODES, Mode};
 
 /// Runs a planted kernel with two warps; the output or the emulator's message.
 fn run(kernel: &'static str, mode: Mode) -> Option<Result<Vec<f32>, String>> {
-    let device: Arc<dyn Device> = Emulator::start(mode)?;
+    let device = Emulator::start(mode)?;
     let input: Vec<u8> = (0..128).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let input = Buffer::from_bytes(&device, &input).unwrap();
     let out = Buffer::new(&device, 64 * 4).unwrap();

@@ -12,7 +12,7 @@ use fathom_ops::cpu::{
     sqrt_softplus,
 };
 use fathom_ops::layer::{HcHead, HcSite, MoeWeights, Norm, Router, SharedExpert};
-use fathom_ops::{Backend, HeadOps, HyperConnectionOps, MoeOps, Solo};
+use fathom_ops::{Backend, Batch, HeadOps, HyperConnectionOps, MoeOps, Solo};
 
 use crate::fixtures::{File, Nano, rel_l2};
 
@@ -240,13 +240,18 @@ fn moe(nano: &Nano, ops: CpuOps, prefix: &str, router: Router<CpuOps>) -> MoeWei
     }
 }
 
+/// A step of these tokens.
+fn rows(tokens: &[u32]) -> Batch {
+    Batch::single(0, 0, tokens, &[0])
+}
+
 #[test]
 fn score_routing_chooses_and_weighs_as_the_official_gate() {
     let (units, nano, ops) = (File::units(), Nano::open(), CpuOps::new(Numerics::F32));
     let bias: Arc<[f32]> = nano.values("layers.3.ffn.gate.bias").into();
     let weights = moe(&nano, ops, "layers.3.ffn", Router::Score(bias));
     let x = HostTensor::from_vec(3, 256, units.values("gate_last/x")).unwrap();
-    let routing = ops.route(&weights, &x, &[0, 0, 0]).unwrap();
+    let routing = ops.route(&weights, &x, &rows(&[0, 0, 0])).unwrap();
     let (ids, values) = ops.read_routing(&routing).unwrap();
     let expected: Vec<u32> = units.integers("gate_last/ids").iter().map(|id| *id as u32).collect();
     assert_eq!(ids, expected);
@@ -263,13 +268,13 @@ fn hash_routing_follows_the_token_id_and_weighs_by_score() {
     let x = HostTensor::from_vec(3, 256, units.values("gate_hash_l0/x")).unwrap();
     let tokens: Vec<u32> =
         units.integers("gate_hash_l0/token_ids").iter().map(|id| *id as u32).collect();
-    let routing = ops.route(&weights, &x, &tokens).unwrap();
+    let routing = ops.route(&weights, &x, &rows(&tokens)).unwrap();
     let (ids, values) = ops.read_routing(&routing).unwrap();
     let expected: Vec<u32> =
         units.integers("gate_hash_l0/ids").iter().map(|id| *id as u32).collect();
     assert_eq!(ids, expected);
     assert_close(&values, &units.values("gate_hash_l0/weights"));
-    assert!(ops.route(&weights, &x, &[0, 1, 1024]).is_err(), "a token outside the table");
+    assert!(ops.route(&weights, &x, &rows(&[0, 1, 1024])).is_err(), "a token outside the table");
     assert_eq!(ops.moe(&weights, &x, &routing, &Solo).unwrap().data.len(), 3 * 256);
 }
 

@@ -1,0 +1,81 @@
+//! A device whose new memory holds no numbers, so that what is read before it is written shows.
+
+use std::sync::Arc;
+
+use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo};
+
+/// Fills memory with 0xFF (NaN in every float format) when it is given out.
+#[derive(Debug)]
+pub struct Poisoned {
+    device: Arc<dyn Device>,
+}
+
+impl Poisoned {
+    /// Memory of `device`, poisoned.
+    #[must_use]
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        Self { device }
+    }
+}
+
+impl Device for Poisoned {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn arch(&self) -> &'static str {
+        self.device.arch()
+    }
+
+    fn memory(&self) -> Option<MemoryInfo> {
+        self.device.memory()
+    }
+
+    fn keeps_contents(&self) -> bool {
+        self.device.keeps_contents()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        let address = self.device.alloc(bytes)?;
+        self.device.fill(address, bytes, 0xff)?;
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.device.free(address, bytes);
+    }
+
+    fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError> {
+        self.device.fill(address, bytes, value)
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.device.write(address, bytes)
+    }
+
+    fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        self.device.read(address, out)
+    }
+
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { self.device.launch(launch) }
+    }
+
+    fn begin_record(&self) -> Result<(), DeviceError> {
+        self.device.begin_record()
+    }
+
+    fn end_record(&self) -> Result<u64, DeviceError> {
+        self.device.end_record()
+    }
+
+    unsafe fn replay(&self, record: u64) -> Result<(), DeviceError> {
+        // SAFETY: as above.
+        unsafe { self.device.replay(record) }
+    }
+
+    fn forget(&self, record: u64) {
+        self.device.forget(record);
+    }
+}

@@ -1,0 +1,267 @@
+//! The emulator as a [`Device`]: a child process that speaks the protocol of `serve.cpp`.
+//!
+//! It runs in one of several modes: asynchronous copies land late or at once, warps run in
+//! ascending order or shuffled. An error of a kernel ends the process; its message becomes the
+//! error of the call.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo};
+
+/// How copies land and in which order warps run.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode {
+    /// Copies land when they are issued instead of as late as the rules allow.
+    pub eager: bool,
+    /// Order of warps; 0 is ascending.
+    pub seed: u32,
+}
+
+/// The modes a case should run in.
+pub const MODES: [Mode; 3] = [
+    Mode { eager: false, seed: 0 },
+    Mode { eager: true, seed: 7 },
+    Mode { eager: false, seed: 11 },
+];
+
+/// What an emulator says it has: it reserves address space, not memory.
+const TOTAL_BYTES: u64 = 16 << 30;
+
+/// A running emulator.
+#[derive(Debug)]
+pub struct Emulator {
+    state: Mutex<State>,
+    /// Whose variants of kernels the launchers take.
+    arch: &'static str,
+}
+
+#[derive(Debug)]
+struct State {
+    child: Child,
+    requests: Option<ChildStdin>,
+    answers: ChildStdout,
+    allocated: u64,
+    /// Launches being noted, if any.
+    recording: Option<Vec<Request>>,
+    records: HashMap<u64, Vec<Request>>,
+    next_record: u64,
+}
+
+impl Emulator {
+    /// Starts `program`, which [`build`](super::build::build) has made.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] if the program does not start.
+    pub fn start(program: &Path, mode: Mode) -> Result<Self, DeviceError> {
+        let failed = |error: std::io::Error| DeviceError::Failed {
+            call: "starting the block emulator",
+            reason: format!("{}: {error}", program.display()),
+        };
+        let mut child = Command::new(program)
+            .args([u32::from(mode.eager).to_string(), mode.seed.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let requests = child.stdin.take();
+        let answers = child.stdout.take().expect("the output was asked for");
+        let state = State {
+            child,
+            requests,
+            answers,
+            allocated: 0,
+            recording: None,
+            records: HashMap::new(),
+            next_record: 0,
+        };
+        Ok(Self { state: Mutex::new(state), arch: "sm_80" })
+    }
+
+    /// The same for the kernels of another architecture.
+    #[must_use]
+    pub fn with_arch(mut self, arch: &'static str) -> Self {
+        self.arch = arch;
+        self
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn call(
+        &mut self,
+        call: &'static str,
+        request: &Request,
+        answer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let failed = |reason: String| DeviceError::Failed { call, reason };
+        let requests = self.requests.as_mut().ok_or_else(|| failed("no process".to_owned()))?;
+        let sent = requests.write_all(&request.0).and_then(|()| requests.flush());
+        if sent.and_then(|()| self.answers.read_exact(answer)).is_ok() {
+            return Ok(());
+        }
+        // The process has ended: what it said is the error.
+        self.requests = None;
+        let mut message = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut message);
+        }
+        let _ = self.child.wait();
+        Err(failed(message.trim().to_owned()))
+    }
+
+    /// The same, for what takes effect at once.
+    fn call_now(
+        &mut self,
+        call: &'static str,
+        request: &Request,
+        answer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        if self.recording.is_some() {
+            return Err(DeviceError::Recording { call });
+        }
+        self.call(call, request, answer)
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.requests = None;
+        let _ = state.child.wait();
+    }
+}
+
+/// A request under construction.
+#[derive(Debug)]
+struct Request(Vec<u8>);
+
+impl Request {
+    fn new(code: u32) -> Self {
+        Self(code.to_le_bytes().to_vec())
+    }
+    fn u32(mut self, value: u32) -> Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+}
+
+impl Device for Emulator {
+    fn name(&self) -> String {
+        "block emulator".to_owned()
+    }
+
+    fn arch(&self) -> &'static str {
+        self.arch
+    }
+
+    fn memory(&self) -> Option<MemoryInfo> {
+        let free = TOTAL_BYTES.saturating_sub(self.state().allocated);
+        Some(MemoryInfo { free, total: TOTAL_BYTES })
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        let mut address = [0; 8];
+        let mut state = self.state();
+        state.call_now("alloc", &Request::new(1).u64(bytes as u64), &mut address)?;
+        state.allocated += bytes as u64;
+        Ok(u64::from_le_bytes(address))
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        let mut state = self.state();
+        // A process that has ended has no memory left to free.
+        let _ = state.call("free", &Request::new(2).u64(address), &mut []);
+        state.allocated -= bytes as u64;
+    }
+
+    fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError> {
+        let request = Request::new(6).u64(address).u64(bytes as u64).u32(value.into());
+        self.state().call_now("fill", &request, &mut [])
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let request = Request::new(3).u64(address).u64(bytes.len() as u64).bytes(bytes);
+        self.state().call_now("write", &request, &mut [])
+    }
+
+    fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        let request = Request::new(4).u64(address).u64(out.len() as u64);
+        self.state().call_now("read", &request, out)
+    }
+
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
+        let name = launch.kernel.as_bytes();
+        let mut request = Request::new(5).u32(name.len() as u32).bytes(name);
+        for size in launch.grid.into_iter().chain(launch.block) {
+            request = request.u32(size);
+        }
+        request = request.u64(u64::from(launch.shared_bytes)).u32(launch.args.len() as u32);
+        for arg in launch.args {
+            let (bytes, len) = arg.bytes();
+            request = request.u32(len as u32).bytes(&bytes[..len]);
+        }
+        let mut state = self.state();
+        if let Some(recording) = &mut state.recording {
+            recording.push(request);
+            return Ok(());
+        }
+        state.call("launch", &request, &mut [0; 4])
+    }
+
+    fn begin_record(&self) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        if state.recording.is_some() {
+            return Err(DeviceError::Recording { call: "begin_record" });
+        }
+        state.recording = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_record(&self) -> Result<u64, DeviceError> {
+        let mut state = self.state();
+        let launches = state.recording.take().ok_or(DeviceError::Failed {
+            call: "end_record",
+            reason: "nothing is being recorded".to_owned(),
+        })?;
+        let id = state.next_record;
+        state.next_record += 1;
+        state.records.insert(id, launches);
+        Ok(id)
+    }
+
+    unsafe fn replay(&self, record: u64) -> Result<(), DeviceError> {
+        const CALL: &str = "replay";
+        let mut state = self.state();
+        if state.recording.is_some() {
+            return Err(DeviceError::Recording { call: CALL });
+        }
+        let launches = state.records.remove(&record).ok_or_else(|| DeviceError::Failed {
+            call: CALL,
+            reason: format!("there is no recording {record}"),
+        })?;
+        let outcome =
+            launches.iter().try_for_each(|request| state.call("launch", request, &mut [0; 4]));
+        state.records.insert(record, launches);
+        outcome
+    }
+
+    fn forget(&self, record: u64) {
+        self.state().records.remove(&record);
+    }
+}

@@ -1,0 +1,195 @@
+//! Steps of a shape that has run before are replayed: one call instead of a launch per kernel.
+//!
+//! The first step of a shape runs launch by launch, which also loads all code; the second is recorded
+//! and replayed, later ones are replayed. This works because buffers of a step are where they were
+//! ([`memory`](super::memory)) and everything that differs is in the step's block in device memory
+//! ([`step`](super::step)).
+//!
+//! Invariants:
+//! - a recording keeps the arenas that its launches name alive;
+//! - nothing but the step's own block is in the workspace when a recording is made or replayed, so
+//!   nobody else's buffer is written, and the launches find the block where they expect it.
+
+use std::collections::HashMap;
+
+use super::DeviceCache;
+use super::memory::{ALIGNMENT, Memory, Place};
+use super::ops::CudaOps;
+use super::step::{DeviceStep, Shape};
+use super::tensor::{DeviceTensor, Element};
+use crate::OpError;
+use crate::traits::PassOutput;
+
+/// Recordings a cache keeps; each takes some MiB of the driver's memory.
+const MAX_RECORDINGS: usize = 64;
+
+/// What is known of the steps of one pass and shape.
+#[derive(Debug)]
+enum Known {
+    /// One has run.
+    Seen,
+    Recorded(Recorded),
+}
+
+/// All recordings over one cache.
+#[derive(Debug, Default)]
+pub(crate) struct Recordings {
+    known: HashMap<(&'static str, Shape), Known>,
+    n_replays: usize,
+}
+
+impl Recordings {
+    fn n_recorded(&self) -> usize {
+        self.known.values().filter(|known| matches!(known, Known::Recorded(_))).count()
+    }
+}
+
+/// Launches of a step, and where it leaves its results.
+#[derive(Debug)]
+struct Recorded {
+    memory: Memory,
+    id: u64,
+    /// Address of the step's block.
+    block: u64,
+    token_limit: u32,
+    logits: Option<Left>,
+    copies: Option<Left>,
+}
+
+/// Where a tensor lies in the workspace.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    address: u64,
+    rows: usize,
+    cols: usize,
+    element: Element,
+}
+
+impl Left {
+    fn of(tensor: &DeviceTensor) -> Self {
+        let DeviceTensor { rows, cols, element, .. } = *tensor;
+        Self { address: tensor.values.address(), rows, cols, element }
+    }
+
+    /// The tensor, taken into possession again.
+    fn tensor(self, memory: &Memory) -> Result<DeviceTensor, OpError> {
+        let Self { address, rows, cols, element } = self;
+        let bytes = rows * cols * element.bytes();
+        let values = memory.claim(Place::Workspace, address, bytes).ok_or(OpError::OutOfRange {
+            op: "replay",
+            what: "result in a workspace that is in use, bytes",
+            got: memory.used(Place::Workspace),
+            limit: 0,
+        })?;
+        Ok(DeviceTensor { rows, cols, element, values, quantised: None })
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        self.memory.device().forget(self.id);
+    }
+}
+
+impl Recorded {
+    /// Records what `pass` launches; nothing of it runs.
+    fn new<E: From<OpError>>(
+        ops: &CudaOps,
+        step: &DeviceStep,
+        cache: &mut DeviceCache,
+        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+    ) -> Result<Self, E> {
+        let device = ops.memory.device();
+        device.begin_record().map_err(OpError::device)?;
+        let output = pass(cache);
+        // Ended in any case: else the device would record for ever.
+        let id = device.end_record().map_err(OpError::device);
+        let output = match output {
+            Ok(output) => output,
+            Err(error) => {
+                if let Ok(id) = id {
+                    device.forget(id);
+                }
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            memory: ops.memory.clone(),
+            id: id?,
+            block: step.block.address(),
+            token_limit: step.token_limit(),
+            logits: output.logits.as_ref().map(Left::of),
+            copies: output.copies.as_ref().map(Left::of),
+        })
+    }
+
+    fn replay(
+        &self,
+        step: &DeviceStep,
+        cache: &DeviceCache,
+    ) -> Result<PassOutput<DeviceTensor>, OpError> {
+        step.check_tokens("replay", self.token_limit as usize)?;
+        step.check_cache("replay", &cache.spec)?;
+        let device = self.memory.device();
+        // SAFETY: weights, cache and workspace are in the arenas that `memory` keeps; the launches
+        // were checked for every step of this shape whose tokens and ids are in range, as this
+        // one's are; the workspace holds this step's block at the recorded address (the caller
+        // compared it) and nothing else.
+        unsafe { device.replay(self.id) }.map_err(OpError::device)?;
+        let take = |left: Option<Left>| left.map(|left| left.tensor(&self.memory)).transpose();
+        Ok(PassOutput { logits: take(self.logits)?, copies: take(self.copies)? })
+    }
+}
+
+impl CudaOps {
+    /// See [`Backend::run_pass`](crate::Backend::run_pass).
+    pub(crate) fn run_or_replay<E: From<OpError>>(
+        &self,
+        name: &'static str,
+        step: &DeviceStep,
+        cache: &mut DeviceCache,
+        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+    ) -> Result<PassOutput<DeviceTensor>, E> {
+        let Some(shape) = step.shape else { return pass(cache) };
+        let key = (name, shape);
+        let block_bytes = step.block.len().next_multiple_of(ALIGNMENT);
+        let is_alone = self.memory.used(Place::Workspace) == block_bytes;
+        let is_full = cache.recordings.n_recorded() >= MAX_RECORDINGS;
+        let mut recordings = std::mem::take(&mut cache.recordings);
+        let output = match recordings.known.get(&key) {
+            Some(Known::Recorded(recorded))
+                if is_alone && recorded.block == step.block.address() =>
+            {
+                recordings.n_replays += 1;
+                recorded.replay(step, cache).map_err(E::from)
+            }
+            Some(Known::Seen) if is_alone && !is_full => Recorded::new(self, step, cache, pass)
+                .and_then(|recorded| {
+                    recordings.n_replays += 1;
+                    let output = recorded.replay(step, cache);
+                    recordings.known.insert(key, Known::Recorded(recorded));
+                    output.map_err(E::from)
+                }),
+            _ => {
+                recordings.known.entry(key).or_insert(Known::Seen);
+                pass(cache)
+            }
+        };
+        cache.recordings = recordings;
+        // What was computed for rows that repeat the first is nobody's.
+        let cut = |tensor: Option<DeviceTensor>| {
+            tensor.map(|tensor| DeviceTensor {
+                rows: step.batch.n_tokens(),
+                quantised: None,
+                ..tensor
+            })
+        };
+        output.map(|output| PassOutput { logits: cut(output.logits), copies: cut(output.copies) })
+    }
+
+    /// Steps over `cache` that were replayed so far.
+    #[must_use]
+    pub fn n_replays(&self, cache: &DeviceCache) -> usize {
+        cache.recordings.n_replays
+    }
+}
