@@ -4,11 +4,13 @@
 //! - `drafts`: tokens per second with and without speculation, and how many guesses are accepted;
 //! - `memory`: decode of a synthetic checkpoint of Flash-like proportions against the speed at
 //!   which memory can be read ([`memory`]);
-//! - `sim`: traffic through the scheduler in virtual time; nothing is computed ([`sim`]).
+//! - `sim`: traffic through the scheduler in virtual time; nothing is computed ([`sim`]);
+//! - `kernels`: the operators of a GPU against its limits ([`kernels`]).
 //!
 //! Not here: a running server's throughput.
 
 mod drafts;
+mod kernels;
 mod memory;
 mod sim;
 mod speed;
@@ -39,6 +41,8 @@ enum What {
     Memory(MemoryArgs),
     /// Traffic on GPUs, simulated at their roofline with the real scheduler
     Sim(sim::SimArgs),
+    /// Every hot operator on a GPU against what its bytes and operations allow
+    Kernels(KernelsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +95,13 @@ struct DraftsArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct KernelsArgs {
+    /// Write the result as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
 struct MemoryArgs {
     #[command(flatten)]
     common: Common,
@@ -133,6 +144,10 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             write(args.common.out.as_deref(), &result)
         }
         What::Sim(args) => write_text(args.out.as_deref(), &sim::run(&args)?),
+        What::Kernels(args) => {
+            let result = kernels::run()?;
+            args.out.as_deref().map_or(Ok(()), |file| write(Some(file), &result))
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 
+use fathom_ops::cuda::DeviceError;
 use fathom_weights::LoadError;
 
 /// A hint for `error`, looked for along its chain of causes.
@@ -19,6 +20,17 @@ pub(crate) fn of(error: &anyhow::Error) -> Option<&'static str> {
                 | LoadError::WrongShape { .. }
                 | LoadError::WrongDtype { .. } => {
                     Some("`fathom inspect DIR` lists everything that is wrong with a checkpoint")
+                }
+                _ => None,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<DeviceError>() {
+            return match error {
+                DeviceError::NoDriver
+                | DeviceError::NoGpu { .. }
+                | DeviceError::DriverTooOld { .. }
+                | DeviceError::NoKernel { .. } => {
+                    Some("`fathom doctor` looks for what is missing; --device cpu needs no GPU")
                 }
                 _ => None,
             };

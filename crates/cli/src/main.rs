@@ -4,9 +4,13 @@
 #![expect(clippy::print_stdout, reason = "a command line program prints")]
 
 mod bench;
+mod bytes;
 mod chat;
 mod config;
+mod device_check;
+mod doctor;
 mod embedded;
+mod gpu;
 mod hint;
 mod inspect;
 mod logits;
@@ -41,10 +45,15 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Show what a checkpoint holds, and whether it can be served
     Inspect(inspect::InspectArgs),
+    /// Look for what a server needs on this machine, and say what to do about what is missing
+    Doctor(doctor::DoctorArgs),
     /// Write logits for given tokens, to compare with other implementations
     Logits(logits::LogitsArgs),
     #[command(hide = true)]
     Bench(bench::BenchArgs),
+    /// Compare every kernel of a GPU with the CPU operators
+    #[command(hide = true)]
+    DeviceCheck(device_check::DeviceCheckArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,8 +71,10 @@ fn main() -> ExitCode {
         Command::Config(args) => config::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Logits(args) => logits::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::DeviceCheck(args) => device_check::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,10 @@
 //! The `fathom` binary as a user starts it.
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 #![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
 
 mod chat;
 mod command_line;
+mod device;
 mod logits;
 mod serve;
 mod simulate;

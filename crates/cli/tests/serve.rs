@@ -5,22 +5,27 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::fathom;
 
 /// A server of the embedded model, stopped when dropped.
-struct Server {
+pub(crate) struct Server {
     process: Child,
     /// Start-up print.
-    banner: String,
+    pub(crate) banner: String,
     address: String,
 }
 
 impl Server {
     fn start(args: &[&str]) -> Self {
-        let mut process = fathom()
+        Self::start_as(fathom(), args)
+    }
+
+    /// The same with a binary that has settings of its own.
+    pub(crate) fn start_as(mut fathom: Command, args: &[&str]) -> Self {
+        let mut process = fathom
             .arg("serve")
             .args(args)
             .stdout(Stdio::piped())
@@ -43,7 +48,7 @@ impl Server {
     }
 
     /// The answer to one message: its text, tokens of the prompt, those of them that were cached.
-    fn ask(&self, message: &str) -> (String, u64, u64) {
+    pub(crate) fn ask(&self, message: &str) -> (String, u64, u64) {
         let body = serde_json::json!({
             "model": "nano", "messages": [{"role": "user", "content": message}],
             "max_tokens": 8, "temperature": 0, "thinking": {"type": "disabled"},

@@ -7,13 +7,14 @@ use fathom_engine::DraftMethod;
 
 use super::config::ServeConfig;
 use super::load::Loaded;
-use super::memory::readable;
+use crate::bytes::readable;
 
 /// The text; its lines begin with a word that says what they are about.
 pub(super) struct Banner {
     pub(super) names: Vec<String>,
     pub(super) source: String,
     pub(super) compute: String,
+    pub(super) memory: Option<String>,
     pub(super) steps: String,
     pub(super) cache: String,
     pub(super) tiers: String,
@@ -41,12 +42,16 @@ impl Banner {
         Self {
             names: loaded.entry.ids.clone(),
             source,
-            compute: format!(
-                "{} on the CPU, {}, {}",
-                config.numerics,
-                counted(loaded.n_threads, "thread"),
-                counted(config.tensor_parallel_size, "rank"),
-            ),
+            compute: match &loaded.gpu {
+                None => format!(
+                    "{} on the CPU, {}, {}",
+                    config.numerics,
+                    counted(loaded.n_threads, "thread"),
+                    counted(config.tensor_parallel_size, "rank"),
+                ),
+                Some(gpu) => format!("{} on {}", config.numerics, gpu.about),
+            },
+            memory: loaded.gpu.as_ref().map(|gpu| gpu.plan.to_string()),
             steps: format!(
                 "{} tokens of context, {} sequences at once, {} tokens per step{}",
                 limits.max_model_len,
@@ -113,14 +118,17 @@ impl fmt::Display for Banner {
         }
         writeln!(f)?;
         for (what, text) in [
-            ("weights", &self.source),
-            ("compute", &self.compute),
-            ("limits", &self.steps),
-            ("kv cache", &self.cache),
-            ("prefixes", &self.tiers),
+            ("weights", Some(&self.source)),
+            ("compute", Some(&self.compute)),
+            ("memory", self.memory.as_ref()),
+            ("limits", Some(&self.steps)),
+            ("kv cache", Some(&self.cache)),
+            ("prefixes", Some(&self.tiers)),
         ] {
-            // Further lines are about the same.
-            writeln!(f, "  {what:<9} {}", text.replace('\n', "\n            "))?;
+            if let Some(text) = text {
+                // Further lines are about the same.
+                writeln!(f, "  {what:<9} {}", text.replace('\n', "\n            "))?;
+            }
         }
         writeln!(f, "  loaded    in {:.2} s", self.took_s)?;
         writeln!(f, "  listening {}", self.url)?;
@@ -156,6 +164,7 @@ mod tests {
             names: vec!["nano".to_owned(), "deepseek-v4-flash".to_owned()],
             source: String::new(),
             compute: String::new(),
+            memory: None,
             steps: String::new(),
             cache: String::new(),
             tiers: String::new(),

@@ -23,6 +23,7 @@ use fathom_server::config::{KeyConfig, ServerConfig};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::DeviceChoice;
 use crate::settings::{ENGINE, Overrides};
 
 /// Settings as typed on the command line or found in the environment.
@@ -102,6 +103,12 @@ pub(crate) struct EngineOptions {
     /// Threads that compute; unset: all processors.
     #[schemars(example = 8)]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// What computes: cuda (a GPU), cpu, or auto (a GPU if there is a driver).
+    #[schemars(extend("value_name" = "DEVICE"))]
+    pub(crate) device: DeviceChoice,
+    /// On a GPU, only kernels whose results depend neither on the batch nor on how a prompt is cut,
+    /// even where others are faster; the CPU always computes so.
+    pub(crate) deterministic: bool,
 }
 
 impl Default for EngineOptions {
@@ -122,6 +129,8 @@ impl Default for EngineOptions {
             kv_cache_dtype: KvCacheDtype::Auto,
             index_key_dtype: IndexKeyDtype::Auto,
             threads: None,
+            device: DeviceChoice::Auto,
+            deterministic: false,
         }
     }
 }
@@ -262,6 +271,10 @@ pub(crate) struct ServeConfig {
     pub(crate) speculation: SpeculationConfig,
     /// Threads that compute; `None` for all processors.
     pub(crate) threads: Option<NonZeroUsize>,
+    /// What computes.
+    pub(crate) device: DeviceChoice,
+    /// Whether a GPU must use batch-invariant kernels only.
+    pub(crate) deterministic: bool,
 }
 
 impl ServeConfig {
@@ -353,6 +366,8 @@ impl ServeConfig {
             formats,
             kv_cache_memory_bytes: engine.kv_cache_memory_bytes,
             threads: engine.threads,
+            device: engine.device,
+            deterministic: engine.deterministic,
         })
     }
 }

@@ -10,6 +10,8 @@ use fathom_core::LayerKind;
 use fathom_model::{CacheRequest, MemoryPlan, PlanError};
 use fathom_ops::{BLOCK_TOKENS, CacheSpec, RowFormats};
 
+use crate::bytes::readable;
+
 /// Budget where the operator gave none and the system does not say what is free.
 const FALLBACK_BYTES: u64 = 4 << 30;
 
@@ -120,6 +122,23 @@ pub(super) fn divide(demand: &Demand<'_>, budget_bytes: u64) -> Result<Division,
     Ok(Division { spec, plan, max_model_len })
 }
 
+/// The least budget that holds one sequence of `len` tokens beside all slots: blocks, slots, and the
+/// fifth that goes to snapshots.
+pub(super) fn smallest_budget(demand: &Demand<'_>, len: u32) -> Result<u64, PlanError> {
+    let plan = MemoryPlan::new(CacheRequest {
+        layers: demand.layers.to_vec(),
+        formats: demand.formats,
+        max_model_len: len as usize,
+        max_num_seqs: demand.max_num_seqs as usize,
+        spare_rows: demand.spare_rows,
+        draft_width: demand.draft_width,
+        budget_bytes: None,
+    })?;
+    let spec = plan.spec();
+    let one = spec.block_bytes() * (len as usize).div_ceil(BLOCK_TOKENS);
+    Ok((plan.slots_bytes() + one as u64) * 5 / 4 + 1)
+}
+
 /// A quarter of the memory that is free once weights of `weight_bytes` are resident.
 pub(super) fn default_budget(weight_bytes: u64) -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -131,16 +150,6 @@ fn available_bytes(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
-}
-
-/// A byte count for people.
-pub(super) fn readable(bytes: u64) -> String {
-    let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let unit = units.into_iter().find(|(_, size)| bytes >= *size);
-    unit.map_or_else(
-        || format!("{bytes} B"),
-        |(unit, size)| format!("{:.1} {unit}", bytes as f64 / size as f64),
-    )
 }
 
 #[cfg(test)]
@@ -192,6 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_budget_is_just_enough() {
+        for len in [256, 4096, 1 << 20] {
+            let smallest = smallest_budget(&demand(Some(len)), len).unwrap();
+            assert!(divide(&demand(Some(len)), smallest).is_ok());
+            assert!(divide(&demand(Some(len)), smallest * 9 / 10).is_err());
+        }
+    }
+
+    #[test]
     fn a_context_that_was_asked_for_is_never_cut_and_others_are() {
         let small = 256 << 20;
         let cut = divide(&demand(None), small).unwrap();
@@ -229,12 +247,5 @@ mod tests {
         let info = "MemTotal:       24000 kB\nMemAvailable:      12 kB\n";
         assert_eq!(available_bytes(info), Some(12 * 1024));
         assert_eq!(available_bytes("MemTotal: 1 kB\n"), None);
-    }
-
-    #[test]
-    fn byte_counts_are_readable() {
-        assert_eq!(readable(12), "12 B");
-        assert_eq!(readable(12 << 20), "12.0 MiB");
-        assert_eq!(readable(3 << 40), "3.0 TiB");
     }
 }

@@ -1,0 +1,134 @@
+//! The GPU path of the binary: on the block emulator in place of a GPU, and what is said without one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use fathom_ops::cuda::emulator::build;
+
+use crate::fathom;
+use crate::serve::Server;
+
+/// The emulator; `None` without a C++ compiler.
+fn emulator() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+        build::build(&kernels.canonicalize().unwrap(), &out).unwrap_or_else(|e| panic!("{e}"))
+    });
+    if program.is_none() {
+        println!("skipped: no C++ compiler (g++) to build the block emulator with");
+    }
+    program.as_deref()
+}
+
+fn has_driver() -> bool {
+    fathom_ops::cuda::gpu::has_driver()
+}
+
+/// Small enough for the emulator.
+const LIMITS: [&str; 8] = [
+    "--max-num-seqs",
+    "1",
+    "--max-num-batched-tokens",
+    "32",
+    "--max-model-len",
+    "512",
+    "--kv-cache-memory-bytes",
+    "8000000",
+];
+
+#[test]
+fn a_model_is_served_from_device_memory_as_planned_and_answers_as_on_the_cpu() {
+    let Some(emulator) = emulator() else { return };
+    let args = [&["--port", "0", "--device", "cuda"][..], &LIMITS].concat();
+    let mut command = fathom();
+    command.env("FATHOM_EMULATOR", emulator);
+    let server = Server::start_as(command, &args);
+    for expected in ["bf16 on the block emulator", "memory    weights 1", "workspace", "cache"] {
+        assert!(server.banner.contains(expected), "{}", server.banner);
+    }
+    let (_, n_prompt, _) = server.ask("Hi");
+    assert!(n_prompt > 0);
+}
+
+#[test]
+fn a_cache_that_does_not_fit_is_refused_with_numbers_before_anything_is_loaded() {
+    let Some(emulator) = emulator() else { return };
+    let output = fathom()
+        .env("FATHOM_EMULATOR", emulator)
+        .args(["serve", "--port", "0", "--device", "cuda", "--max-model-len", "1048576"])
+        .args(["--max-num-seqs", "256", "--max-num-batched-tokens", "256"])
+        .args(["--kv-cache-memory-bytes", "1000000"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.contains("planning the KV cache"), "{text}");
+    assert!(text.contains("256 sequences"), "{text}");
+}
+
+#[test]
+fn without_a_driver_a_gpu_is_refused_with_the_reason_and_modes_a_gpu_lacks_are_named() {
+    let failure = |args: &[&str]| {
+        let output = fathom().arg("serve").args(["--port", "0"]).args(args).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    if !has_driver() {
+        let text = failure(&["--device", "cuda"]);
+        assert!(
+            text.contains("no CUDA driver") && text.contains("hint: `fathom doctor`"),
+            "{text}"
+        );
+    }
+    let text = failure(&["--device", "tpu"]);
+    assert!(text.contains("tpu") && text.contains("cuda"), "{text}");
+}
+
+#[test]
+fn the_doctor_looks_at_this_machine_and_says_what_to_do() {
+    let output = fathom().args(["doctor", "--device", "cpu"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("memory"), "{text}");
+    let output = fathom().args(["doctor", "--device", "cuda", "--json"]).output().unwrap();
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    if !has_driver() {
+        assert!(!output.status.success());
+        assert_eq!(findings[0]["about"], "driver");
+        assert_eq!(findings[0]["level"], "problem");
+    }
+}
+
+#[test]
+fn the_device_check_passes_on_the_emulator_and_leaves_its_results_as_json() {
+    let Some(emulator) = emulator() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("check.json");
+    let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano/goldens");
+    let output = fathom()
+        .env("FATHOM_EMULATOR", emulator)
+        .args(["device-check", "--small", "--only", "nano", "--goldens", goldens, "--out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.trim_end().lines().last().unwrap().starts_with("4 passed, 0 failed"), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(json["cases"].as_array().unwrap().len(), 4);
+    assert_eq!(json["cases"][0]["passes"], true);
+}
+
+#[test]
+fn no_library_of_cuda_is_linked() {
+    let Ok(output) = Command::new("ldd").arg(env!("CARGO_BIN_EXE_fathom")).output() else {
+        println!("skipped: there is no ldd");
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("libc.so"), "{text}");
+    for library in ["cuda", "cublas", "cudart", "curand", "nvrtc", "nccl", "nvidia"] {
+        assert!(!text.contains(library), "{text}");
+    }
+}
