@@ -5,13 +5,15 @@
 //! - `golden`: the model against the official numbers;
 //! - `bench NAME`: one benchmark;
 //! - `fuzz`: real fuzzing, which needs nightly;
-//! - `kernels`: every CUDA kernel for every architecture.
+//! - `kernels`: every CUDA kernel for every architecture;
+//! - `device-check`: a GPU against the CPU operators.
 //!
 //! Not here: anything a user of the server needs; that is the `fathom` binary.
 #![expect(clippy::print_stdout, reason = "printing is what a developer task does")]
 
 mod bench;
 mod check;
+mod device_check;
 mod e2e;
 mod fuzz;
 mod golden;
@@ -36,7 +38,17 @@ usage: cargo xtask TASK
   fuzz [TARGET]... [--seconds N]
                  fuzz what comes from outside; needs nightly and cargo-fuzz
   kernels [--check] [--arch ARCH]
-                 compile the CUDA kernels, report and check their machine code";
+                 compile the CUDA kernels, report and check their machine code
+  device-check [--bundle DIR] [ARGS]
+                 a GPU against the CPU operators; with --bundle, what to copy to a GPU machine";
+
+/// Whether there is a task of this name: one whose line the usage has.
+fn has_task(task: &str) -> bool {
+    USAGE
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .any(|line| !line.starts_with(' ') && line.split_whitespace().next() == Some(task))
+}
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -55,6 +67,7 @@ fn main() -> ExitCode {
         Some("golden") => golden::run(&workspace, &rest),
         Some("bench") => bench::run(&workspace, &rest),
         Some("kernels") => kernels::run(&workspace, &rest),
+        Some("device-check") => device_check::run(&workspace, &rest),
         _ => {
             println!("{USAGE}");
             Ok(matches!(task.as_deref(), Some("help" | "--help" | "-h")))

@@ -4,7 +4,9 @@
 //! is tested on a few lines. Only files that git tracks, or would track, are looked at.
 
 mod code;
+mod docker;
 mod edges;
+mod linking;
 mod text;
 
 use std::fs;
@@ -62,11 +64,30 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         }
     }
     findings.extend(edges::check(workspace)?);
+    findings.extend(dockerfiles(workspace, &paths)?);
+    findings.extend(linking::check(workspace)?);
     for finding in &findings {
         println!("{finding}");
     }
     println!("tidy: {} files, {} findings", paths.len(), findings.len());
     Ok(findings.is_empty())
+}
+
+fn dockerfiles(workspace: &Workspace, paths: &[String]) -> Result<Vec<Finding>> {
+    let exists = |wanted: &str| {
+        let folder = format!("{wanted}/");
+        paths.iter().any(|path| path == wanted || path.starts_with(&folder))
+    };
+    let ignored = fs::read_to_string(workspace.root.join(".dockerignore")).unwrap_or_default();
+    let is_task = |task: &str| crate::has_task(task);
+    let context = docker::Context { exists: &exists, ignored: &ignored, is_task: &is_task };
+    let mut findings = Vec::new();
+    for path in paths.iter().filter(|path| docker::is_dockerfile(path)) {
+        let source = fs::read_to_string(workspace.root.join(path))
+            .with_context(|| format!("reading {path}"))?;
+        docker::check(path, &source, &context, &mut findings);
+    }
+    Ok(findings)
 }
 
 /// Paths of all files git tracks or would track, relative to the root.

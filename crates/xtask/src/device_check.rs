@@ -1,0 +1,94 @@
+//! `cargo xtask device-check [--bundle DIR] [ARGS]`: a GPU against the CPU operators.
+//!
+//! Compiles the kernels where there is a compiler, builds the `fathom` binary for release with them
+//! inside, and runs `fathom device-check ARGS` here; or, with `--bundle`, leaves in DIR what a GPU
+//! machine without Rust needs: the binary, the golden files, and the command as a script.
+//!
+//! Not here: what is checked (`fathom device-check`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::workspace::{Workspace, succeeds};
+
+/// The script of a bundle. `$1`: folder for the results, by default that of the script.
+const SCRIPT: &str = "\
+#!/bin/sh
+# Checks the GPU of this machine; needs only its driver. Usage: check.sh [ARGS of fathom device-check]
+here=$(cd \"$(dirname \"$0\")\" && pwd)
+export LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+\"$here/fathom\" doctor --device cuda
+exec \"$here/fathom\" device-check --goldens \"$here/goldens\" --out \"$here/device-check.json\" \"$@\"
+";
+
+/// Runs the task; `true` if the device passes, or the bundle is there.
+pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
+    let (bundle, rest) = match args {
+        [flag, directory, rest @ ..] if flag == "--bundle" => (Some(directory), rest),
+        rest => (None, rest),
+    };
+    // Without a compiler this prints so, and the binary compiles kernels where it runs.
+    ensure!(crate::kernels::run(workspace, &[])?, "the kernels do not compile");
+    let pack = workspace.target.join("kernels").join("pack");
+    let fathom = build(workspace, pack.exists().then_some(pack))?;
+    let goldens = workspace.root.join("models/nano/goldens");
+    match bundle {
+        Some(directory) => write_bundle(Path::new(directory), &fathom, &goldens),
+        None => {
+            let mut command = workspace.command(&fathom);
+            succeeds(command.arg("device-check").arg("--goldens").arg(goldens).args(rest))
+        }
+    }
+}
+
+fn build(workspace: &Workspace, pack: Option<PathBuf>) -> Result<PathBuf> {
+    let mut command = workspace.cargo();
+    command.args(["build", "--locked", "--profile", "dist", "--package", "fathom-cli"]);
+    if let Some(pack) = pack {
+        command.env("FATHOM_KERNEL_PACK", pack);
+    }
+    ensure!(succeeds(&mut command)?, "the fathom binary does not build");
+    Ok(workspace.target.join("dist").join("fathom"))
+}
+
+fn write_bundle(directory: &Path, fathom: &Path, goldens: &Path) -> Result<bool> {
+    let copy = |from: &Path, to: PathBuf| {
+        fs::copy(from, &to)
+            .map(drop)
+            .with_context(|| format!("copying {} to {}", from.display(), to.display()))
+    };
+    let folder = directory.join("goldens");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    copy(fathom, directory.join("fathom"))?;
+    for name in ["nano_manifest.json", "nano_bf16.safetensors"] {
+        copy(&goldens.join(name), folder.join(name))?;
+    }
+    let script = directory.join("check.sh");
+    fs::write(&script, SCRIPT).with_context(|| format!("writing {}", script.display()))?;
+    println!("copy {} to the GPU machine and run `sh check.sh` there", directory.display());
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_holds_everything_its_script_names() {
+        let directory = std::env::temp_dir().join(format!("fathom-bundle-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let fathom = directory.join("binary");
+        fs::write(&fathom, "x").unwrap();
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano/goldens");
+        let bundle = directory.join("bundle");
+        assert!(write_bundle(&bundle, &fathom, &goldens).unwrap());
+        for name in ["fathom", "goldens/nano_manifest.json", "goldens/nano_bf16.safetensors"] {
+            assert!(bundle.join(name).exists(), "{name}");
+        }
+        let script = fs::read_to_string(bundle.join("check.sh")).unwrap();
+        assert!(script.contains("/fathom\" device-check") && script.contains("$here/goldens"));
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
