@@ -30,11 +30,12 @@ const KERNEL_CACHE: &str = "FATHOM_KERNEL_CACHE";
 #[serde(rename_all = "lowercase")]
 pub(crate) enum DeviceChoice {
     /// A GPU if there is a driver, else the CPU
-    #[default]
     Auto,
     /// A GPU
     Cuda,
-    /// The CPU
+    /// The CPU: what was checked to the end. `auto` becomes the default once the kernels have run on
+    /// a card.
+    #[default]
     Cpu,
 }
 

@@ -129,7 +129,7 @@ impl Default for EngineOptions {
             kv_cache_dtype: KvCacheDtype::Auto,
             index_key_dtype: IndexKeyDtype::Auto,
             threads: None,
-            device: DeviceChoice::Auto,
+            device: DeviceChoice::default(),
             deterministic: false,
         }
     }
