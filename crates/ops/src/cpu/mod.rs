@@ -3,7 +3,8 @@
 //! Activations are f32 in memory in every numeric mode; see [`HostTensor`]. Each row's arithmetic
 //! has one fixed order, whatever the batch, the chunking, the thread count or the vector tier.
 //!
-//! One file per group of operators, as in [`crate::traits`]; `gemm` holds the matrix products.
+//! One file per group of operators, as in [`crate::traits`]; `gemm` holds the matrix products,
+//! `heads` the online softmax, and `isa` the vector instructions that both are written over.
 
 mod attention;
 mod attention_ops;
