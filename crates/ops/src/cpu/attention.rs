@@ -22,8 +22,8 @@ use crate::{Batch, KvFormat, OpError, SequenceSlice};
 
 use super::indexer::Selection;
 
-/// Multiply-adds from which one row's heads are shared among threads: about 40 us of one.
-const SHARED_WORK: usize = 512 * 1024;
+/// Multiply-adds from which one row's heads are shared among threads: about 10 us of one.
+const SHARED_WORK: usize = 128 * 1024;
 
 /// Attention of some heads over `window`, then `compressed`; writes the normalised outputs.
 pub(crate) fn attend_heads(
@@ -208,13 +208,14 @@ impl SequenceKeys {
         let positions = sequence.positions();
         let format = cache.spec.kv;
         self.first = (positions.start + 1).saturating_sub(WINDOW);
-        self.window.clear();
-        for position in self.first..positions.start {
-            let stored = cache.window_row(layer, sequence.slot as usize, position);
-            push_row(&mut self.window, format, stored);
+        // Every row is written below; what an earlier call left is not cleared first.
+        self.window.resize(positions.end - self.first, [0.0; HEAD_DIM]);
+        let (cached, own) = self.window.split_at_mut(positions.start - self.first);
+        for (position, row) in (self.first..).zip(cached) {
+            unpack_kv(format, cache.window_row(layer, sequence.slot as usize, position), row);
         }
-        for row in sequence.rows() {
-            self.window.extend_from_slice(kv.row(row).as_chunks().0);
+        for (row, own) in sequence.rows().zip(own) {
+            own.copy_from_slice(kv.row(row));
         }
         let n_entries = match cache.layers[layer].kind {
             kind @ LayerKind::Hca => kind.n_entries(positions.end),

@@ -8,6 +8,7 @@
 
 mod attention;
 mod attention_ops;
+mod awake;
 mod cache;
 mod compress;
 pub mod gemm;
@@ -43,9 +44,8 @@ pub use tensor::HostTensor;
 use crate::traits::{Activations, Backend};
 use crate::{Batch, CacheSpec, OpError, WeightSource};
 
-/// Multiply-adds (or the like) below which a loop stays on the calling thread: entering the thread
-/// pool costs several microseconds.
-const INLINE_WORK: usize = 128 * 1024;
+/// Multiply-adds (or the like) below which a loop stays on the calling thread: some microseconds.
+const INLINE_WORK: usize = 16 * 1024;
 
 /// Maps a range, on all threads if `work` is worth it; results stay in order.
 pub(crate) fn in_parallel<T: Send>(
@@ -138,7 +138,7 @@ impl Backend for CpuOps {
     /// On a thread of the pool: from outside, each parallel loop would put the calling thread to
     /// sleep and wake it up again, some dozens of times per decoded token.
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| work())
+        rayon::scope(|_| awake::keep_awake(work))
     }
 
     fn load_linear(&self, source: &WeightSource) -> Result<CpuLinear, OpError> {

@@ -17,7 +17,7 @@ use crate::cpu::isa::Portable;
 use crate::cpu::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
 /// Weight rows of a strip. They are decoded together for many rows of `x`.
-pub(super) const STRIP: usize = 16;
+pub(super) const STRIP: usize = 8;
 /// Rows of `x` that share a decoded strip.
 pub(super) const PANEL_TOKENS: usize = 24;
 /// Blocks of `x` that go through a strip before the next ones do: 16 KiB of the L1 cache.
@@ -371,14 +371,15 @@ impl<const M: usize> Task for Tile<'_, M> {
         for part in 0..I::PARTS {
             let mut partial = [[isa.zero(); GROUP]; M];
             for step in 0..STEPS {
-                let mut w = [isa.zero(); GROUP];
-                for r in 0..GROUP {
-                    w[r] = isa.load(&weights[r].0[step], part);
-                }
+                // The M rows of x are held, weights pass one by one: M * GROUP + M + 1 registers.
+                let mut rows = [isa.zero(); M];
                 for m in 0..M {
-                    let x = isa.load(&x[m].0[step], part);
-                    for r in 0..GROUP {
-                        partial[m][r] = multiply_add(isa, step, w[r], x, partial[m][r]);
+                    rows[m] = isa.load(&x[m].0[step], part);
+                }
+                for r in 0..GROUP {
+                    let weight = isa.load(&weights[r].0[step], part);
+                    for m in 0..M {
+                        partial[m][r] = multiply_add(isa, step, weight, rows[m], partial[m][r]);
                     }
                 }
             }

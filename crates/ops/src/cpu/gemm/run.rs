@@ -13,11 +13,11 @@ use crate::OpError;
 use crate::cpu::isa::{Block, Level};
 use crate::error::check_len;
 
-/// Jobs that cost less than this together run on the calling thread: about 30 us of one core, and
-/// waking another thread takes up to 10.
-const INLINE_COST: usize = 1_000_000;
+/// Jobs that cost less than this together run on the calling thread: about 3 us of one core. A
+/// thread that is awake takes its part after less than one.
+const INLINE_COST: usize = 100_000;
 /// A piece of work for one thread is not made smaller than this.
-const PIECE_COST: usize = 300_000;
+const PIECE_COST: usize = 50_000;
 /// Pieces per thread, so that a thread that is held up does not hold up the others.
 const PIECES_PER_THREAD: usize = 4;
 
