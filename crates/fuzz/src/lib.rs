@@ -8,11 +8,13 @@
 
 mod answer;
 mod checkpoint;
+mod grammar;
 mod http;
 mod settings;
 
 pub use answer::output_parser;
 pub use checkpoint::{config_json, safetensors_header};
+pub use grammar::grammar;
 pub use http::{request_body, stream_disconnects};
 pub use settings::server_config;
 
@@ -20,8 +22,9 @@ pub use settings::server_config;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus and of its libFuzzer binary.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("config_json", config_json),
+    ("grammar", grammar),
     ("output_parser", output_parser),
     ("request_body", request_body),
     ("safetensors_header", safetensors_header),

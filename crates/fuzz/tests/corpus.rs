@@ -1,4 +1,7 @@
 //! Every target over its corpus, and over mutations of it that are the same in every run.
+//!
+//! `FATHOM_FUZZ_MUTATIONS` and `FATHOM_FUZZ_SEED` ask for more of them, and for others: fuzzing
+//! without coverage, for who has no nightly compiler.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -7,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use fathom_fuzz::{TARGETS, Target};
 
-/// Mutations per target, and of streams, whose every input is two dozen requests.
+/// Mutations per target; of grammars, which are compiled; and of streams, whose every input is two
+/// dozen requests.
 const MUTATIONS: usize = 1500;
+const GRAMMAR_MUTATIONS: usize = 300;
 const STREAM_MUTATIONS: usize = 20;
 /// What mutations put in: pieces that matter to a parser somewhere.
 const PIECES: [&[u8]; 16] = [
@@ -104,9 +109,15 @@ fn run(name: &str) {
         let held = std::panic::catch_unwind(|| target(bytes));
         assert!(held.is_ok(), "{} breaks {name}", path.display());
     }
-    let mut chance = Chance(42);
-    let streams = name == "stream_disconnects";
-    for i in 0..if streams { STREAM_MUTATIONS } else { MUTATIONS } {
+    let from_outside = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let mut chance = Chance(from_outside("FATHOM_FUZZ_SEED").unwrap_or(42));
+    let n_mutations = match name {
+        "grammar" => GRAMMAR_MUTATIONS,
+        "stream_disconnects" => STREAM_MUTATIONS,
+        _ => MUTATIONS,
+    };
+    let n_mutations = from_outside("FATHOM_FUZZ_MUTATIONS").map_or(n_mutations, |n| n as usize);
+    for i in 0..n_mutations {
         let bytes = mutated(&seeds, &mut chance);
         let held = std::panic::catch_unwind(|| target(&bytes));
         assert!(held.is_ok(), "mutation {i} breaks {name}: {:?}", String::from_utf8_lossy(&bytes));
@@ -116,6 +127,11 @@ fn run(name: &str) {
 #[test]
 fn config_json() {
     run("config_json");
+}
+
+#[test]
+fn grammar() {
+    run("grammar");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!
 //! Not here: compiling a schema into a grammar.
 
+use fathom_core::json_schema::{FORMATS, LIST, NAMED, ONE};
 use serde_json::Value;
 
 use crate::json::Object;
@@ -23,25 +24,6 @@ pub enum Problem {
 }
 
 const TYPES: [&str; 7] = ["object", "string", "number", "integer", "boolean", "array", "null"];
-/// Keywords whose value is one schema.
-const ONE: [&str; 11] = [
-    "items",
-    "additionalProperties",
-    "not",
-    "if",
-    "then",
-    "else",
-    "contains",
-    "propertyNames",
-    "additionalItems",
-    "unevaluatedProperties",
-    "unevaluatedItems",
-];
-/// Keywords whose value is a non-empty array of schemas.
-const LIST: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
-/// Keywords whose value is an object of schemas.
-const NAMED: [&str; 5] =
-    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"];
 const NUMBERS: [&str; 5] =
     ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 const COUNTS: [&str; 8] = [
@@ -81,8 +63,6 @@ const NOT_ENFORCED: [&str; 23] = [
     "$dynamicRef",
     "$recursiveRef",
 ];
-const FORMATS: [&str; 8] =
-    ["email", "hostname", "ipv4", "ipv6", "uuid", "date", "date-time", "time"];
 
 /// Whether the top level of a schema describes objects: it says so, or says nothing about the type.
 #[must_use]

@@ -6,14 +6,13 @@
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-/// The formats, by the names of JSON Schema.
-const NAMES: [&str; 8] = ["email", "hostname", "ipv4", "ipv6", "uuid", "date", "date-time", "time"];
+use fathom_core::json_schema::FORMATS;
 
-static PATTERNS: LazyLock<[String; 8]> = LazyLock::new(|| NAMES.map(pattern));
+static PATTERNS: LazyLock<[String; 8]> = LazyLock::new(|| FORMATS.map(pattern));
 
 /// The expression that a text of this format matches as a whole; `None` for other formats.
 pub(super) fn lookup(name: &str) -> Option<&'static str> {
-    let index = NAMES.iter().position(|known| *known == name)?;
+    let index = FORMATS.iter().position(|known| *known == name)?;
     Some(&PATTERNS[index])
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Not here: strings as plain text (`text`), and which schemas are refused (`protocol`).
 
+use fathom_core::json_schema::{LIST, NAMED, ONE};
 use serde_json::{Map, Value, json};
 
 use super::{formats, text};
@@ -30,31 +31,6 @@ const ANNOTATIONS: [&str; 11] = [
     "$comment",
     "$schema",
     "$id",
-];
-
-/// Keywords that hold a schema, or several, by the form of their value.
-const NESTED: [&str; 21] = [
-    "items",
-    "additionalProperties",
-    "not",
-    "if",
-    "then",
-    "else",
-    "contains",
-    "propertyNames",
-    "additionalItems",
-    "unevaluatedProperties",
-    "unevaluatedItems",
-    "anyOf",
-    "oneOf",
-    "allOf",
-    "prefixItems",
-    "properties",
-    "patternProperties",
-    "$defs",
-    "definitions",
-    "dependentSchemas",
-    ROOT,
 ];
 
 /// The schema of some JSON object.
@@ -133,24 +109,16 @@ fn walk(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
     let Value::Object(object) = schema else { return };
     change(object);
     for (key, value) in object.iter_mut() {
-        if !NESTED.contains(&key.as_str()) {
-            continue;
-        }
+        let key = key.as_str();
         match value {
-            Value::Array(list) => list.iter_mut().for_each(|one| walk(one, change)),
-            Value::Object(named)
-                if matches!(
-                    key.as_str(),
-                    "properties"
-                        | "patternProperties"
-                        | "$defs"
-                        | "definitions"
-                        | "dependentSchemas"
-                ) =>
-            {
+            Value::Array(list) if LIST.contains(&key) || key == "items" => {
+                list.iter_mut().for_each(|one| walk(one, change));
+            }
+            Value::Object(named) if NAMED.contains(&key) => {
                 named.values_mut().for_each(|one| walk(one, change));
             }
-            one => walk(one, change),
+            one if ONE.contains(&key) || key == ROOT => walk(one, change),
+            _ => {}
         }
     }
 }
