@@ -84,22 +84,21 @@ impl<O: Ops> Block<O> {
     }
 }
 
-/// Runs `blocks`, the first of which is layer `first_layer`, over the copies `x [T, 4 * D]`.
+/// Runs `blocks`, each with the number of its layer, over the copies `x [T, 4 * D]`.
 ///
 /// # Errors
 /// What the operators or the probe fail with.
-pub fn run_blocks<O: Ops>(
-    blocks: &[Block<O>],
-    first_layer: usize,
+pub fn run_blocks<'b, O: Ops>(
+    blocks: impl IntoIterator<Item = (usize, &'b Block<O>)>,
     pass: &mut Pass<'_, O>,
     mut x: O::Tensor,
 ) -> Result<O::Tensor, ModelError> {
-    let Some(first) = blocks.first() else { return Ok(x) };
+    let mut blocks = blocks.into_iter().peekable();
+    let Some((_, first)) = blocks.peek() else { return Ok(x) };
     let mut pre = first.hc_attn.enter(pass.ops, &x)?;
-    for (index, block) in blocks.iter().enumerate() {
-        let layer = first_layer + index;
+    while let Some((layer, block)) = blocks.next() {
         let (y, mix) = block.forward(pass, layer, &mut x, &pre)?;
-        if let Some(next) = blocks.get(index + 1) {
+        if let Some((_, next)) = blocks.peek() {
             pre = next.hc_attn.follow(pass.ops, &mut x, &y, &mix)?;
         } else {
             x = pass.ops.hc_post(&x, &y, &mix)?;

@@ -10,6 +10,7 @@
 use fathom_core::{ModelConfig, Rank};
 use fathom_ops::layer::Norm;
 use fathom_ops::{Ops, Scales, WeightData, WeightSource};
+use fathom_weights::synthetic::{self, Popularity};
 use fathom_weights::{Checkpoint, StoredDtype, TensorView, check_scales};
 
 use crate::ModelError;
@@ -101,6 +102,9 @@ impl<'a, O: Ops> Loader<'a, O> {
     /// The values of a small BF16 or F32 tensor, row-major.
     pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let view = self.tensor(name)?;
+        if let Some(drawing) = self.ops.drawing() {
+            return Ok(synthetic::draw_vector(name, view.n_elements(), drawing.seed.into()));
+        }
         if !self.ops.keeps_values() {
             return Ok(vec![0.0; view.n_elements()]);
         }
@@ -120,6 +124,13 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// `tid2eid`, checked and narrowed, row-major `[V, k]`.
     pub(crate) fn expert_table(&self, name: &str) -> Result<Vec<u16>, ModelError> {
+        if let Some(drawing) = self.ops.drawing() {
+            let config = self.config();
+            let per_token = config.num_experts_per_tok;
+            let shape = (config.vocab_size, per_token, config.n_routed_experts);
+            let popularity = if drawing.zipf { Popularity::Zipf } else { Popularity::Uniform };
+            return Ok(synthetic::draw_expert_table(name, shape, popularity, drawing.seed.into()));
+        }
         if !self.ops.keeps_values() {
             return Ok(vec![0; self.tensor(name)?.n_elements()]);
         }

@@ -57,6 +57,6 @@ impl<O: Ops> MtpBlock<O> {
         x: &O::Tensor,
     ) -> Result<O::Tensor, ModelError> {
         let x0 = pass.ops.mtp_input(&self.input, embed, pass.step, x)?;
-        run_blocks(&self.block, self.layer, pass, x0)
+        run_blocks([(self.layer, &self.block[0])], pass, x0)
     }
 }

@@ -13,7 +13,7 @@ use fathom_weights::Checkpoint;
 use crate::block::{Block, run_blocks};
 use crate::head::Head;
 use crate::load::Loader;
-use crate::{LoadOptions, LoadProgress, ModelError, MtpBlock, Pass, Probe};
+use crate::{LoadOptions, LoadProgress, ModelError, MtpBlock, NoProbe, Pass, Probe};
 
 /// `Transformer` of the official code, on one rank.
 #[derive(Debug)]
@@ -147,13 +147,33 @@ impl<O: Ops> Transformer<O> {
         let wants_logits = !batch.logit_rows.is_empty();
         let mut run = |cache: &mut O::Cache| {
             let x = ops.embed(&self.embed, step)?;
-            let x = run_blocks(&self.layers, 0, &mut Pass { ops, step, cache, comm, probe }, x)?;
+            let pass = &mut Pass { ops, step, cache, comm, probe };
+            let x = run_blocks(self.layers.iter().enumerate(), pass, x)?;
             let logits = wants_logits
                 .then(|| self.norm_head.logits(ops, &self.head, &x, step, comm))
                 .transpose()?;
             Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
         };
         if watches { run(cache) } else { ops.run_pass(pass_name(wants_copies), step, cache, run) }
+    }
+
+    /// Embeds the rows of `step` and runs the main layers `layers` over them, in that order, without a
+    /// head: for measuring single layers. A layer that does not exist is left out.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn run_layers(
+        &self,
+        layers: &[usize],
+        step: &O::Step,
+        cache: &mut O::Cache,
+        comm: &dyn Communicator,
+    ) -> Result<O::Tensor, ModelError> {
+        let ops = &self.ops;
+        let x = ops.embed(&self.embed, step)?;
+        let pass = &mut Pass { ops, step, cache, comm, probe: &mut NoProbe };
+        let chosen = layers.iter().filter_map(|&layer| Some((layer, self.layers.get(layer)?)));
+        run_blocks(chosen, pass, x)
     }
 
     /// Runs the MTP block over the rows of `batch`, whose tokens are ignored: row `t` reads

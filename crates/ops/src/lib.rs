@@ -31,6 +31,7 @@ pub use comm::{Communicator, LocalComm, Solo};
 pub use error::OpError;
 pub use row_formats::{FormatError, IndexKeyFormat, KvFormat, RowFormats};
 pub use traits::{
-    Activations, AttentionOps, Backend, HeadOps, HyperConnectionOps, MoeOps, Ops, PassOutput,
+    Activations, AttentionOps, Backend, Drawing, HeadOps, HyperConnectionOps, MoeOps, Ops,
+    PassOutput,
 };
 pub use weight::{Scales, WeightData, WeightSource};

@@ -22,6 +22,15 @@ pub enum Activations {
     Bf16,
 }
 
+/// Weights that a device draws instead of reading a checkpoint's: for benches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawing {
+    /// Other seeds, other values.
+    pub seed: u32,
+    /// Whether tables of expert ids favour experts by Zipf's law (exponent 1) instead of equally.
+    pub zipf: bool,
+}
+
 /// Tensors that a pass leaves behind.
 #[derive(Debug)]
 pub struct PassOutput<T> {
@@ -59,6 +68,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// take, says no; then nobody need read tensors to load them.
     fn keeps_values(&self) -> bool {
         true
+    }
+
+    /// How matrices are drawn that are not read, on a backend that does so; whoever loads a model
+    /// draws vectors and tables to match.
+    fn drawing(&self) -> Option<Drawing> {
+        None
     }
 
     /// Runs `work`, which calls this backend's operators, where the backend computes: whoever runs

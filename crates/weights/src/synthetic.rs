@@ -111,6 +111,66 @@ pub fn write_sparse(
     })
 }
 
+/// Values of the vector `name` of `n` values (norm weights, biases, sinks, factors of the
+/// hyper-connections), as [`write_synthetic`] would draw them: around 1 where that is what such a
+/// vector multiplies with, else around 0.
+#[must_use]
+pub fn draw_vector(name: &str, n: usize, seed: u64) -> Vec<f32> {
+    let is_factor = name.ends_with("norm.weight") || name.ends_with("_scale");
+    let (centre, width) = if is_factor { (1.0, 0.1) } else { (0.0, 0.5) };
+    // A bias may not outweigh the scores it is added to.
+    let width = if name.ends_with("gate.bias") { 0.0 } else { width };
+    let mut random = Random::of(seed, name);
+    (0..n).map(|_| centre + width * random.signed_unit()).collect()
+}
+
+/// How often experts occur in a drawn table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Popularity {
+    /// All equally.
+    Uniform,
+    /// The expert of rank `r`, from 1 on, in proportion to `1 / r`.
+    Zipf,
+}
+
+/// A table of distinct expert ids, `per_token` for each of `n_tokens` tokens, row-major.
+#[must_use]
+pub fn draw_expert_table(
+    name: &str,
+    (n_tokens, per_token, n_experts): (usize, usize, usize),
+    popularity: Popularity,
+    seed: u64,
+) -> Vec<u16> {
+    let mut random = Random::of(seed, name);
+    // Which expert is the popular one differs from table to table.
+    let mut by_rank: Vec<u16> = (0..).take(n_experts).collect();
+    for i in 0..n_experts {
+        by_rank.swap(i, i + random.below(n_experts - i));
+    }
+    let weight = |rank: usize| match popularity {
+        Popularity::Uniform => 1.0,
+        Popularity::Zipf => 1.0 / (rank + 1) as f64,
+    };
+    let mut below = Vec::with_capacity(n_experts);
+    let mut sum = 0.0;
+    for rank in 0..n_experts {
+        sum += weight(rank);
+        below.push(sum);
+    }
+    let mut table = Vec::with_capacity(n_tokens * per_token);
+    for _ in 0..n_tokens {
+        let begin = table.len();
+        while table.len() - begin < per_token.min(n_experts) {
+            let at = (random.next() >> 11) as f64 / (1_u64 << 53) as f64 * sum;
+            let expert = by_rank[below.partition_point(|&upper| upper <= at).min(n_experts - 1)];
+            if !table[begin..].contains(&expert) {
+                table.push(expert);
+            }
+        }
+    }
+    table
+}
+
 /// Writes all files; `fill` writes the payload of a shard behind its header.
 fn write_files(
     dir: &Path,
@@ -357,5 +417,39 @@ impl Random {
     /// Below `n`; the bias of the remainder does not matter here.
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drawn_vectors_lie_around_what_they_are_used_as() {
+        let mean = |name: &str| draw_vector(name, 4096, 3).iter().sum::<f32>() / 4096.0;
+        assert!((mean("layers.0.attn.q_norm.weight") - 1.0).abs() < 0.02);
+        assert!(mean("layers.0.attn.attn_sink").abs() < 0.02);
+        assert_eq!(draw_vector("layers.3.ffn.gate.bias", 8, 3), [0.0; 8]);
+        assert_ne!(draw_vector("a_norm.weight", 8, 3), draw_vector("b_norm.weight", 8, 3));
+    }
+
+    #[test]
+    fn tables_hold_distinct_experts_as_often_as_their_popularity_says() {
+        let (n_tokens, per_token, n_experts) = (4000, 2, 16);
+        for (popularity, expected) in [
+            (Popularity::Uniform, 2.0 / 16.0),
+            // 1 / H(16) = 0.296 for the first draw, and what others leave for the second.
+            (Popularity::Zipf, 0.52),
+        ] {
+            let shape = (n_tokens, per_token, n_experts);
+            let table = draw_expert_table("t", shape, popularity, 5);
+            let mut counts = vec![0; n_experts];
+            for row in table.chunks_exact(per_token) {
+                assert_ne!(row[0], row[1]);
+                row.iter().for_each(|&id| counts[usize::from(id)] += 1);
+            }
+            let share = f64::from(*counts.iter().max().unwrap()) / n_tokens as f64;
+            assert!((share / expected - 1.0).abs() < 0.12, "{popularity:?}: {share}");
+        }
     }
 }

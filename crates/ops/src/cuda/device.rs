@@ -9,6 +9,7 @@
 //! launchers), how kernels are compiled.
 
 use std::fmt::Debug;
+use std::time::Instant;
 
 use super::memory::Buffer;
 
@@ -213,4 +214,48 @@ pub trait Device: Debug + Send + Sync + 'static {
 
     /// Gives a recording back.
     fn forget(&self, record: u64);
+
+    /// Copies `bytes` bytes on the device; the ranges do not overlap.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        // Devices with memory worth the name copy by themselves.
+        let mut through_host = vec![0; bytes];
+        self.read(from, &mut through_host)?;
+        self.write(to, &through_host)
+    }
+
+    /// Notes the time at which everything launched so far is done, without waiting for it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn stamp(&self) -> Result<Stamp, DeviceError> {
+        Ok(Stamp::Host(Instant::now()))
+    }
+
+    /// Seconds from one stamp to a later one, which is waited for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`]; also for errors of launches between them.
+    fn seconds_between(&self, first: &Stamp, second: &Stamp) -> Result<f64, DeviceError> {
+        match (first, second) {
+            (Stamp::Host(first), Stamp::Host(second)) => {
+                Ok(second.duration_since(*first).as_secs_f64())
+            }
+            _ => Err(DeviceError::Failed {
+                call: "seconds_between",
+                reason: "the stamps are another device's".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A time on a device's clock.
+#[derive(Debug)]
+pub enum Stamp {
+    /// For devices that run each launch when it is made.
+    Host(Instant),
+    /// An event of the driver.
+    Event(super::driver::Event),
 }

@@ -14,7 +14,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverEr
 use cudarc::nvrtc::Ptx;
 
 use super::code::{KernelSources, Origin};
-use super::device::{Device, DeviceError, Launch, MemoryInfo};
+use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 use super::gpu::{GpuFacts, gpus, needed_cuda};
 use super::source;
 use super::staging::Staging;
@@ -51,6 +51,35 @@ struct Graph(sys::CUgraphExec);
 // SAFETY: the driver does not care which thread uses a graph, as long as only one does at a time;
 // graphs are behind a mutex.
 unsafe impl Send for Graph {}
+
+/// A driver's event with a time.
+pub struct Event {
+    event: sys::CUevent,
+    /// Alive as long as the event.
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the driver does not care which thread uses an event; nothing here changes one after it
+// was recorded.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl std::fmt::Debug for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Event").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // A failure means that the context is gone already.
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: the event was made by `stamp` and nobody else has it.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
 
 #[derive(Default)]
 struct Recordings {
@@ -366,6 +395,39 @@ impl Device for DriverDevice {
             // SAFETY: nobody can launch it any more.
             let _ = unsafe { result::graph::exec_destroy(graph.0) };
         }
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.bind_for("copying")?;
+        // SAFETY: the caller's addresses have room for the bytes; the stream is ours.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(failed("copying on the device"))
+    }
+
+    fn stamp(&self) -> Result<Stamp, DeviceError> {
+        const CALL: &str = "cuEventRecord";
+        self.bind_for(CALL)?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map_err(failed("cuEventCreate"))?;
+        let stamp = Event { event, context: Arc::clone(&self.context) };
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(event, self.stream.cu_stream()) }.map_err(failed(CALL))?;
+        Ok(Stamp::Event(stamp))
+    }
+
+    fn seconds_between(&self, first: &Stamp, second: &Stamp) -> Result<f64, DeviceError> {
+        const CALL: &str = "cuEventElapsedTime";
+        let (Stamp::Event(first), Stamp::Event(second)) = (first, second) else {
+            let reason = "the stamps are another device's".to_owned();
+            return Err(DeviceError::Failed { call: CALL, reason });
+        };
+        self.bind_for(CALL)?;
+        // SAFETY: both events are alive and were recorded.
+        let milliseconds = unsafe {
+            result::event::synchronize(second.event).map_err(failed("cuEventSynchronize"))?;
+            result::event::elapsed(first.event, second.event)
+        };
+        milliseconds.map(|ms| f64::from(ms) / 1e3).map_err(failed(CALL))
     }
 }
 

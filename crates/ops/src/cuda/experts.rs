@@ -3,6 +3,7 @@
 
 use fathom_core::parallel::QUANT_BLOCK;
 
+use super::draw::Values;
 use super::hopper::ExpertTiles;
 use super::linear::{block_scales, upload_part};
 use super::memory::{Buffer, Memory, Place};
@@ -99,7 +100,10 @@ fn upload_fp4<'a>(
         let WeightData::Fp4 { codes: data, scales } = &source.data else {
             return Err(refused(source, "is not FP4, as the first expert is"));
         };
-        if !memory.device().keeps_contents() {
+        if !memory.keeps_contents() {
+            memory.draw(&codes, index * code_bytes, code_bytes, Values::Fp4Codes)?;
+            let values = Values::fp4_exponents(cols);
+            memory.draw(&exponents, index * exponent_bytes, exponent_bytes, values)?;
             continue;
         }
         upload_part(&codes, index * code_bytes, source, data, |cols| cols / 2)?;
@@ -129,10 +133,14 @@ fn upload_fp8<'a>(
         let WeightData::Fp8 { codes: data, scales: stored } = &source.data else {
             return Err(refused(source, "is not FP8, as the first expert is"));
         };
-        if memory.device().keeps_contents() {
+        if memory.keeps_contents() {
             upload_part(&codes, index * rows * cols, source, data, |cols| cols)?;
             let bytes = f32_bytes(&block_scales(source, stored)?);
             scales.write(index * 4 * n_scales, &bytes)?;
+        } else {
+            memory.draw(&codes, index * rows * cols, rows * cols, Values::Fp8Codes)?;
+            let values = Values::fp8_scales(cols);
+            memory.draw(&scales, index * 4 * n_scales, 4 * n_scales, values)?;
         }
     }
     Ok((codes, scales))

@@ -9,6 +9,7 @@
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::Arg;
+use super::draw::Values;
 use super::experts::{DeviceExperts, ExpertLayout};
 use super::linear::{DeviceLinear, LinearData, upload_part};
 use super::memory::{Buffer, Place};
@@ -240,15 +241,18 @@ impl CudaOps {
                 return Err(OpError::Weight { name: source.name.clone(), reason });
             };
             // Packed from a copy that is gone afterwards.
-            let copy = |data: &[u8], values_per_byte: usize| {
+            let copy = |data: &[u8], values_per_byte: usize, drawn: Values| {
                 let bytes = source.n_rows() * source.n_cols() / values_per_byte;
                 let buffer = self.buffer(bytes)?;
-                if self.memory.device().keeps_contents() {
+                if self.memory.keeps_contents() {
                     upload_part(&buffer, 0, source, data, |cols| cols / values_per_byte)?;
+                } else {
+                    self.memory.draw(&buffer, 0, bytes, drawn)?;
                 }
                 Ok::<_, OpError>(buffer)
             };
-            Ok((copy(codes, 2)?, copy(scales, 32)?))
+            let exponents = Values::fp4_exponents(source.n_cols());
+            Ok((copy(codes, 2, Values::Fp4Codes)?, copy(scales, 32, exponents)?))
         };
         let pack = |wide: bool| {
             for (index, (matrix, up)) in matrices.iter().enumerate() {

@@ -6,6 +6,7 @@ use fathom_core::num::Ue8m0;
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::Arg;
+use super::draw::Values;
 use super::memory::{Buffer, Memory, Place};
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_bytes};
@@ -90,21 +91,29 @@ impl DeviceLinear {
             let reason = format!("[{rows}, {cols}]: columns must be a multiple of {multiple}");
             return Err(refused(source, reason));
         }
-        let upload = |data: &[u8], value_bytes: usize| {
-            let buffer = memory.buffer(Place::Weights, rows * cols * value_bytes)?;
-            if memory.device().keeps_contents() {
+        let upload = |data: &[u8], value_bytes: usize, drawn: Values| {
+            let bytes = rows * cols * value_bytes;
+            let buffer = memory.buffer(Place::Weights, bytes)?;
+            if memory.keeps_contents() {
                 upload_part(&buffer, 0, source, data, |cols| cols * value_bytes)?;
+            } else {
+                memory.draw(&buffer, 0, bytes, drawn)?;
             }
             Ok::<_, OpError>(buffer)
         };
+        let deviation = Values::deviation(source);
         let data = match &source.data {
             WeightData::Fp8 { codes, scales } => LinearData::Fp8 {
-                codes: upload(codes, 1)?,
+                codes: upload(codes, 1, Values::Fp8Codes)?,
                 scales: upload_scales(memory, source, scales)?,
                 is_tiled: false,
             },
-            WeightData::Bf16(values) => LinearData::Bf16(upload(values, 2)?),
-            WeightData::F32(values) => LinearData::F32(upload(values, 4)?),
+            WeightData::Bf16(values) => {
+                LinearData::Bf16(upload(values, 2, Values::Bf16 { deviation })?)
+            }
+            WeightData::F32(values) => {
+                LinearData::F32(upload(values, 4, Values::F32 { deviation })?)
+            }
             WeightData::Fp4 { .. } => {
                 return Err(refused(source, "FP4 outside of the routed experts"));
             }
@@ -138,8 +147,10 @@ fn upload_scales(
     let n_blocks = |n: usize| n.div_ceil(QUANT_BLOCK);
     let n = n_blocks(source.n_rows()) * n_blocks(source.n_cols());
     let buffer = memory.buffer(Place::Weights, 4 * n)?;
-    if memory.device().keeps_contents() {
+    if memory.keeps_contents() {
         buffer.write(0, &f32_bytes(&block_scales(source, scales)?))?;
+    } else {
+        memory.draw(&buffer, 0, 4 * n, Values::fp8_scales(source.n_cols()))?;
     }
     Ok(buffer)
 }

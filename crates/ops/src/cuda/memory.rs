@@ -14,7 +14,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, DeviceError};
+use super::draw::Draws;
 use crate::OpError;
+use crate::traits::Drawing;
 
 /// Every buffer begins at a multiple of this, as allocations of the driver do.
 pub const ALIGNMENT: usize = 256;
@@ -169,13 +171,15 @@ impl Arena {
 pub struct Memory {
     device: Arc<dyn Device>,
     arenas: Option<Arc<[Arena; 3]>>,
+    /// Where weights are drawn instead of read.
+    draws: Option<Arc<Draws>>,
 }
 
 impl Memory {
     /// Every buffer is an allocation of its own.
     #[must_use]
     pub fn loose(device: Arc<dyn Device>) -> Self {
-        Self { device, arenas: None }
+        Self { device, arenas: None, draws: None }
     }
 
     /// Buffers are parts of three allocations made here.
@@ -186,7 +190,23 @@ impl Memory {
         let [weights, cache, workspace] =
             Place::ALL.map(|place| Arena::new(&device, place, sizes.of(place)));
         let arenas = Some(Arc::new([weights?, cache?, workspace?]));
-        Ok(Self { device, arenas })
+        Ok(Self { device, arenas, draws: None })
+    }
+
+    /// The same; weights loaded into it are drawn on the device, and nothing of a checkpoint but its
+    /// shapes is read.
+    #[must_use]
+    pub fn drawing(self, drawing: Drawing) -> Self {
+        Self { draws: Some(Arc::new(Draws::new(drawing))), ..self }
+    }
+
+    pub(crate) fn draws(&self) -> Option<&Draws> {
+        self.draws.as_deref()
+    }
+
+    /// Whether weights are what the checkpoint holds.
+    pub(crate) fn keeps_contents(&self) -> bool {
+        self.draws.is_none() && self.device.keeps_contents()
     }
 
     /// The device.

@@ -18,7 +18,7 @@ use super::tensor::{
     bf16_bytes, bf16_values, f32_bytes, f32_values, u32_bytes, u32_values,
 };
 use crate::error::check_len;
-use crate::traits::{Activations, Backend, PassOutput};
+use crate::traits::{Activations, Backend, Drawing, PassOutput};
 use crate::{Batch, CacheSpec, OpError, WeightSource};
 
 /// The operators on a CUDA device (or on the emulator of one).
@@ -191,7 +191,11 @@ impl Backend for CudaOps {
     }
 
     fn keeps_values(&self) -> bool {
-        self.memory.device().keeps_contents()
+        self.memory.keeps_contents()
+    }
+
+    fn drawing(&self) -> Option<Drawing> {
+        self.memory.draws().map(|draws| draws.drawing)
     }
 
     fn load_linear(&self, source: &WeightSource) -> Result<DeviceLinear, OpError> {

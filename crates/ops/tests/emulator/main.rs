@@ -9,6 +9,7 @@ mod attention;
 mod compare;
 mod copies;
 mod device_check;
+mod draw;
 mod formats;
 mod hopper;
 mod hyper_connection;

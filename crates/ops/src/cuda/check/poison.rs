@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo};
+use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 
 /// Fills memory with 0xFF (NaN in every float format) when it is given out.
 #[derive(Debug)]
@@ -77,5 +77,17 @@ impl Device for Poisoned {
 
     fn forget(&self, record: u64) {
         self.device.forget(record);
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.device.copy(from, to, bytes)
+    }
+
+    fn stamp(&self) -> Result<Stamp, DeviceError> {
+        self.device.stamp()
+    }
+
+    fn seconds_between(&self, first: &Stamp, second: &Stamp) -> Result<f64, DeviceError> {
+        self.device.seconds_between(first, second)
     }
 }
