@@ -6,7 +6,7 @@
 // it may on a GPU. An error prints one line beginning "emulator: " and ends the process.
 //
 // Not here: what the operations mean (`warp.cpp`, `wgmma.cpp`, `sync.cpp`, `mbarrier.cpp`,
-// `copy.cpp`), who runs when (`scheduler.cpp`), memory and races (`memory.cpp`, `global.cpp`), the
+// `copy.cpp`, `tmem.cpp`), who runs when (`scheduler.cpp`), memory and races (`memory.cpp`, `global.cpp`), the
 // protocol with the tests (`serve.cpp`).
 #pragma once
 
@@ -89,6 +89,7 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 void fence_mbarrier_init();
 void fence_proxy_async();
 void bulk_load(void* destination, const void* source, uint32_t bytes, uint64_t* barrier);
+void tensor_load(void* destination, const void* map, uint32_t rank, const uint32_t* at, uint64_t* barrier);
 
 void cluster_arrive();
 void cluster_wait();
@@ -110,5 +111,22 @@ void wgmma(const Wgmma& operands);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(uint32_t pending);
+
+// One product of `mma_scaled`, as the instruction takes it.
+struct ScaledProduct {
+    uint32_t d;
+    uint64_t a_matrix, b_matrix;
+    uint32_t kind, a_scales, b_scales;
+    bool accumulate;
+};
+void tmem_alloc(uint32_t* to, uint32_t columns);
+void tmem_dealloc(uint32_t address, uint32_t columns);
+void tmem_fence_before();
+void tmem_fence_after();
+void tmem_copy_scales(uint32_t to, uint64_t matrix);
+void mma_scaled(const ScaledProduct& operands);
+void tmem_commit(uint64_t* barrier);
+void tmem_load(float (&d)[8], uint32_t address);
+void tmem_load_wait();
 
 } // namespace emu

@@ -107,6 +107,7 @@ void mbarrier_wait(uint64_t* at, uint32_t parity) {
         --barrier.unseen;
     }
     join(own_warp().clock, barrier.joined);
+    fibre.tensor_fenced = false;
 }
 
 uint64_t barrier_for_copies(uint64_t* at) {
@@ -122,6 +123,16 @@ void complete_bytes(uint64_t key, uint32_t bytes, uint32_t clock) {
     Mbarrier& barrier = barriers.at(key);
     barrier.joining[async_warp()] = std::max(barrier.joining[async_warp()], clock);
     barrier.bytes -= bytes;
+    try_complete(barrier);
+}
+
+void arrive_async(uint64_t key, uint32_t clock) {
+    Mbarrier& barrier = barriers.at(key);
+    if (barrier.pending == 0)
+        FAIL("barrier at shared offset %u: one arrival more than the %u it was made for", barrier.offset,
+             barrier.count);
+    barrier.joining[async_warp()] = std::max(barrier.joining[async_warp()], clock);
+    --barrier.pending;
     try_complete(barrier);
 }
 

@@ -170,6 +170,25 @@ void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp)
     }
 }
 
+void check_started_read(size_t offset, size_t bytes, uint32_t time, void* pc) {
+    check_bounds(offset, bytes, false, pc);
+    const Fibre& fibre = self();
+    Shadow* s = shadow_of(fibre.rank, offset);
+    for (size_t i = offset; i < offset + bytes; ++i, ++s) {
+        if (!s->written) fail_at(pc, "a tensor core reads shared offset %zu, which was never written", i);
+        if (!is_before(s->writer, fibre)) fail_race(pc, i, false, s->writer, true);
+        if (is_dirty(*s))
+            fail_at(pc, "a tensor core reads shared offset %zu, stored by warp %u lane %u without "
+                        "fence_proxy_async", i, s->writer.warp, s->writer.lane);
+        read_by(*s, {time, static_cast<uint16_t>(async_warp()), 0});
+    }
+}
+
+// Whether what (warp, lane) did at `clock` is ordered before the running thread.
+bool is_seen(uint32_t warp, uint32_t lane, uint32_t clock) {
+    return is_before({clock, static_cast<uint16_t>(warp), static_cast<uint8_t>(lane)}, self());
+}
+
 void check_access(const void* p, size_t bytes, bool is_write, void* pc) {
     const char* byte = static_cast<const char*>(p);
     if (is_shared(byte)) {

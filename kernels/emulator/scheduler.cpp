@@ -84,6 +84,7 @@ void fibre_main() {
     running->run(running_arguments);
     Fibre& fibre = self();
     copies_at_exit(fibre);
+    tensor_loads_at_exit(fibre);
     fibre.state = State::done;
     barriers_at_exit(fibre);
     yield();
@@ -110,7 +111,7 @@ void prepare(Fibre& fibre, uint32_t index, uint32_t rank, Dim3 block_id) {
     fibre.warp = at / LANES, fibre.lane = at % LANES;
     fibre.state = State::ready;
     fibre.fences = 0, fibre.waits_for = nullptr;
-    fibre.in_cluster_barrier = fibre.has_waited_for_launch = false;
+    fibre.in_cluster_barrier = fibre.has_waited_for_launch = fibre.tensor_fenced = false;
     fibre.open_group.clear(), fibre.groups.clear();
     // The switch pops six registers and returns to `fibre_main`, with the stack as after a call.
     void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(at)) + STACK);
@@ -159,6 +160,7 @@ void run_cluster(Dim3 first_block) {
     memory_start(launch.shared_bytes);
     mbarriers_start();
     products_start();
+    tensor_memory_start();
     cluster_start();
     for (uint32_t rank = 0; rank < launch.cluster; ++rank) {
         cluster.blocks[rank].live = n_threads;
@@ -189,6 +191,7 @@ void run_cluster(Dim3 first_block) {
     }
     if (const size_t n = bulk_copies_under_way()) FAIL("ends with %zu bulk copies on their way", n);
     products_at_exit();
+    tensor_memory_at_exit();
 }
 
 } // namespace

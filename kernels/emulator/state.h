@@ -42,12 +42,13 @@ struct Fibre : Thread {
     Mbarrier* waits_for;
     uint32_t parity, meeting;
     bool in_cluster_barrier, has_waited_for_launch;
+    bool tensor_fenced; // tmem_fence_after since the last wait at a barrier
     std::vector<Copy> open_group;
     std::vector<std::vector<Copy>> groups;
 };
 
 // An operation that all lanes of a warp take part in.
-enum class WarpOp { none, sync, shuffle, ballot, elect, ldmatrix, mma, set_registers };
+enum class WarpOp { none, sync, shuffle, ballot, elect, ldmatrix, mma, set_registers, tensor_alloc, tensor_dealloc, tensor_load, tensor_wait };
 
 struct Warp {
     WarpOp op = WarpOp::none;
@@ -104,11 +105,21 @@ void cluster_start();
 void mbarriers_start();
 void complete_bytes(uint64_t key, uint32_t bytes, uint32_t clock);
 uint64_t barrier_for_copies(uint64_t* barrier);
+// An arrival of asynchronous work, at its time `clock`.
+void arrive_async(uint64_t key, uint32_t clock);
 void describe(const Mbarrier& barrier);
 // copy.cpp
 void copies_at_exit(Fibre& fibre);
 bool land_one();
 size_t bulk_copies_under_way();
+// The next time of asynchronous work.
+uint32_t next_async_time();
+// tmem.cpp
+void tensor_memory_start();
+void tensor_memory_at_exit();
+void tensor_loads_at_exit(Fibre& fibre);
+bool tensor_work_under_way();
+void land_tensor_work();
 // wgmma.cpp
 void products_start();
 void products_at_exit();
@@ -123,6 +134,9 @@ void shared_poison(const void* p, size_t bytes);
 void shared_landed(const void* p, size_t bytes, uint32_t clock);
 // A read of tensor cores on behalf of `warp`.
 void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp);
+// A read of shared memory that the running thread starts and that goes on after it, at `time`.
+void check_started_read(size_t offset, size_t bytes, uint32_t time, void* pc);
+bool is_seen(uint32_t warp, uint32_t lane, uint32_t clock);
 void check_not_dirty(const void* p, size_t bytes, void* pc);
 // global.cpp
 void check_global(const char* p, size_t bytes, bool is_write, void* pc);

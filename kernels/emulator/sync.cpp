@@ -15,7 +15,8 @@ namespace {
 
 const char* name_of(WarpOp op) {
     static const char* const names[] = {"none",  "warp_sync", "shuffle", "ballot",
-                                        "elect", "ldmatrix",  "mma",     "set_registers"};
+                                        "elect", "ldmatrix",  "mma",     "set_registers",
+                                        "tmem_alloc", "tmem_dealloc", "tmem_load", "tmem_load_wait"};
     return names[static_cast<int>(op)];
 }
 const char* name_of(GroupOp op) {

@@ -53,6 +53,7 @@ struct Constant {
 #include "ptx_mma80.cuh"
 #include "ptx_async90.cuh"
 #include "ptx_wgmma90.cuh"
+#include "ptx_tensor100.cuh"
 #else
 #include "host.cuh"
 #endif

@@ -131,3 +131,4 @@ INLINE void mma_bf16_16816(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0
 }
 
 #include "host90.cuh"
+#include "host100.cuh"

@@ -19,6 +19,11 @@ INLINE void bulk_load(void* destination, const void* source, u32 bytes, u64* bar
     emu::bulk_load(destination, source, bytes, reinterpret_cast<uint64_t*>(barrier));
 }
 
+template <bool Once, int Rank>
+INLINE void tensor_load(void* destination, const TensorMap& map, const u32 (&at)[Rank], u64* barrier) {
+    emu::tensor_load(destination, &map, Rank, at, reinterpret_cast<uint64_t*>(barrier));
+}
+
 INLINE u32 cluster_rank() { return emu::current->rank; }
 INLINE void cluster_arrive() { emu::cluster_arrive(); }
 INLINE void cluster_wait() { emu::cluster_wait(); }

@@ -162,23 +162,6 @@ INLINE void copy_x(P& s, R& ring, const Work& work, const XTiles& x, u32 first, 
     }
 }
 
-// Eight values of a block of 128 (16 neighbouring lanes) to E4M3; returns the block's scale byte.
-INLINE u32 quantise_codes(const u32x4& packed, u32x2& codes) {
-    float v[8], amax = 0.0f;
-    unpack8(packed, v);
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) amax = max_f32(amax, abs_f32(v[i]));
-    const u32 scale = fp8_block_scale(group_max<K_BLOCK / PER_THREAD>(amax));
-    const float inverse = e8m0_inverse(scale);
-    UNROLL
-    for (u32 i = 0; i < 2; ++i) {
-        const float *from = v + 4 * i;
-        codes.v[i] = pack_e4m3x2(from[0] * inverse, from[1] * inverse) |
-                     pack_e4m3x2(from[2] * inverse, from[3] * inverse) << 16;
-    }
-    return scale;
-}
-
 // Warps 1 to 3, Share::K and N = 8: rows of bf16, quantised on the way. `row_of(token)` is the
 // token's row, or null; its values at and beyond k count as zeros.
 template <class P, class R, class RowOf>

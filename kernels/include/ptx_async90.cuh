@@ -1,5 +1,5 @@
-// Device bodies: barriers in shared memory, bulk copies, clusters, register budgets, programmatic
-// launch (sm_90a).
+// Device bodies: barriers in shared memory, bulk and tensor copies, clusters, register budgets,
+// programmatic launch (sm_90a and sm_100f).
 //
 // Twin: `host90.cuh`. Included by `device.cuh` only.
 #pragma once
@@ -49,6 +49,26 @@ INLINE void bulk_load(void* destination, const void* source, u32 bytes, u64* bar
             "r"(smem_u32(destination)),
         "l"(source), "r"(bytes), "r"(smem_u32(barrier)), "l"(Once ? EVICT_FIRST : EVICT_LAST)
         : "memory");
+}
+
+// Copies a box of the tensor that `map` describes to shared memory (at a multiple of 128; of 1,024
+// with 128-byte swizzle) and then counts the box's bytes on `barrier`, outside of the tensor too:
+// there zeros arrive. `at`: the box's first element, innermost dimension first.
+template <bool Once, int Rank>
+INLINE void tensor_load(void* destination, const TensorMap& map, const u32 (&at)[Rank], u64* barrier) {
+    constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_LAST = 0x14f0000000000000ull;
+    const u32 to = smem_u32(destination), counts = smem_u32(barrier);
+    const u64 policy = Once ? EVICT_FIRST : EVICT_LAST;
+    static_assert(Rank == 2 || Rank == 3 || Rank == 5, "add this rank to the list");
+#define TENSOR_LOAD(rank, place, ...)                                                                     \
+    asm volatile("cp.async.bulk.tensor." rank ".shared::cluster.global.tile.mbarrier::complete_tx::bytes" \
+                 ".L2::cache_hint [%0], [%1, " place "], [%2], %3;" ::"r"(to),                            \
+                 "l"(&map), "r"(counts), "l"(policy), __VA_ARGS__                                         \
+                 : "memory")
+    if constexpr (Rank == 2) TENSOR_LOAD("2d", "{%4, %5}", "r"(at[0]), "r"(at[1]));
+    else if constexpr (Rank == 3) TENSOR_LOAD("3d", "{%4, %5, %6}", "r"(at[0]), "r"(at[1]), "r"(at[2]));
+    else TENSOR_LOAD("5d", "{%4, %5, %6, %7, %8}", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]));
+#undef TENSOR_LOAD
 }
 
 INLINE u32 cluster_rank() {

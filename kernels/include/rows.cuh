@@ -43,3 +43,21 @@ INLINE u32 quantise_block128(float (&v)[8]) {
     for (u32 i = 0; i < 8; ++i) v[i] = on_e4m3_grid(v[i], scale);
     return scale;
 }
+
+// Eight values of a block of 128 (16 neighbouring lanes) to E4M3; returns the block's scale byte.
+// From sm_89 on.
+INLINE u32 quantise_codes(const u32x4& packed, u32x2& codes) {
+    float v[8], amax = 0.0f;
+    unpack8(packed, v);
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) amax = max_f32(amax, abs_f32(v[i]));
+    const u32 scale = fp8_block_scale(group_max<LINEAR_BLOCK / PER_THREAD>(amax));
+    const float inverse = e8m0_inverse(scale);
+    UNROLL
+    for (u32 i = 0; i < 2; ++i) {
+        const float *from = v + 4 * i;
+        codes.v[i] = pack_e4m3x2(from[0] * inverse, from[1] * inverse) |
+                     pack_e4m3x2(from[2] * inverse, from[3] * inverse) << 16;
+    }
+    return scale;
+}

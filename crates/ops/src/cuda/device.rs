@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use super::memory::Buffer;
+use super::tensor_map::{TensorMap, TensorMapSpec};
 
 /// A device failed, or cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub enum DeviceError {
          steps are larger than planned"
     )]
     ArenaFull { place: &'static str, bytes: usize, used: usize, capacity: usize },
+    #[error("a tensor map is not possible: {reason}")]
+    TensorMap { reason: String },
     #[error("{call} is not possible while launches are recorded")]
     Recording { call: &'static str },
     #[error("kernel `{kernel}` is not available for {arch}: {reason}")]
@@ -55,28 +58,31 @@ pub enum Arg {
     U32(u32),
     /// A 32-bit float.
     F32(f32),
+    /// A tensor map of this device.
+    Map(TensorMap),
 }
+
+/// An argument's bytes, aligned as a kernel's parameters are.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub struct ArgBytes(pub [u8; 128]);
 
 impl Arg {
     /// Bytes as the kernel reads them.
     #[must_use]
-    pub fn bytes(&self) -> ([u8; 8], usize) {
-        let mut bytes = [0; 8];
-        let len = match self {
-            Self::Address(address) => {
-                bytes = address.to_le_bytes();
-                8
-            }
-            Self::U32(value) => {
-                bytes[..4].copy_from_slice(&value.to_le_bytes());
-                4
-            }
-            Self::F32(value) => {
-                bytes[..4].copy_from_slice(&value.to_le_bytes());
-                4
-            }
+    pub fn bytes(&self) -> (ArgBytes, usize) {
+        let mut out = ArgBytes([0; 128]);
+        let mut put = |bytes: &[u8]| {
+            out.0[..bytes.len()].copy_from_slice(bytes);
+            bytes.len()
         };
-        (bytes, len)
+        let len = match self {
+            Self::Address(address) => put(&address.to_le_bytes()),
+            Self::U32(value) => put(&value.to_le_bytes()),
+            Self::F32(value) => put(&value.to_le_bytes()),
+            Self::Map(map) => put(&map.0),
+        };
+        (out, len)
     }
 }
 
@@ -179,6 +185,13 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError::Failed`]; also for errors of earlier launches.
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// The tensor map that kernels of this device copy through. It stays true as long as the memory
+    /// it is of.
+    ///
+    /// # Errors
+    /// [`DeviceError::TensorMap`] if there can be no such map.
+    fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError>;
 
     /// Starts a kernel; does not wait for it.
     ///

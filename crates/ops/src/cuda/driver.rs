@@ -18,6 +18,7 @@ use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 use super::gpu::{GpuFacts, gpus, needed_cuda};
 use super::source;
 use super::staging::Staging;
+use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 
 /// Dynamic shared memory a kernel has without asking.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
@@ -311,6 +312,47 @@ impl Device for DriverDevice {
         })
     }
 
+    fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {
+        spec.check()?;
+        let element = match spec.element {
+            MapElement::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            MapElement::Padded4 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN16B,
+        };
+        let swizzle = match spec.swizzle {
+            Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::B32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::B64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::B128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the map is ours and as aligned as the driver wants it; the arrays have as many
+        // entries as the rank says, as `check` saw; nothing is read of the tensor.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                element,
+                spec.dims.len() as u32,
+                spec.address as *mut c_void,
+                spec.dims.as_ptr(),
+                spec.strides.as_ptr(),
+                spec.box_dims.as_ptr(),
+                [1; 5].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|error| DeviceError::TensorMap { reason: format!("{error}, of {spec:?}") })?;
+        let mut bytes = [0; 128];
+        for (to, from) in bytes.chunks_exact_mut(8).zip(map.opaque) {
+            to.copy_from_slice(&from.to_le_bytes());
+        }
+        Ok(TensorMap(bytes))
+    }
+
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
         self.bind()?;
         let path = source::file_of(launch.kernel).ok_or_else(|| DeviceError::NoKernel {
@@ -319,8 +361,7 @@ impl Device for DriverDevice {
             reason: "no kernel has this name".to_owned(),
         })?;
         let function = self.function(launch.kernel, path, launch.shared_bytes)?;
-        let mut values: Vec<u64> =
-            launch.args.iter().map(|arg| u64::from_le_bytes(arg.bytes().0)).collect();
+        let mut values: Vec<_> = launch.args.iter().map(|arg| arg.bytes().0).collect();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let (grid, block) = (launch.grid.into(), launch.block.into());

@@ -3,6 +3,7 @@
 
 use fathom_core::parallel::QUANT_BLOCK;
 
+use super::blackwell::ExpertMaps;
 use super::draw::Values;
 use super::hopper::ExpertTiles;
 use super::linear::{block_scales, upload_part};
@@ -36,6 +37,8 @@ pub(crate) enum ExpertLayout {
     Rows(ExpertFormat, [(Buffer, Buffer); 3]),
     /// In tiles of `moe_pack_fp4`.
     Tiles(ExpertTiles),
+    /// Gate beside up, as tensor maps see them.
+    Maps(Box<ExpertMaps>),
 }
 
 /// The largest E8M0 byte the expansion to bf16 can fold: a factor of 2.

@@ -11,7 +11,7 @@ use fathom_core::parallel::QUANT_BLOCK;
 use super::device::Arg;
 use super::draw::Values;
 use super::experts::{DeviceExperts, ExpertLayout};
-use super::linear::{DeviceLinear, LinearData, upload_part};
+use super::linear::{DeviceLinear, Fp8Form, LinearData, upload_part};
 use super::memory::{Buffer, Place};
 use super::moe::Groups;
 use super::ops::{Call, CudaOps};
@@ -100,7 +100,7 @@ impl CudaOps {
         }
         // Products may start before a launch before them has ended, and read weights at once.
         tiles.read(0, 1)?;
-        let data = LinearData::Fp8 { codes: tiles, scales: scales.clone(), is_tiled: true };
+        let data = LinearData::Fp8 { codes: tiles, scales: scales.clone(), form: Fp8Form::Tiles };
         Ok(DeviceLinear { data, ..linear })
     }
 

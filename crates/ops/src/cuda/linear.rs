@@ -10,6 +10,7 @@ use super::draw::Values;
 use super::memory::{Buffer, Memory, Place};
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_bytes};
+use super::tensor_map::TensorMap;
 use crate::weight::{Scales, WeightData};
 use crate::{Activations, OpError, WeightSource};
 
@@ -28,11 +29,28 @@ pub(crate) enum LinearData {
     Fp8 {
         codes: Buffer,
         scales: Buffer,
-        /// Whether the codes lie in the tiles of `linear_pack_fp8`.
-        is_tiled: bool,
+        form: Fp8Form,
     },
     Bf16(Buffer),
     F32(Buffer),
+}
+
+/// How FP8 codes lie in memory.
+#[derive(Debug, Clone)]
+pub(crate) enum Fp8Form {
+    /// As in the checkpoint.
+    Rows,
+    /// In the tiles of `linear_pack_fp8`.
+    Tiles,
+    /// As in the checkpoint, with a map of them, and scales for block-scaled products.
+    Mapped(Box<ScaledMap>),
+}
+
+/// What block-scaled products need beside the codes.
+#[derive(Debug, Clone)]
+pub(crate) struct ScaledMap {
+    pub(crate) map: TensorMap,
+    pub(crate) scales: Buffer,
 }
 
 /// Threads of a block of the skinny products, and the output rows it computes.
@@ -106,7 +124,7 @@ impl DeviceLinear {
             WeightData::Fp8 { codes, scales } => LinearData::Fp8 {
                 codes: upload(codes, 1, Values::Fp8Codes)?,
                 scales: upload_scales(memory, source, scales)?,
-                is_tiled: false,
+                form: Fp8Form::Rows,
             },
             WeightData::Bf16(values) => {
                 LinearData::Bf16(upload(values, 2, Values::Bf16 { deviation })?)
@@ -189,9 +207,9 @@ pub(crate) struct Part {
 
 impl CudaOps {
     /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged; on
-    /// sm_90a marked, for its kernels to round it.
+    /// sm_90a and sm_100f marked, for their kernels to round it.
     pub(crate) fn linear_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
-        if self.is_hopper() {
+        if self.is_hopper() || self.is_blackwell() {
             return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
         }
         self.rounded_input(x)
@@ -325,12 +343,16 @@ impl CudaOps {
         let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
         let mut tiled = None;
         let (kernel, mut args) = match &w.data {
-            LinearData::Fp8 { codes, scales, is_tiled } => {
-                if *is_tiled && x.is_taken_on_grid() {
+            LinearData::Fp8 { codes, scales, form } => {
+                if x.is_taken_on_grid() {
                     fits("group of an FP8 layer", n_groups, 1)?;
-                    return self.linear90(w, codes, scales, x, out);
+                    return match form {
+                        Fp8Form::Tiles => self.linear90(w, codes, scales, x, out),
+                        Fp8Form::Mapped(mapped) => self.linear100(w, mapped, n_rows, x, out),
+                        Fp8Form::Rows => self.linear_part(w, part, &self.rounded_input(x)?, out),
+                    };
                 }
-                tiled = Some(Arg::U32(u32::from(*is_tiled)));
+                tiled = Some(Arg::U32(u32::from(matches!(form, Fp8Form::Tiles))));
                 let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
                 (
                     kernel,

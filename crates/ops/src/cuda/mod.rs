@@ -7,13 +7,14 @@
 //! - [`memory`]: arenas and buffers;
 //! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
 //! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`; the forms
-//!   for sm_90a in `hopper`), over tensors, matrices, experts, caches and steps in device memory;
+//!   for sm_90a in `hopper`, for sm_100f in `blackwell`), over tensors, matrices, experts, caches and steps in device memory;
 //!   `replay`: steps as one call.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
 //! (`kernels/emulator`) against the CPU operators. One rank only: a device has no collectives yet.
 
 mod attention;
+mod blackwell;
 mod cache;
 pub mod check;
 mod choose;
@@ -40,6 +41,7 @@ pub mod source;
 mod staging;
 mod step;
 mod tensor;
+pub mod tensor_map;
 mod timing;
 
 pub use cache::DeviceCache;
@@ -57,6 +59,7 @@ pub use step::DeviceStep;
 pub use tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,
 };
+pub use tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 
 pub use crate::Activations;
 use crate::{Communicator, OpError};

@@ -98,6 +98,7 @@ impl MoeOps for CudaOps {
                 self.experts80(experts, (*format, matrices), x, routing, limit)?
             }
             ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit)?,
+            ExpertLayout::Maps(maps) => self.experts100(experts, maps, x, routing, limit)?,
         };
         let shared = self.shared_expert(weights, &input, limit)?;
         let out = self.tensor(x.rows, width, Element::Bf16)?;

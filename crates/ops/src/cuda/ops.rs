@@ -200,7 +200,13 @@ impl Backend for CudaOps {
 
     fn load_linear(&self, source: &WeightSource) -> Result<DeviceLinear, OpError> {
         let linear = DeviceLinear::load(&self.memory, source)?;
-        if self.is_hopper() { self.tiled_linear(linear) } else { Ok(linear) }
+        if self.is_hopper() {
+            self.tiled_linear(linear)
+        } else if self.is_blackwell() && super::blackwell::has_e8m0_scales(source) {
+            self.mapped_linear(linear)
+        } else {
+            Ok(linear)
+        }
     }
 
     fn load_experts(
@@ -211,6 +217,9 @@ impl Backend for CudaOps {
     ) -> Result<DeviceExperts, OpError> {
         if self.is_hopper() && super::hopper::are_fp4(experts) {
             return self.tiled_experts(experts, first_id);
+        }
+        if self.is_blackwell() && super::blackwell::can_map(experts) {
+            return self.mapped_experts(experts, first_id);
         }
         DeviceExperts::load(&self.memory, experts, first_id)
     }

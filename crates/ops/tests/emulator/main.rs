@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod attention;
+mod blackwell;
 mod compare;
 mod copies;
 mod device_check;
@@ -15,6 +16,7 @@ mod hopper;
 mod hyper_connection;
 mod moe;
 mod planted;
+mod planted100;
 mod planted90;
 mod process;
 mod sample;

@@ -30,7 +30,8 @@ impl Emulator {
         Self::start_as(mode, "sm_80")
     }
 
-    fn start_as(mode: Mode, arch: &'static str) -> Option<Arc<dyn Device>> {
+    /// The same with the kernels of another architecture.
+    pub(crate) fn start_as(mode: Mode, arch: &'static str) -> Option<Arc<dyn Device>> {
         let Some(program) = program() else {
             println!("skipped: no C++ compiler (g++) to build the block emulator with");
             return None;
@@ -49,8 +50,13 @@ pub(crate) fn in_every_mode(case: impl Fn(&Arc<dyn Device>)) {
 
 /// The same with the kernels of sm_90a.
 pub(crate) fn in_every_mode_on_hopper(case: impl Fn(&Arc<dyn Device>)) {
+    in_every_mode_as("sm_90a", case);
+}
+
+/// The same with the kernels of `arch`.
+pub(crate) fn in_every_mode_as(arch: &'static str, case: impl Fn(&Arc<dyn Device>)) {
     for mode in MODES {
-        let Some(device) = Emulator::start_as(mode, "sm_90a") else { return };
+        let Some(device) = Emulator::start_as(mode, arch) else { return };
         case(&device);
     }
 }

@@ -58,7 +58,8 @@ pub(super) fn formats(report: &mut Report<'_>) -> Result<(), OpError> {
         let expected: Vec<u8> = finite.iter().map(|&i| scale(x[i].abs()).byte()).collect();
         report.mostly_equal(what, &got, &expected, 0.0);
     }
-    [0, 1, 60, 120, 127, 128].into_iter().try_for_each(|scale| expansions(report, scale))
+    [0, 1, 60, 120, 127, 128].into_iter().try_for_each(|scale| expansions(report, scale))?;
+    super::copies::tensor_copies(report)
 }
 
 fn map(x: &[f32], convert: impl Fn(f32) -> u8) -> Vec<u8> {

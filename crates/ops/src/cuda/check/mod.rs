@@ -6,7 +6,7 @@
 //! sizes of Flash and Pro the device computes all rows and the CPU a few of them: a row's result does
 //! not depend on the others.
 //!
-//! - `formats`: number formats, exhaustively; `parts`: products, hyper-connections, head, experts;
+//! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products, hyper-connections, head, experts;
 //!   `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
 //!
@@ -14,6 +14,7 @@
 
 pub mod bench;
 mod choosing;
+mod copies;
 mod formats;
 mod layers;
 mod parts;

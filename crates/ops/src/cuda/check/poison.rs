@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
+use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 
 /// Fills memory with 0xFF (NaN in every float format) when it is given out.
 #[derive(Debug)]
@@ -55,6 +56,10 @@ impl Device for Poisoned {
 
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError> {
         self.device.read(address, out)
+    }
+
+    fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {
+        self.device.encode(spec)
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {

@@ -10,7 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const KERNEL_FLAGS: &[&str] = &["-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas"];
+const KERNEL_FLAGS: &[&str] =
+    &["-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas", "-Wno-psabi"];
 const EMULATOR_FLAGS: &[&str] = &["-O2"];
 const FLAGS: &[&str] =
     &["-std=c++20", "-g", "-c", "-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wextra"];

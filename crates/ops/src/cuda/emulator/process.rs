@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo};
+use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 
 /// How copies land and in which order warps run.
 #[derive(Debug, Clone, Copy)]
@@ -205,6 +206,10 @@ impl Device for Emulator {
         self.state().call_now("read", &request, out)
     }
 
+    fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {
+        spec.check().map(|()| TensorMap::for_emulator(spec))
+    }
+
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
         let name = launch.kernel.as_bytes();
         let mut request = Request::new(5).u32(name.len() as u32).bytes(name);
@@ -214,7 +219,7 @@ impl Device for Emulator {
         request = request.u64(u64::from(launch.shared_bytes)).u32(launch.args.len() as u32);
         for arg in launch.args {
             let (bytes, len) = arg.bytes();
-            request = request.u32(len as u32).bytes(&bytes[..len]);
+            request = request.u32(len as u32).bytes(&bytes.0[..len]);
         }
         let mut state = self.state();
         if let Some(recording) = &mut state.recording {

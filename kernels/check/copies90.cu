@@ -1,0 +1,31 @@
+// check_tensor_copy: one tensor copy, for tests of the wrapper against its meaning.
+//
+// Inputs   map: of two dimensions; box_bytes of a box in shared memory, counted_bytes of it that move
+//          at [2] u32: the box's first element
+// Outputs  out [box_bytes]: the box as it lies in shared memory
+// Launch   one block of 128 threads, box_bytes + 1,024 bytes of shared memory.
+// Limit    none: it is no part of a model.
+// Arch     sm_90a, sm_100f.
+// CPU twin `tensor copies` of the device check.
+
+#include "../include/device.cuh"
+
+struct Box {
+    u64 full;
+    alignas(1024) u8 bytes[1024];
+};
+
+extern "C" __global__ void __launch_bounds__(128) check_tensor_copy(
+    const __grid_constant__ TensorMap map, const u32* __restrict__ at, u8* __restrict__ out, u32 box_bytes, u32 counted_bytes) {
+    Box& s = shared<Box>();
+    if (threadIdx.x == 0) mbarrier_init(&s.full, 1), fence_mbarrier_init();
+    block_sync();
+    if (threadIdx.x == 0) {
+        const u32 first[2] = {at[0], at[1]};
+        mbarrier_arrive_expect(&s.full, counted_bytes);
+        tensor_load<true>(s.bytes, map, first, &s.full);
+    }
+    mbarrier_wait(&s.full, 0);
+    for (u32 i = threadIdx.x; i < box_bytes; i += 128) out[i] = s.bytes[i];
+}
+EMU_KERNEL(check_tensor_copy)

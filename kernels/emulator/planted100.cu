@@ -1,0 +1,113 @@
+// A pipeline of tensor copies and block-scaled products (sm_100f) with one planted error each: what the
+// detectors of tensor memory must find. `planted100_sound` is the same without an error.
+//
+// All take a tensor map of a [4 * 128][128] E4M3 in boxes of 128 rows, `b [4][8][128]` (E4M3, rows
+// swizzled), `scales [512]` for both, and write `out [128][8] f32`, the sum over the four blocks of
+// `a b^T` with scales. 192 threads: warps 0 to 3 store, warp 4 copies, warp 5 multiplies. Emulator only.
+
+#include "../include/swizzle100.cuh"
+
+constexpr u32 BLOCKS = 4, SLOTS = 2, A_BYTES = 128 * 128, B_BYTES = 8 * 128, COLUMNS = 32, A_SCALES = 8, B_SCALES = 12;
+
+struct Slots {
+    alignas(1024) u8 a[SLOTS][A_BYTES];
+    alignas(1024) u8 b[SLOTS][B_BYTES];
+    alignas(128) u8 scales[512];
+    u64 full[SLOTS], empty[SLOTS], done;
+    u32 columns;
+};
+
+enum class Error {
+    None,
+    NoFullWait,    // multiplies without waiting for the copy
+    NoEmptyWait,   // copies into a slot that is being read
+    NoScales,      // multiplies before any scales are in tensor memory
+    NoCommit,      // nobody is told that the products are done
+    NoDoneWait,    // loads sums that are not known to be done
+    NoFence,       // loads without tmem_fence_after
+    NoLoadWait,    // uses what was loaded at once
+    OtherLanes,    // loads the lanes of another warp
+    OtherColumns,  // loads columns that are not allocated
+    NoDealloc,     // keeps its columns
+    EarlyDealloc,  // gives them back while others load
+    OddColumns,    // allocates a number that is no power of two
+    WrongLayout,   // a descriptor of sm_90
+};
+
+template <Error E>
+INLINE void pipeline100(const TensorMap& a, const u8* b, const u8* scales, float* out) {
+    Slots& s = shared<Slots>();
+    const u32 t = threadIdx.x, warp = warp_id();
+    if (t == 0) {
+        for (u32 i = 0; i < SLOTS; ++i) mbarrier_init(&s.full[i], 1), mbarrier_init(&s.empty[i], 1);
+        mbarrier_init(&s.done, 1);
+        fence_mbarrier_init();
+    }
+    if (warp == 5) tmem_alloc<E == Error::OddColumns ? 48 : COLUMNS>(&s.columns);
+    tmem_fence_before();
+    block_sync();
+    tmem_fence_after();
+    if (warp == 4 && elect()) {
+        for (u32 i = 0; i < BLOCKS; ++i) {
+            const u32 slot = i % SLOTS, at[2] = {0, i * 128};
+            if (E != Error::NoEmptyWait) mbarrier_wait(&s.empty[slot], (i / SLOTS & 1) ^ 1);
+            mbarrier_arrive_expect(&s.full[slot], A_BYTES + B_BYTES + (i == 0 ? 512 : 0));
+            tensor_load<true>(s.a[slot], a, at, &s.full[slot]);
+            bulk_load<true>(s.b[slot], b + i * B_BYTES, B_BYTES, &s.full[slot]);
+            if (i == 0) bulk_load<true>(s.scales, scales, 512, &s.full[slot]);
+        }
+    } else if (warp == 5 && elect()) {
+        for (u32 i = 0; i < BLOCKS; ++i) {
+            const u32 slot = i % SLOTS;
+            if (E != Error::NoFullWait) mbarrier_wait(&s.full[slot], i / SLOTS & 1);
+            if (i == 0 && E != Error::NoScales) {
+                tmem_copy_scales(s.columns + A_SCALES, matrix_rows16(s.scales));
+                tmem_copy_scales(s.columns + B_SCALES, matrix_rows16(s.scales));
+            }
+            const u64 left = E == Error::WrongLayout ? matrix_k_major(s.a[slot]) : tensor_matrix(s.a[slot]);
+            for (u32 k = 0; k < 4; ++k)
+                mma_scaled(s.columns, left + 2 * k, tensor_matrix(s.b[slot]) + 2 * k, scaled_kind<false>(8) + k * SCALE_BYTE,
+                           s.columns + A_SCALES, s.columns + B_SCALES, i + k > 0);
+            if (E != Error::NoCommit || i + 2 < BLOCKS) tmem_commit(&s.empty[slot]);
+        }
+        if (E != Error::NoCommit) tmem_commit(&s.done);
+    }
+    warp_sync();
+    if (warp < 4 || E == Error::EarlyDealloc) {
+        if (E != Error::NoDoneWait) mbarrier_wait(&s.done, 0);
+        if (E != Error::NoFence) tmem_fence_after();
+    }
+    if (warp < 4) {
+        float d[8];
+        const u32 lanes = E == Error::OtherLanes ? 0 : warp * WARP;
+        tmem_load(d, s.columns + (lanes << 16) + (E == Error::OtherColumns ? COLUMNS : 0));
+        if (E == Error::NoLoadWait) out[t] = d[0];
+        else {
+            tmem_load_wait(d);
+            for (u32 i = 0; i < 8; ++i) out[t * 8 + i] = d[i];
+        }
+        tmem_fence_before();
+    }
+    if (E != Error::EarlyDealloc) block_sync();
+    if (warp == 5 && E != Error::NoDealloc) tmem_dealloc<COLUMNS>(s.columns);
+}
+
+#define PLANTED(name, error)                                                                    \
+    extern "C" __global__ void name(const __grid_constant__ TensorMap a, const u8* b, const u8* scales, float* out) { \
+        pipeline100<Error::error>(a, b, scales, out);                                           \
+    }                                                                                           \
+    EMU_KERNEL(name)
+PLANTED(planted100_sound, None)
+PLANTED(planted100_no_full_wait, NoFullWait)
+PLANTED(planted100_no_empty_wait, NoEmptyWait)
+PLANTED(planted100_no_scales, NoScales)
+PLANTED(planted100_no_commit, NoCommit)
+PLANTED(planted100_no_done_wait, NoDoneWait)
+PLANTED(planted100_no_fence, NoFence)
+PLANTED(planted100_no_load_wait, NoLoadWait)
+PLANTED(planted100_other_lanes, OtherLanes)
+PLANTED(planted100_other_columns, OtherColumns)
+PLANTED(planted100_no_dealloc, NoDealloc)
+PLANTED(planted100_early_dealloc, EarlyDealloc)
+PLANTED(planted100_odd_columns, OddColumns)
+PLANTED(planted100_wrong_layout, WrongLayout)
