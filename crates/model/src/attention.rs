@@ -69,8 +69,11 @@ impl<O: Ops> Attention<O> {
     ) -> Result<O::Tensor, ModelError> {
         let (ops, step, weights) = (pass.ops, pass.step, &self.weights);
         let projected = ops.attn_project(weights, x)?;
-        let queries = ops.attn_queries(weights, &projected, step)?;
-        let kv = ops.attn_store(weights, &projected, step, pass.cache, layer)?;
+        let cache = &mut *pass.cache;
+        let (kv, queries) = ops.beside(
+            || ops.attn_store(weights, &projected, step, cache, layer),
+            || ops.attn_queries(weights, &projected, step),
+        )?;
         let mut selection = None;
         if weights.indexer.is_some() {
             let chosen =

@@ -137,6 +137,22 @@ pub trait Backend: Debug + Send + Sync + 'static {
         self.prepare_step(batch)
     }
 
+    /// Runs the operators of `side` and of `main`, neither of which uses what the other makes: at the
+    /// same time where the backend can, else in this order.
+    ///
+    /// # Errors
+    /// What either fails with, or the device.
+    fn beside<A, B, E: From<OpError>>(
+        &self,
+        side: impl FnOnce() -> Result<A, E>,
+        main: impl FnOnce() -> Result<B, E>,
+    ) -> Result<(A, B), E>
+    where
+        Self: Sized,
+    {
+        Ok((side()?, main()?))
+    }
+
     /// Runs `pass`, which calls operators over `step` and `cache` and nothing else, or does on the
     /// device what it did for an earlier step of the same shape. `name` tells the passes over one
     /// cache apart; one name always means the same operators over the same weights.

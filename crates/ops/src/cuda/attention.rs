@@ -59,20 +59,21 @@ impl AttentionOps for CudaOps {
             matrices.extend(pair(&indexer.compressor));
             matrices.push((indexer.weights_proj.clone(), Element::Bf16));
         }
-        let mut products = self.linear_each(&matrices, x)?.into_iter();
+        let (products, (qr, kv)) = self.memory.beside(
+            || self.linear_each(&matrices, x),
+            || {
+                let qr = self.linear(&weights.wq_a, &input, Element::Bf16)?;
+                Ok::<_, OpError>((qr, self.linear(&weights.wkv, &input, Element::Bf16)?))
+            },
+        )?;
+        let mut products = products.into_iter();
         let mut next = || products.next().ok_or(absent("attn_project", "product"));
         let compressor = weights.compressor.as_ref().map(|_| Ok::<_, OpError>([next()?, next()?]));
         let compressor = compressor.transpose()?;
         let index =
             weights.indexer.as_ref().map(|_| Ok::<_, OpError>(([next()?, next()?], next()?)));
         let (index_compressor, index_weights) = index.transpose()?.unzip();
-        Ok(Projected {
-            qr: self.linear(&weights.wq_a, &input, Element::Bf16)?,
-            kv: self.linear(&weights.wkv, &input, Element::Bf16)?,
-            compressor,
-            index_compressor,
-            index_weights,
-        })
+        Ok(Projected { qr, kv, compressor, index_compressor, index_weights })
     }
 
     fn attn_queries(
@@ -283,24 +284,6 @@ impl AttentionOps for CudaOps {
         let pending = stores.pending.take().ok_or(absent(OP, "rows of this step"))?;
         let out = self.tensor(rows, n_heads * HEAD_DIM, Element::Bf16)?;
         self.attend_rows(weights, &queries.q, &pending, selection, step, stores, ring, &out)?;
-        let [positions, sequence_of, sequences] = step.row_args();
-        // SAFETY: `pending` has a row per token; slots are inside of the window store.
-        unsafe {
-            self.launch(Call {
-                kernel: "attn_commit_window",
-                grid: [rows, 1, 1],
-                threads: 96,
-                shared_bytes: 0,
-                args: &[
-                    (&pending).into(),
-                    (&stores.window).into(),
-                    positions,
-                    sequence_of,
-                    sequences,
-                    (ring as u32).into(),
-                ],
-            })?;
-        }
         Ok(out)
     }
 
@@ -392,27 +375,67 @@ impl CudaOps {
                         (top_k as u32).into(),
                     ],
                 })?;
-                self.launch(Call {
-                    kernel: "attn_merge",
-                    grid: [(n * n_heads).div_ceil(4), 1, 1],
-                    threads: 128,
-                    shared_bytes: 0,
-                    args: &[
-                        (&acc).into(),
-                        (&stats).into(),
-                        (&weights.attn_sink.values).into(),
-                        (&weights.rope.values).into(),
-                        positions,
-                        (&out.values).into(),
-                        (first as u32).into(),
-                        (n as u32).into(),
-                        (n_heads as u32).into(),
-                        (n_splits as u32).into(),
-                    ],
-                })?;
+            }
+            let merge = || {
+                // SAFETY: the partial results of these rows are in `acc` and `stats`; `out` is
+                // [rows, n_heads, 512] bf16.
+                unsafe {
+                    self.launch(Call {
+                        kernel: "attn_merge",
+                        grid: [(n * n_heads).div_ceil(4), 1, 1],
+                        threads: 128,
+                        shared_bytes: 0,
+                        args: &[
+                            (&acc).into(),
+                            (&stats).into(),
+                            (&weights.attn_sink.values).into(),
+                            (&weights.rope.values).into(),
+                            positions,
+                            (&out.values).into(),
+                            (first as u32).into(),
+                            (n as u32).into(),
+                            (n_heads as u32).into(),
+                            (n_splits as u32).into(),
+                        ],
+                    })
+                }
+            };
+            if first + n < rows {
+                merge()?;
+            } else {
+                // The window is read no more.
+                self.memory.beside(|| self.commit_window(pending, step, stores, ring), merge)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes the rows of this step into the window, over the oldest.
+    fn commit_window(
+        &self,
+        pending: &Buffer,
+        step: &DeviceStep,
+        stores: &LayerStores,
+        ring: usize,
+    ) -> Result<(), OpError> {
+        let [positions, sequence_of, sequences] = step.row_args();
+        // SAFETY: `pending` has a row per token; slots are inside of the window store.
+        unsafe {
+            self.launch(Call {
+                kernel: "attn_commit_window",
+                grid: [step.n_rows, 1, 1],
+                threads: 96,
+                shared_bytes: 0,
+                args: &[
+                    pending.into(),
+                    (&stores.window).into(),
+                    positions,
+                    sequence_of,
+                    sequences,
+                    (ring as u32).into(),
+                ],
+            })
+        }
     }
 
     /// Emits the entries (or keys) that this step completes into `to`, then advances the state.

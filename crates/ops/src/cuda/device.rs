@@ -133,7 +133,10 @@ pub struct MemoryInfo {
     pub total: u64,
 }
 
-/// A device with its own memory. Calls take effect in order, as on one stream.
+/// A device with its own memory. Calls take effect in order, as on one stream, except for a *branch*:
+/// what is launched from [`fork`](Self::fork) to [`back`](Self::back) and from there to
+/// [`join`](Self::join) comes after everything before and before everything after, but may run at
+/// the same time.
 ///
 /// Launches can be *recorded*: from [`begin_record`](Self::begin_record) to
 /// [`end_record`](Self::end_record) they are noted instead of run, and [`replay`](Self::replay) runs
@@ -202,6 +205,31 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError`] if the kernel is unknown or the launch is refused.
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError>;
+
+    /// Begins a branch. Branches do not nest, and memory is neither allocated nor copied while one is
+    /// open. A device may as well run everything in order, as this one does.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device cannot, or a branch is open.
+    fn fork(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What is launched from here on runs beside the branch.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no branch is open.
+    fn back(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What is launched from here on comes after the branch too.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no branch is open.
+    fn join(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Begins to note launches instead of running them. Until the end nothing else is possible:
     /// [`DeviceError::Recording`]. Kernels must have run before, so that their code is there.

@@ -1,6 +1,6 @@
 //! The device behind the CUDA driver, opened at run time.
 //!
-//! One stream; memory is stream-ordered; bytes travel through pinned memory (`staging`); recordings
+//! One stream, and a second for branches; memory is stream-ordered; bytes travel through pinned memory (`staging`); recordings
 //! are CUDA graphs. Where the machine code of kernels comes from is in [`code`](super::code).
 //!
 //! Not yet run on a GPU.
@@ -10,7 +10,9 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result, sys,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::code::{KernelSources, Origin};
@@ -28,6 +30,7 @@ pub struct DriverDevice {
     facts: GpuFacts,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    branch: Branch,
     /// Architectures whose code runs here, best first.
     archs: &'static [&'static str],
     sources: KernelSources,
@@ -35,6 +38,21 @@ pub struct DriverDevice {
     /// Made when first needed.
     staging: Mutex<Option<Staging>>,
     recordings: Mutex<Recordings>,
+}
+
+/// The second stream, and where the two wait for each other.
+struct Branch {
+    stream: Arc<CudaStream>,
+    forked: CudaEvent,
+    ended: CudaEvent,
+    open: Mutex<Option<Side>>,
+}
+
+/// Where launches go while a branch is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Branch,
+    Main,
 }
 
 #[derive(Default)]
@@ -101,6 +119,10 @@ fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
     move |error| DeviceError::Failed { call, reason: error.to_string() }
 }
 
+fn branch_error(call: &'static str, reason: &str) -> DeviceError {
+    DeviceError::Failed { call, reason: reason.to_owned() }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -135,11 +157,20 @@ impl DriverDevice {
             .map_err(|error| DeviceError::NoGpu { ordinal, reason: error.to_string() })?;
         // SAFETY: all memory and launches here are ordered by one stream of our own.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let new_stream = || context.new_stream().map_err(failed("making a stream"));
+        let new_event = || context.new_event(None).map_err(failed("making an event"));
+        let stream = new_stream()?;
+        let branch = Branch {
+            stream: new_stream()?,
+            forked: new_event()?,
+            ended: new_event()?,
+            open: Mutex::default(),
+        };
         Ok(Self {
             facts,
             context,
             stream,
+            branch,
             archs,
             sources,
             loaded: Mutex::default(),
@@ -365,6 +396,8 @@ impl Device for DriverDevice {
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let (grid, block) = (launch.grid.into(), launch.block.into());
+        let on_branch = *locked(&self.branch.open) == Some(Side::Branch);
+        let stream = if on_branch { &self.branch.stream } else { &self.stream };
         // SAFETY: the caller promises that the arguments fit the kernel; each pointer is to a value
         // that outlives the call, which copies it.
         unsafe {
@@ -373,11 +406,43 @@ impl Device for DriverDevice {
                 grid,
                 block,
                 launch.shared_bytes,
-                self.stream.cu_stream(),
+                stream.cu_stream(),
                 &mut pointers,
             )
         }
         .map_err(failed(launch.kernel))
+    }
+
+    fn fork(&self) -> Result<(), DeviceError> {
+        let Branch { stream, forked, open, .. } = &self.branch;
+        let mut open = locked(open);
+        if open.is_some() {
+            return Err(branch_error("fork", "a branch is open already"));
+        }
+        self.bind()?;
+        forked.record(&self.stream).map_err(failed("cuEventRecord"))?;
+        stream.wait(forked).map_err(failed("cuStreamWaitEvent"))?;
+        *open = Some(Side::Branch);
+        Ok(())
+    }
+
+    fn back(&self) -> Result<(), DeviceError> {
+        let mut open = locked(&self.branch.open);
+        if *open != Some(Side::Branch) {
+            return Err(branch_error("back", "no branch is open"));
+        }
+        *open = Some(Side::Main);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), DeviceError> {
+        let Branch { stream, ended, open, .. } = &self.branch;
+        if locked(open).take().is_none() {
+            return Err(branch_error("join", "no branch is open"));
+        }
+        self.bind()?;
+        ended.record(stream).map_err(failed("cuEventRecord"))?;
+        self.stream.wait(ended).map_err(failed("cuStreamWaitEvent"))
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {

@@ -9,7 +9,8 @@
 //! - the same allocations and releases after an empty arena give the same addresses, which is what
 //!   makes recorded launches repeatable;
 //! - releasing while launches still use a buffer is fine: whoever gets the bytes next comes later on
-//!   the same stream.
+//!   the same stream. While a branch is open ([`Memory::beside`]) nobody gets released bytes, because
+//!   then later is not after.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -86,6 +87,8 @@ struct Used {
     parts: Vec<(usize, usize)>,
     bytes: usize,
     reach: usize,
+    /// Starts of parts given back while a branch is open.
+    held: Option<Vec<usize>>,
 }
 
 impl Used {
@@ -93,6 +96,13 @@ impl Used {
         self.parts.insert(at, (start, start + len));
         self.bytes += len;
         self.reach = self.reach.max(start + len);
+    }
+
+    fn remove(&mut self, start: usize) {
+        if let Ok(at) = self.parts.binary_search_by_key(&start, |&(from, _)| from) {
+            let (from, to) = self.parts.remove(at);
+            self.bytes -= to - from;
+        }
     }
 }
 
@@ -159,9 +169,22 @@ impl Arena {
 
     fn give_back(&self, start: usize) {
         let mut used = self.used();
-        if let Ok(at) = used.parts.binary_search_by_key(&start, |&(from, _)| from) {
-            let (from, to) = used.parts.remove(at);
-            used.bytes -= to - from;
+        if let Some(held) = &mut used.held {
+            held.push(start);
+        } else {
+            used.remove(start);
+        }
+    }
+
+    /// From here to [`release`](Self::release), nothing that is given back is given out.
+    fn hold(&self) {
+        self.used().held = Some(Vec::new());
+    }
+
+    fn release(&self) {
+        let mut used = self.used();
+        for start in used.held.take().unwrap_or_default() {
+            used.remove(start);
         }
     }
 }
@@ -254,6 +277,35 @@ impl Memory {
         let (arenas, arena) = self.arena(place)?;
         let start = usize::try_from(address.checked_sub(arena.base)?).ok()?;
         arena.claim(start, bytes).then(|| Buffer::part_of(arenas, place, start, bytes))
+    }
+
+    /// Runs what `side` launches beside what `main` launches, where buffers are parts of arenas;
+    /// else, inside of another such pair, and on a device that has one stream, in this order. Neither
+    /// may use what the other makes; what comes after may use both.
+    ///
+    /// # Errors
+    /// The first of what the two and the device fail with.
+    pub(crate) fn beside<A, B, E: From<OpError>>(
+        &self,
+        side: impl FnOnce() -> Result<A, E>,
+        main: impl FnOnce() -> Result<B, E>,
+    ) -> Result<(A, B), E> {
+        let workspace = self.arena(Place::Workspace).map(|(_, arena)| arena);
+        let Some(workspace) = workspace.filter(|arena| arena.used().held.is_none()) else {
+            return Ok((side()?, main()?));
+        };
+        let device = |outcome: Result<(), DeviceError>| outcome.map_err(OpError::device);
+        device(self.device.fork())?;
+        workspace.hold();
+        let a = side();
+        let back = device(self.device.back());
+        let b = main();
+        // Joined in any case: else the branch would be open for ever.
+        let joined = device(self.device.join());
+        workspace.release();
+        let outcome = (a?, b?);
+        back.and(joined)?;
+        Ok(outcome)
     }
 
     /// Bytes of an arena that live buffers take; 0 without arenas.
@@ -398,5 +450,44 @@ impl Buffer {
             return Ok(());
         }
         Err(OpError::OutOfRange { op, what: "device byte", got, limit })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::rehearsal::Rehearsal;
+
+    #[test]
+    fn while_a_branch_is_open_nobody_gets_released_bytes() {
+        let memory = Rehearsal::memory("sm_80");
+        let buffer = || memory.buffer(Place::Workspace, 1000);
+        let (first, last) = (buffer().unwrap(), buffer().unwrap());
+        let address = first.address();
+        let (side, main) = memory
+            .beside(
+                || {
+                    drop(first);
+                    buffer()
+                },
+                // Inside of a branch another pair runs in order.
+                || memory.beside(buffer, buffer),
+            )
+            .unwrap();
+        let addresses = [side.address(), main.0.address(), main.1.address()];
+        assert!(!addresses.contains(&address), "{addresses:?} and {address}");
+        assert_eq!(buffer().unwrap().address(), address);
+        drop((last, side, main));
+        assert_eq!(memory.used(Place::Workspace), 0);
+    }
+
+    #[test]
+    fn a_branch_that_fails_is_closed() {
+        let memory = Rehearsal::memory("sm_80");
+        let full = || OpError::OutOfRange { op: "test", what: "byte", got: 1, limit: 0 };
+        let outcome = memory.beside(|| Err::<(), _>(full()), || memory.buffer(Place::Workspace, 1));
+        assert!(outcome.is_err());
+        assert!(memory.arena(Place::Workspace).unwrap().1.used().held.is_none());
+        assert_eq!(memory.used(Place::Workspace), 0);
     }
 }

@@ -93,14 +93,15 @@ impl MoeOps for CudaOps {
         }
         let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
         let input = self.linear_input(x)?;
-        let parts = match &experts.layout {
+        let shared = || self.shared_expert(weights, &input, limit);
+        let routed = || match &experts.layout {
             ExpertLayout::Rows(format, matrices) => {
-                self.experts80(experts, (*format, matrices), x, routing, limit)?
+                self.experts80(experts, (*format, matrices), x, routing, limit)
             }
-            ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit)?,
-            ExpertLayout::Maps(maps) => self.experts100(experts, maps, x, routing, limit)?,
+            ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit),
+            ExpertLayout::Maps(maps) => self.experts100(experts, maps, x, routing, limit),
         };
-        let shared = self.shared_expert(weights, &input, limit)?;
+        let (shared, parts) = self.memory.beside(shared, routed)?;
         let out = self.tensor(x.rows, width, Element::Bf16)?;
         // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
         unsafe {

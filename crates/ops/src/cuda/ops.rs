@@ -247,6 +247,14 @@ impl Backend for CudaOps {
         DeviceStep::new(&self.memory, batch, false)
     }
 
+    fn beside<A, B, E: From<OpError>>(
+        &self,
+        side: impl FnOnce() -> Result<A, E>,
+        main: impl FnOnce() -> Result<B, E>,
+    ) -> Result<(A, B), E> {
+        self.memory.beside(side, main)
+    }
+
     fn run_pass<E: From<OpError>>(
         &self,
         name: &'static str,

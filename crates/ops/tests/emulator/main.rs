@@ -7,6 +7,7 @@
 
 mod attention;
 mod blackwell;
+mod branches;
 mod compare;
 mod copies;
 mod device_check;

@@ -67,6 +67,18 @@ impl Device for Poisoned {
         unsafe { self.device.launch(launch) }
     }
 
+    fn fork(&self) -> Result<(), DeviceError> {
+        self.device.fork()
+    }
+
+    fn back(&self) -> Result<(), DeviceError> {
+        self.device.back()
+    }
+
+    fn join(&self) -> Result<(), DeviceError> {
+        self.device.join()
+    }
+
     fn begin_record(&self) -> Result<(), DeviceError> {
         self.device.begin_record()
     }

@@ -36,6 +36,7 @@ const TOTAL_BYTES: u64 = 16 << 30;
 #[derive(Debug)]
 pub struct Emulator {
     state: Mutex<State>,
+    mode: Mode,
     /// Whose variants of kernels the launchers take.
     arch: &'static str,
 }
@@ -46,10 +47,20 @@ struct State {
     requests: Option<ChildStdin>,
     answers: ChildStdout,
     allocated: u64,
+    /// What an open branch has launched.
+    branch: Option<Branch>,
     /// Launches being noted, if any.
     recording: Option<Vec<Request>>,
     records: HashMap<u64, Vec<Request>>,
     next_record: u64,
+}
+
+/// An open branch. Its launches run at once or, where copies land late, only at the join: what
+/// wrongly relies on either order is seen in one of the modes.
+#[derive(Debug)]
+struct Branch {
+    is_current: bool,
+    launches: Vec<Request>,
 }
 
 impl Emulator {
@@ -76,11 +87,12 @@ impl Emulator {
             requests,
             answers,
             allocated: 0,
+            branch: None,
             recording: None,
             records: HashMap::new(),
             next_record: 0,
         };
-        Ok(Self { state: Mutex::new(state), arch: "sm_80" })
+        Ok(Self { state: Mutex::new(state), mode, arch: "sm_80" })
     }
 
     /// The same for the kernels of another architecture.
@@ -118,6 +130,14 @@ impl State {
         Err(failed(message.trim().to_owned()))
     }
 
+    fn launch(&mut self, request: Request) -> Result<(), DeviceError> {
+        if let Some(recording) = &mut self.recording {
+            recording.push(request);
+            return Ok(());
+        }
+        self.call("launch", &request, &mut [0; 4])
+    }
+
     /// The same, for what takes effect at once.
     fn call_now(
         &mut self,
@@ -128,8 +148,15 @@ impl State {
         if self.recording.is_some() {
             return Err(DeviceError::Recording { call });
         }
+        if self.branch.is_some() {
+            return Err(branch_error(call, "not possible while a branch is open"));
+        }
         self.call(call, request, answer)
     }
+}
+
+fn branch_error(call: &'static str, reason: &str) -> DeviceError {
+    DeviceError::Failed { call, reason: reason.to_owned() }
 }
 
 impl Drop for Emulator {
@@ -222,11 +249,36 @@ impl Device for Emulator {
             request = request.u32(len as u32).bytes(&bytes.0[..len]);
         }
         let mut state = self.state();
-        if let Some(recording) = &mut state.recording {
-            recording.push(request);
-            return Ok(());
+        match &mut state.branch {
+            Some(branch) if branch.is_current && !self.mode.eager => {
+                branch.launches.push(request);
+                Ok(())
+            }
+            _ => state.launch(request),
         }
-        state.call("launch", &request, &mut [0; 4])
+    }
+
+    fn fork(&self) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        if state.branch.is_some() {
+            return Err(branch_error("fork", "a branch is open already"));
+        }
+        state.branch = Some(Branch { is_current: true, launches: Vec::new() });
+        Ok(())
+    }
+
+    fn back(&self) -> Result<(), DeviceError> {
+        match &mut self.state().branch {
+            Some(branch) if branch.is_current => branch.is_current = false,
+            _ => return Err(branch_error("back", "no branch is open")),
+        }
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        let branch = state.branch.take().ok_or(branch_error("join", "no branch is open"))?;
+        branch.launches.into_iter().try_for_each(|request| state.launch(request))
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {
