@@ -22,10 +22,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
 use super::readers::Readings;
+use super::served::ReadyTimes;
 use crate::{Load, REACTOR};
 
 /// Runs `read` against a server whose events have about `bytes` bytes, chunk framing included.
-pub(crate) fn run(load: &Load, bytes: f64, read: impl FnOnce(SocketAddr) -> Readings) -> Readings {
+pub(crate) fn run(
+    load: &Load,
+    bytes: f64,
+    times: &Arc<ReadyTimes>,
+    read: impl FnOnce(SocketAddr) -> Readings,
+) -> Readings {
     let payload = (bytes as usize).saturating_sub("7f\r\n\r\n".len());
     let event = "data: ".to_owned() + &"x".repeat(payload.saturating_sub(8)) + "\n\n";
     let event = Bytes::from(event);
@@ -40,7 +46,8 @@ pub(crate) fn run(load: &Load, bytes: f64, read: impl FnOnce(SocketAddr) -> Read
     let address = listener.local_addr().expect("a bound listener");
     let serving = runtime.spawn(serve(listener, streams.clone()));
     let (load, ticker) = (*load, std::thread::Builder::new().name("bench-engine".into()));
-    let ticker = ticker.spawn(move || tick(&load, &streams, &event)).expect("a thread");
+    let times = Arc::clone(times);
+    let ticker = ticker.spawn(move || tick(&load, &streams, &event, &times)).expect("a thread");
     let readings = read(address);
     ticker.join().expect("a ticker that does not fail");
     serving.abort();
@@ -69,7 +76,9 @@ async fn serve(listener: TcpListener, streams: Streams) {
     }
 }
 
-fn tick(load: &Load, streams: &Streams, event: &Bytes) {
+/// Streams are numbered as they were opened here and as they connected at the reader; all get an
+/// event at about the same time, so that is as good for [`ReadyTimes`].
+fn tick(load: &Load, streams: &Streams, event: &Bytes, times: &ReadyTimes) {
     let all = loop {
         let mut open = streams.lock().expect("no panic while it is held");
         if open.len() == load.n_streams {
@@ -78,9 +87,10 @@ fn tick(load: &Load, streams: &Streams, event: &Bytes) {
         drop(open);
         std::thread::yield_now();
     };
-    for _ in 0..load.n_events {
+    for token in 0..load.n_events {
         std::thread::sleep(load.tick);
-        for stream in &all {
+        for (number, stream) in all.iter().enumerate() {
+            times.note(number, token);
             stream.send(event.clone()).expect("a reader that stays");
         }
     }

@@ -77,13 +77,13 @@ impl Counts {
 }
 
 /// Opens all streams and reads them to their ends.
-pub(crate) fn read_all(target: &Target, load: &Load, times: Option<&Arc<ReadyTimes>>) -> Readings {
+pub(crate) fn read_all(target: &Target, load: &Load, times: &Arc<ReadyTimes>) -> Readings {
     let counts = Arc::new(Counts::default());
     let (address, is_server) = match *target {
         Target::Server { address } => (address, true),
         Target::Raw { address } => (address, false),
     };
-    let (load, times) = (*load, times.cloned());
+    let (load, times) = (*load, Arc::clone(times));
     let counting = Arc::clone(&counts);
     let readers = std::thread::Builder::new().name("bench-readers".into());
     let reading = readers
@@ -92,7 +92,7 @@ pub(crate) fn read_all(target: &Target, load: &Load, times: Option<&Arc<ReadyTim
             runtime.expect("a runtime").block_on(async {
                 let mut streams = JoinSet::new();
                 for stream in 0..load.n_streams {
-                    let (counts, times) = (Arc::clone(&counting), times.clone());
+                    let (counts, times) = (Arc::clone(&counting), Arc::clone(&times));
                     let body = if is_server { request_body(stream, &load) } else { String::new() };
                     streams.spawn(read(address, stream, body, counts, times));
                 }
@@ -131,8 +131,10 @@ async fn read(
     stream: usize,
     body: String,
     counts: Arc<Counts>,
-    times: Option<Arc<ReadyTimes>>,
+    times: Arc<ReadyTimes>,
 ) -> Vec<f64> {
+    // The server's first event says who speaks.
+    let n_before = usize::from(!body.is_empty());
     let mut connection = TcpStream::connect(address).await.expect("a listening server");
     let length = body.len();
     let head = format!(
@@ -157,12 +159,9 @@ async fn read(
         if n_seen == 0 && n_new > 0 {
             counts.n_begun.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(times) = &times {
-            // The event before the first token's says who speaks.
-            gaps.extend((n_seen..n_seen + n_new).filter_map(|event| {
-                times.since(stream, event.checked_sub(1)?).map(|gap| gap.as_secs_f64() * 1e3)
-            }));
-        }
+        gaps.extend((n_seen..n_seen + n_new).filter_map(|event| {
+            times.since(stream, event.checked_sub(n_before)?).map(|gap| gap.as_secs_f64() * 1e3)
+        }));
         n_seen += n_new;
         if n == 0 || bytes.ends_with(b"0\r\n\r\n") {
             assert!(n_seen > 0, "stream {stream} had no events");

@@ -38,7 +38,7 @@ impl ReadyTimes {
         Self { epoch: Instant::now(), n_events, at }
     }
 
-    fn note(&self, stream: usize, token: usize) {
+    pub(crate) fn note(&self, stream: usize, token: usize) {
         let now = self.epoch.elapsed().as_nanos() as u64;
         self.at[stream * self.n_events + token].store(now, Ordering::Relaxed);
     }
