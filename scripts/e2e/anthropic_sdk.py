@@ -271,3 +271,14 @@ def check_a_schema_is_kept(client, server):
         message = ask(client, output_config=form, thinking=thinking, max_tokens=400)
         assert message.stop_reason == "end_turn", message
         assert isinstance(json.loads(message.content[-1].text)["on"], bool), message
+
+
+def check_a_cut_call_is_told(client, server):
+    require(server, "constrained decoding")
+    asked = {"tools": [LIGHT], "tool_choice": {"type": "any"}, "max_tokens": 12}
+    message = ask(client, **asked)
+    assert message.stop_reason == "max_tokens" and not message.content, message
+    assert message.finish_details["cut_call"] is True, message
+    with client.messages.stream(**options(**asked)) as stream:
+        endings = [event.delta for event in stream if event.type == "message_delta"]
+    assert endings[0].finish_details == message.finish_details, endings

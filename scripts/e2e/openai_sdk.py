@@ -133,6 +133,15 @@ def check_stream_equals_the_whole_answer(client, _):
         assert usage.completion_tokens == whole.usage.completion_tokens, usage
 
 
+def check_usage_can_be_on_every_chunk(client, _):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    counts = []
+    for chunk in ask(client, stream=True, stream_options=options, max_tokens=8):
+        assert chunk.usage.total_tokens == chunk.usage.prompt_tokens + chunk.usage.completion_tokens
+        counts.append(chunk.usage.completion_tokens)
+    assert counts == sorted(counts) and counts[-1] >= 1, counts
+
+
 def check_stream_without_usage_option_has_none(client, _):
     _, finish, usage = collect(ask(client, stream=True, max_tokens=8))
     assert finish in ("stop", "length") and usage is None, (finish, usage)

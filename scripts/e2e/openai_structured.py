@@ -137,6 +137,30 @@ def check_a_forced_call_streams_and_goes_back(client, server):
     usage_holds(ask(client, history, tools=[LIGHT]).usage.model_dump())
 
 
+def check_a_text_is_one_of_the_choices_and_prompts_keep_their_order(client, server):
+    require(server, "constrained decoding")
+    options = {"model": MODEL, "extra_body": {"structured_outputs": {"choice": ["yes", "no"]}}}
+    answer = client.completions.create(prompt=["Is it?", "Is it not?"], n=2, **options)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3], answer
+    assert all(choice.text in ("yes", "no") for choice in answer.choices), answer
+    alone = client.completions.create(prompt="Is it?", **options).usage.prompt_tokens
+    assert answer.usage.prompt_tokens > alone, answer
+    texts = ["", ""]
+    for chunk in client.completions.create(prompt=["a", "b"], stream=True, **options):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert all(text in ("yes", "no") for text in texts), texts
+
+
+def check_a_cut_call_is_told_by_responses(client, server):
+    require(server, "constrained decoding")
+    tool = {"type": "function", **LIGHT["function"]}
+    options = {"tools": [tool], "tool_choice": "required", "max_output_tokens": 12}
+    whole = respond(client, reasoning={"effort": "none"}, **options)
+    assert whole.status == "incomplete", whole
+    assert whole.finish_details["cut_call"] is True, whole
+
+
 def check_a_schema_that_cannot_be_enforced_is_422(client, server):
     require(server, "constrained decoding")
     schema = {**SCHEMA, "not": {"type": "null"}}

@@ -95,6 +95,7 @@ fn each_kind_of_delta_has_its_own_form() {
             finish_reason: FinishReason::Stop,
             stop_reason: Some(StopReason::Text("###".into())),
             finish_details: Some(FinishDetails {
+                cut_call: false,
                 thought_only: true,
                 token_loop: Some(TokenLoop { period: 2, repeats: 40 }),
             }),

@@ -19,12 +19,38 @@ use crate::compression::{Inflate, inflate};
 use crate::config::LimitsConfig;
 use crate::error::{self, Refusal};
 
-/// Bodies beyond this are parsed on a thread for blocking work: a conversation of a million tokens
-/// would hold up every other answer for tens of milliseconds.
+/// Bodies beyond this are read on a thread for blocking work: a conversation of a million tokens would
+/// hold up every other answer for tens of milliseconds.
 const INLINE_BYTES: usize = 64 * 1024;
 
-/// A body that is one JSON object.
-pub(crate) struct JsonBody(pub(crate) Object);
+/// A body that is to be one JSON object, not parsed yet.
+pub(crate) struct JsonBody(Vec<u8>);
+
+impl JsonBody {
+    /// Parses the body, and hands the object to `read`, which ends it. All of that happens on a
+    /// thread for blocking work if the body is large, and here if it is not: a thread's turn takes
+    /// longer than a short body.
+    ///
+    /// # Errors
+    /// `invalid_json`, and what `read` refuses.
+    pub(crate) async fn read<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        read: impl FnOnce(&App, Object) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Self(body) = self;
+        if body.len() <= INLINE_BYTES {
+            return read(app, parse_object(&body)?);
+        }
+        let app = Arc::clone(app);
+        let done = tokio::task::spawn_blocking(move || {
+            let object = parse_object(&body)?;
+            drop(body);
+            read(&app, object)
+        });
+        done.await.unwrap_or_else(|error| Err(error::internal(&error)))
+    }
+}
 
 impl FromRequest<Arc<App>> for JsonBody {
     type Rejection = Refusal;
@@ -34,12 +60,7 @@ impl FromRequest<Arc<App>> for JsonBody {
         check_declared_size(request.headers(), limits)?;
         let is_compressed = check_media_type(request.headers(), app.config.server.accept_gzip)?;
         let body = read(request, limits).await?;
-        let body = if is_compressed { decompress(body, limits).await? } else { body };
-        if body.len() <= INLINE_BYTES {
-            return Ok(Self(parse_object(&body)?));
-        }
-        let parsed = tokio::task::spawn_blocking(move || parse_object(&body)).await;
-        Ok(Self(parsed.map_err(|error| error::internal(&error))??))
+        Ok(Self(if is_compressed { decompress(body, limits).await? } else { body }))
     }
 }
 

@@ -39,6 +39,9 @@ pub(crate) trait Answer {
     /// Tokens taken, those that are no text included.
     fn n_tokens(&self) -> u32;
 
+    /// Tokens of reasoning among them.
+    fn n_reasoning(&self) -> u32;
+
     /// Ends the answer. Returns the last pieces, how it ended, and how many of its tokens were
     /// reasoning.
     fn finish(self, reason: Reason) -> (Vec<Self::Piece>, Ending, u32);
@@ -68,6 +71,8 @@ pub(crate) struct Generation<A: Answer> {
     record: Arc<Record>,
     model: Arc<ModelEntry>,
     choices: Vec<Choice<A>>,
+    /// Choices that answer one prompt; those of the first come first.
+    n_per_prompt: usize,
     n_prompt: u32,
     n_cached: u32,
     n_completion: u64,
@@ -92,18 +97,22 @@ pub(crate) struct Context {
     pub(crate) record: Arc<Record>,
     pub(crate) model: Arc<ModelEntry>,
     pub(crate) turn: Turn,
+    /// Tokens of all prompts.
     pub(crate) n_prompt: u32,
+    /// Prompts that the choices answer.
+    pub(crate) n_prompts: usize,
 }
 
 impl<A: Answer> Generation<A> {
     /// Follows accepted requests; each stream comes with what reads its answer.
     pub(crate) fn new(context: Context, choices: Vec<(TokenStream, A)>) -> Self {
-        let Context { app, record, model, turn, n_prompt } = context;
+        let Context { app, record, model, turn, n_prompt, n_prompts } = context;
         let choice = |(stream, answer)| Choice { stream, answer: Some(answer), last_token: None };
         Self {
             app,
             record,
             model,
+            n_per_prompt: (choices.len() / n_prompts.max(1)).max(1),
             choices: choices.into_iter().map(choice).collect(),
             n_prompt,
             n_cached: 0,
@@ -201,8 +210,8 @@ impl<A: Answer> Generation<A> {
             }
             TokenEvent::Finished { reason, usage } => {
                 let answer = choice.answer.take().expect("checked above");
-                if index == 0 {
-                    self.n_cached = usage.cached_tokens;
+                if (index as usize).is_multiple_of(self.n_per_prompt) {
+                    self.n_cached += usage.cached_tokens;
                 }
                 self.n_completion += u64::from(answer.n_tokens());
                 let (pieces, ending, n_reasoning) = answer.finish(reason);
@@ -236,10 +245,15 @@ impl<A: Answer> Generation<A> {
         updates
     }
 
-    /// Token counts of all choices; final when [`Generation::next`] has returned `None`.
+    /// Token counts of all choices so far; what came from the cache is known when they have ended.
     pub(crate) fn usage(&self) -> Usage {
         let (prompt, cached) = (self.n_prompt.into(), self.n_cached.into());
-        Usage::new(prompt, cached, self.n_completion, self.n_reasoning)
+        let (mut n_completion, mut n_reasoning) = (self.n_completion, self.n_reasoning);
+        for answer in self.choices.iter().filter_map(|choice| choice.answer.as_ref()) {
+            n_completion += u64::from(answer.n_tokens());
+            n_reasoning += u64::from(answer.n_reasoning());
+        }
+        Usage::new(prompt, cached, n_completion, n_reasoning)
     }
 }
 

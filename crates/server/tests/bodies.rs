@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
-use crate::client::{Response, connect, exchange};
-use crate::rig::{Rig, saying};
+use crate::client::{Response, connect, exchange, read_response};
+use crate::rig::{Options, Rig, saying};
 
 /// Every path that takes a body, one per endpoint.
 const POSTED: [&str; 7] = [
@@ -125,4 +125,51 @@ fn heads_within_64_kib_are_read_and_larger_ones_refused() {
     // Beyond what the parser holds at all, its own short answer or none.
     assert!(["431", "none"].contains(&status(2_000_000).as_str()));
     assert_eq!(rig.get("/health").status, 200);
+}
+
+#[test]
+fn large_bodies_are_read_where_they_delay_nobody() {
+    let (open, gate) = std::sync::mpsc::channel();
+    let rig = Rig::with(Options { gate: Some(gate), ..Options::default() });
+    let mistake = json!({"role": "wizard", "content": ""});
+    let text = |bytes: usize| "word ".repeat(bytes / 5);
+    let messages = |bytes| json!([{"role": "user", "content": text(bytes)}, mistake]);
+    let mut waiting = Vec::new();
+    for (path, mut body, field) in [
+        ("/v1/chat/completions", json!({"messages": messages(30_000_000)}), "messages[1].role"),
+        ("/v1/completions", json!({"prompt": text(100_000), "n": 0}), "`n`"),
+        ("/v1/messages", json!({"messages": messages(100_000), "max_tokens": 1}), "messages[1]"),
+        ("/v1/messages/count_tokens", json!({"messages": messages(100_000)}), "messages[1]"),
+        ("/v1/responses", json!({"input": messages(100_000)}), "input[1].role"),
+        ("/tokenize", json!({"messages": messages(100_000)}), "messages[1].role"),
+        ("/detokenize", json!({"tokens": vec![-1; 40_000]}), "tokens"),
+    ] {
+        body["model"] = "deepseek-v4-flash".into();
+        let body = body.to_string();
+        let length = body.len();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: t\r\nconnection: close");
+        let mut connection = connect(rig.address);
+        let request = format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}");
+        connection.write_all(request.as_bytes()).unwrap();
+        waiting.push((connection, path, field));
+    }
+    // All of them wait for the thread that is busy; who asks for little does not.
+    for _ in 0..20 {
+        let said = rig.say(&"so ".repeat(100), &json!({"stream": true}));
+        assert_eq!(said.status, 200);
+        assert!(said.complete && said.chunks().len() > 100);
+    }
+    for (connection, path, _) in &waiting {
+        connection.set_nonblocking(true).unwrap();
+        let answered = connection.peek(&mut [0]);
+        assert!(answered.is_err(), "{path} was read on the reactor");
+        connection.set_nonblocking(false).unwrap();
+    }
+    open.send(()).unwrap();
+    for (mut connection, path, field) in waiting {
+        let response = read_response(&mut connection);
+        assert_eq!(response.status, 400, "{path}: {}", response.body);
+        let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(field), "{path}: {message}");
+    }
 }

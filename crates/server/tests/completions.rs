@@ -5,7 +5,7 @@ use insta::assert_snapshot;
 use serde_json::{Value, json};
 
 use crate::client::Response;
-use crate::rig::{Rig, STORY, normalised, tokenizer};
+use crate::rig::{Options, Rig, STORY, normalised, tokenizer};
 
 const PATH: &str = "/v1/completions";
 
@@ -132,7 +132,28 @@ fn each_bad_request_names_its_field() {
         ("E78", json!({"suffix": 5}), "invalid_type", "suffix"),
         ("type", json!({"prompt": 5}), "invalid_type", "prompt"),
         ("mixed", json!({"prompt": [1, "a"]}), "invalid_type", "prompt"),
-        ("several", json!({"prompt": ["a", "b"]}), "invalid_value", "prompt"),
+        ("second", json!({"prompt": ["a", 5]}), "invalid_type", "prompt[1]"),
+        ("many", json!({"prompt": vec!["a"; 257]}), "array_above_max_length", "prompt"),
+        ("texts", json!({"prompt": vec!["a"; 129], "n": 2}), "conflicting_parameters", "n"),
+        ("gaps", json!({"suffix": "x", "prompt": ["a", "b"]}), "conflicting_parameters", "suffix"),
+        (
+            "long one",
+            json!({"prompt": ["a", "word ".repeat(5000)]}),
+            "context_length_exceeded",
+            "prompt",
+        ),
+        (
+            "choice",
+            json!({"structured_outputs": {"choice": []}}),
+            "empty_array",
+            "structured_outputs.choice",
+        ),
+        (
+            "regex",
+            json!({"structured_outputs": {"regex": "(a"}}),
+            "invalid_value",
+            "structured_outputs.regex",
+        ),
         ("empty", json!({"prompt": []}), "empty_array", "prompt"),
         ("id", json!({"prompt": [99_999]}), "invalid_value", "prompt"),
         ("echo", json!({"suffix": "x", "echo": true}), "conflicting_parameters", "suffix"),
@@ -152,4 +173,77 @@ fn each_bad_request_names_its_field() {
         assert_eq!(got, (400, Some(code), Some(param)), "{id}: {}", response.body);
     }
     assert_eq!(rig.get(PATH).status, 405);
+}
+
+#[test]
+fn several_prompts_are_answered_one_after_the_other() {
+    let rig = Rig::start();
+    let ids = tokenizer().encode_plain("Once upon a time").unwrap();
+    let alone = |change: &Value| answer(&complete(&rig, change));
+    let (first, second) = (json!({"prompt": "Once"}), json!({"prompt": "Once upon a time"}));
+    let (first, second) = (alone(&first), alone(&second));
+    // Text and ids may be mixed, as nobody forbids it; each prompt's answers follow one another.
+    let change = json!({"prompt": ["Once", ids], "n": 2, "echo": true, "seed": 7});
+    let both = answer(&complete(&rig, &change));
+    let choices = both["choices"].as_array().unwrap();
+    let indices: Vec<u64> = choices.iter().map(|one| one["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2, 3]);
+    assert!(choices.iter().all(|one| one["text"] == STORY), "{both}");
+    let count = |one: &Value, name: &str| one["usage"][name].as_u64().unwrap();
+    let prompts = count(&first, "prompt_tokens") + count(&second, "prompt_tokens");
+    assert_eq!(count(&both, "prompt_tokens"), prompts);
+    let said = count(&first, "completion_tokens") + count(&second, "completion_tokens");
+    assert_eq!(count(&both, "completion_tokens"), 2 * said);
+
+    let mut streamed = change;
+    streamed["stream"] = json!(true);
+    let chunks = complete(&rig, &streamed).chunks();
+    for index in 0..4 {
+        let own = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|c| c["index"] == index);
+        let text: String = own.map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(text, STORY, "choice {index}");
+    }
+    rig.wait_until_idle();
+}
+
+#[test]
+fn what_was_cached_of_several_prompts_is_counted_for_each() {
+    let rig = Rig::with(Options { max_model_len: 4096, ..Options::default() });
+    let prompts = json!({"prompt": ["a ".repeat(900), "b ".repeat(900)], "max_tokens": 1});
+    let cached = |answer: Value| answer["usage"]["prompt_cache_hit_tokens"].as_u64().unwrap();
+    assert_eq!(cached(answer(&complete(&rig, &prompts))), 0);
+    let one = json!({"prompt": "a ".repeat(900), "max_tokens": 1});
+    let of_one = cached(answer(&complete(&rig, &one)));
+    assert!(of_one > 0);
+    assert_eq!(cached(answer(&complete(&rig, &prompts))), 2 * of_one);
+}
+
+#[test]
+fn a_text_can_be_held_to_a_schema_an_expression_a_choice_or_a_language() {
+    let rig = Rig::start();
+    let text = |structured: Value| {
+        let said = answer(&complete(&rig, &json!({"structured_outputs": structured})));
+        assert_eq!(said["choices"][0]["finish_reason"], "stop", "{said}");
+        said["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"], "additionalProperties": false});
+    let value: Value = serde_json::from_str(&text(json!({"json": schema}))).unwrap();
+    assert!(value["ok"].is_boolean());
+    assert!(["yes", "no"].contains(&text(json!({"choice": ["yes", "no"]})).as_str()));
+    let digits = text(json!({"regex": "[0-9]{4}"}));
+    assert!(digits.len() == 4 && digits.bytes().all(|byte| byte.is_ascii_digit()), "{digits}");
+    assert_eq!(text(json!({"grammar": "start: \"ab\" \"c\""})), "abc");
+    let gap = json!({"structured_outputs": {"choice": ["x = 1"]}, "suffix": "end"});
+    assert_eq!(answer(&complete(&rig, &gap))["choices"][0]["text"], "x = 1");
+}
+
+#[test]
+fn usage_is_on_every_chunk_if_asked_for() {
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let change = json!({"stream": true, "stream_options": options, "n": 2});
+    let chunks = complete(&Rig::start(), &change).chunks();
+    let used = |chunk: &Value| chunk["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!(chunks.iter().map(used).is_sorted());
+    assert!(used(&chunks[0]) >= 1 && used(chunks.last().unwrap()) == 30);
 }

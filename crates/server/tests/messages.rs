@@ -408,3 +408,78 @@ fn a_stream_whose_reader_leaves_is_cancelled() {
     let labels = "{model=\"deepseek-v4-flash\",phase=\"decode\"}";
     assert_eq!(rig.metric(&format!("fathom_requests_cancelled_total{labels}")), 1.0);
 }
+
+#[test]
+fn errors_name_the_fields_that_were_sent() {
+    let rig = Rig::start();
+    let strange = json!({"type": "object", "properties": {"a": {"type": "string",
+        "pattern": "(?=x)y"}}, "required": ["a"], "additionalProperties": false});
+    let tool = json!({"name": "f", "strict": true, "input_schema": strange});
+    let forced = json!({"type": "any"});
+    let format = json!({"format": {"type": "json_schema", "schema": strange}});
+    let plain = json!({"name": "f", "input_schema": {"type": "object"}});
+    let turns =
+        |last: &str| json!([{"role": "user", "content": "hi"}, {"role": last, "content": "a"}]);
+    let call = json!([{"type": "tool_use", "id": "c", "name": "f", "input": {}}]);
+    let result = json!([{"type": "tool_result", "tool_use_id": "c", "content": "r"}]);
+    let history = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": call},
+        {"role": "user", "content": result}]);
+    let closed = json!({"type": "object", "additionalProperties": false});
+    let wants_reasoning = Rig::configured(|c| c.compat.require_reasoning_roundtrip = true);
+    for (rig, change, status, field) in [
+        (&rig, json!({"tools": [tool], "tool_choice": forced}), 422, "`tools[0].input_schema`"),
+        (&rig, json!({"output_config": format}), 422, "`output_config.format.schema`"),
+        (
+            &rig,
+            json!({"messages": turns("assistant"),
+                "output_config": {"format": {"type": "json_schema", "schema": closed}}}),
+            400,
+            "`output_config.format` cannot be combined with a last message of the assistant",
+        ),
+        (
+            &rig,
+            json!({"messages": turns("assistant"), "tools": [plain], "tool_choice": forced}),
+            400,
+            "a last message of the assistant",
+        ),
+        (&rig, json!({"max_tokens": 5000}), 400, "The context length is 4096"),
+        (
+            &wants_reasoning,
+            json!({"messages": history, "tools": [plain], "thinking": {"type": "enabled"}}),
+            400,
+            "`messages` must hold a `thinking` block",
+        ),
+    ] {
+        let response = rig.post(MESSAGES, &asking("hi", &change));
+        let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(response.status, status, "{message}");
+        assert!(message.contains(field), "{message}");
+        for of_chat in ["response_format", "function", "reasoning_content", "prefix"] {
+            assert!(!message.contains(of_chat), "{message}");
+        }
+    }
+}
+
+#[test]
+fn odd_endings_are_told() {
+    let rig = Rig::start();
+    let thought = ask(&rig, "only thoughts", &json!({"thinking": {"type": "enabled"}}));
+    assert_eq!(thought["finish_details"]["thought_only"], true);
+    let looping = ask(&rig, "FOREVER", &json!({"max_tokens": 400}));
+    assert_eq!(looping["finish_details"]["token_loop"], json!({"period": 1, "repeats": 400}));
+    assert!(ask(&rig, "Hi", &json!({})).get("finish_details").is_none());
+
+    // The first limit at which a call is begun.
+    let cut_at = |n_tokens: u64| {
+        json!({"thinking": {"type": "enabled"}, "tools": tools(),
+        "max_tokens": n_tokens})
+    };
+    let (cut, whole) = (10..200)
+        .map(|n_tokens| (cut_at(n_tokens), ask(&rig, CALLS, &cut_at(n_tokens))))
+        .find(|(_, whole)| whole["finish_details"]["cut_call"] == true)
+        .unwrap();
+    assert_eq!(whole["stop_reason"], "max_tokens");
+    let stream = events(&streamed(&rig, CALLS, &cut));
+    let ending = stream.iter().find(|event| event["type"] == "message_delta").unwrap();
+    assert_eq!(ending["delta"]["finish_details"], whole["finish_details"]);
+}

@@ -426,3 +426,55 @@ fn silence_is_filled_with_comments() {
     assert!(response.body.contains(": keep-alive\n\n"));
     events(&response);
 }
+
+#[test]
+fn errors_name_the_fields_that_were_sent() {
+    let rig = Rig::start();
+    let strange = json!({"type": "object", "properties": {"a": {"type": "string",
+        "pattern": "(?=x)y"}}, "required": ["a"], "additionalProperties": false});
+    let tool = json!({"type": "function", "name": "f", "strict": true, "parameters": strange});
+    let format = json!({"type": "json_schema", "name": "n", "strict": true, "schema": strange});
+    for (change, param) in [
+        (json!({"tools": [tool], "tool_choice": "required"}), "tools[0].parameters"),
+        (json!({"text": {"format": format}}), "text.format.schema"),
+    ] {
+        let response = rig.post(PATH, &asking("hi", &change));
+        let error = &response.json()["error"];
+        assert_eq!((response.status, &error["param"]), (422, &json!(param)), "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(&format!("`{param}`")) && !message.contains("function"));
+    }
+    let rig = Rig::configured(|config| config.compat.require_reasoning_roundtrip = true);
+    let items = json!([{"role": "user", "content": "hi"},
+        {"type": "function_call", "call_id": "c", "name": "get", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "r"}]);
+    let thinking = json!({"input": items, "tools": tools(), "reasoning": {"effort": "high"}});
+    let error = rig.post(PATH, &asking("", &thinking)).json();
+    assert_eq!(error["error"]["param"], "input");
+    assert!(error["error"]["message"].as_str().unwrap().contains("a `reasoning` item"));
+}
+
+#[test]
+fn odd_endings_are_told() {
+    let rig = Rig::start();
+    let thinking = json!({"reasoning": {"effort": "high"}});
+    let thought = ask(&rig, "only thoughts", &thinking);
+    assert_eq!(thought["finish_details"]["thought_only"], true);
+    let looping = ask(&rig, "FOREVER", &json!({"max_output_tokens": 400}));
+    assert_eq!(looping["finish_details"]["token_loop"], json!({"period": 1, "repeats": 400}));
+    assert!(ask(&rig, "Hi", &json!({})).get("finish_details").is_none());
+
+    // The first limit at which a call is begun.
+    let cut_at = |n_tokens: u64| {
+        json!({"tools": tools(), "reasoning": {"effort": "high"},
+        "max_output_tokens": n_tokens})
+    };
+    let (cut, whole) = (10..200)
+        .map(|n_tokens| (cut_at(n_tokens), ask(&rig, CALLS, &cut_at(n_tokens))))
+        .find(|(_, whole)| whole["finish_details"]["cut_call"] == true)
+        .unwrap();
+    assert_eq!(whole["status"], "incomplete");
+    let stream = events(&streamed(&rig, CALLS, &cut));
+    let last = &stream.last().unwrap()["response"];
+    assert_eq!(last["finish_details"], whole["finish_details"]);
+}

@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(crate) struct Options {
     pub(crate) script: fn(&[TokenId]) -> Reply,
     /// Where prefixes and answers survive the rig.
     pub(crate) cache_dir: Option<PathBuf>,
+    /// Keeps the one thread for blocking work busy until something comes.
+    pub(crate) gate: Option<Receiver<()>>,
 }
 
 impl Default for Options {
@@ -75,6 +78,7 @@ impl Default for Options {
             loaded: true,
             script,
             cache_dir: None,
+            gate: None,
         }
     }
 }
@@ -100,15 +104,19 @@ impl Rig {
         }
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, address) = std::sync::mpsc::channel();
-        let (config, served) = (options.config, registry.clone());
+        let (config, served, gate) = (options.config, registry.clone(), options.gate);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
+                .max_blocking_threads(if gate.is_some() { 1 } else { 16 })
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async {
                 let server = Server::bind(config, served).await.unwrap();
+                if let Some(gate) = gate {
+                    tokio::task::spawn_blocking(move || gate.recv());
+                }
                 bound.send((server.local_addr(), server.reloader())).unwrap();
                 server
                     .run(async {

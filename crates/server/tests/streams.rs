@@ -214,3 +214,31 @@ fn silence_is_filled_with_comments() {
     assert!(response.body.contains(": keep-alive\n\n"), "{}", response.body);
     assert_eq!(collected(&chunks(&response), 0, "content"), "PAUSE");
 }
+
+#[test]
+fn usage_is_on_every_chunk_if_asked_for() {
+    let rig = Rig::start();
+    let with = |options: Value| json!({"stream_options": options, "thinking": {"type": "enabled"}});
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chunks = chunks(&streamed(&rig, "Hm.</think>Yes, so.", &with(options)));
+    let count = |chunk: &Value, field: &str| chunk["usage"][field].as_u64().unwrap();
+    let said: Vec<u64> = chunks.iter().map(|chunk| count(chunk, "completion_tokens")).collect();
+    assert!(said.is_sorted() && said[0] <= 1, "{said:?}");
+    let last = chunks.last().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(said[said.len() - 2..], [count(last, "completion_tokens"); 2]);
+    for chunk in &chunks {
+        let (prompt, said) = (count(chunk, "prompt_tokens"), count(chunk, "completion_tokens"));
+        assert_eq!(prompt, count(last, "prompt_tokens"));
+        assert_eq!(count(chunk, "total_tokens"), prompt + said);
+        let reasoning = &chunk["usage"]["completion_tokens_details"]["reasoning_tokens"];
+        assert!(reasoning.as_u64().unwrap() <= said);
+        if chunk["choices"][0]["delta"]["reasoning_content"].as_str().is_some_and(|t| t != "") {
+            assert_eq!(reasoning, said, "all of it is reasoning so far");
+        }
+    }
+    // Alone it changes nothing, as in vLLM.
+    let options = with(json!({"continuous_usage_stats": true}));
+    let response = streamed(&rig, "Hm.</think>Yes.", &options);
+    assert!(!response.body.contains("usage"));
+}

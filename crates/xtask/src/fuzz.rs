@@ -24,10 +24,12 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     for name in &named {
         ensure!(known.contains(name), "no fuzz target `{name}`; there are: {}", known.join(", "));
     }
+    let instead = "without it, `FATHOM_FUZZ_MUTATIONS=100000 cargo test -p fathom-fuzz` runs the same \
+                   targets over mutations that no coverage guides";
     let needs = "fuzzing needs a nightly compiler (`rustup toolchain install nightly`)";
-    ensure!(nightly(workspace, &["--version"]), "{needs}");
+    ensure!(nightly(workspace, &["--version"]), "{needs}; {instead}");
     let needs = "fuzzing needs cargo-fuzz (`cargo install cargo-fuzz`)";
-    ensure!(nightly(workspace, &["fuzz", "--version"]), "{needs}");
+    ensure!(nightly(workspace, &["fuzz", "--version"]), "{needs}; {instead}");
     for target in if named.is_empty() { &known } else { &named } {
         println!("\n==== {target}, {seconds} s");
         let mut fuzz = workspace.command("cargo");

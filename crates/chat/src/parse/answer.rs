@@ -144,6 +144,11 @@ impl Answer {
         }
     }
 
+    /// Tokens before the end of reasoning; `None` while it lasts.
+    pub(super) fn reasoning_tokens(&self) -> Option<u32> {
+        self.reasoning_tokens
+    }
+
     pub(super) fn stop_matched(&self) -> Option<&str> {
         self.stop.matched()
     }

@@ -187,6 +187,11 @@ impl OutputParser {
         self.n_tokens
     }
 
+    /// Tokens of reasoning so far, its delimiter not counted.
+    pub fn reasoning_tokens(&self) -> u32 {
+        self.answer.reasoning_tokens().unwrap_or(self.n_tokens)
+    }
+
     fn push_text(&mut self, text: &str, token: u32) {
         if !text.is_empty() {
             self.answer.push(Lexeme::Text(text), token);

@@ -6,18 +6,21 @@
 use serde_json::Value;
 
 use super::message::read_messages;
-use super::tools::{read_tool_choice, read_tools};
+use super::tools::{FORM, read_tool_choice};
+use crate::dialect::Dialect;
 use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{
     Fields, Path, at_most_items, integer_in, invalid_type, invalid_value, number_in,
 };
+use crate::flat_tools::read_tools;
 use crate::json::Object;
 use crate::openai::chat::check_message_count;
 use crate::openai::message::read_content;
 use crate::openai::sampling::{check_cache_key, check_max_tokens, check_stop, check_top_k};
 use crate::openai::tools::check_schema;
 use crate::openai::{
-    ChatRequest, Effort, Message, ResponseFormat, Role, Rules, Sampling, Thinking, check_unknown,
+    ChatRequest, Effort, Message, ResponseFormat, Role, Rules, Sampling, Thinking, UsageInStream,
+    check_unknown,
 };
 
 /// What a body is read for.
@@ -83,12 +86,13 @@ impl MessagesRequest {
         }
 
         // Tools and schemas.
-        let tools = read_tools(tools, rules)?;
+        let tools = read_tools(tools, &FORM, rules)?;
         let (tool_choice, parallel_tool_calls) = read_tool_choice(tool_choice, &tools)?;
         let response_format = output.read_format(rules)?;
         check_unknown(&unknown, rules)?;
 
         let chat = ChatRequest {
+            dialect: Dialect::Messages,
             model,
             messages,
             sampling,
@@ -99,7 +103,7 @@ impl MessagesRequest {
             response_format,
             logprobs: None,
             stream,
-            include_usage: false,
+            usage: UsageInStream::None,
             unknown,
         };
         chat.check_prefix()?;

@@ -25,6 +25,9 @@ pub struct Message<'a> {
     pub stop_reason: Option<StopReason>,
     /// The stop sequence that matched.
     pub stop_sequence: Option<String>,
+    /// What was odd about the ending; absent if nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_details: Option<openai::FinishDetails>,
     /// Token counts.
     pub usage: Usage,
 }
@@ -41,6 +44,7 @@ impl<'a> Message<'a> {
             content: Vec::new(),
             stop_reason: None,
             stop_sequence: None,
+            finish_details: None,
             usage,
         }
     }

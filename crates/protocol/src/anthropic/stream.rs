@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::response::{Block, Message, StopReason, Usage};
+use crate::openai::response::FinishDetails;
 use crate::sse;
 
 /// One event.
@@ -83,6 +84,9 @@ pub struct End {
     pub stop_reason: StopReason,
     /// The stop sequence that matched.
     pub stop_sequence: Option<String>,
+    /// What was odd about the ending; absent if nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_details: Option<FinishDetails>,
 }
 
 impl Event<'_> {

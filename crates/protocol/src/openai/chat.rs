@@ -18,6 +18,7 @@ use super::tools::{
     read_tool_choice, read_tools,
 };
 use super::{Rules, check_unknown};
+use crate::dialect::Dialect;
 use crate::error::{ApiError, ErrorCode};
 use crate::fields::{Fields, Path, at_most_items, integer_in};
 use crate::json::Object;
@@ -25,6 +26,8 @@ use crate::json::Object;
 /// A checked chat request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
+    /// What its fields were called.
+    pub dialect: Dialect,
     /// The model as the client named it.
     pub model: String,
     /// At least one message.
@@ -45,10 +48,22 @@ pub struct ChatRequest {
     pub logprobs: Option<u32>,
     /// Answer as a stream of events.
     pub stream: bool,
-    /// End the stream with a chunk that holds the usage.
-    pub include_usage: bool,
+    /// Where a stream says what was used.
+    pub usage: UsageInStream,
     /// Places of the fields that were ignored.
     pub unknown: Vec<String>,
+}
+
+/// Where a stream says what was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UsageInStream {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In a chunk of its own after the last.
+    AtEnd,
+    /// In every chunk, what was used so far, and at the end.
+    Always,
 }
 
 /// OpenAI fields that would change the meaning of the answer, and what to use instead.
@@ -76,7 +91,7 @@ impl ChatRequest {
         let sampling = RawSampling::read(&mut fields)?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let stream_options = fields.object("stream_options")?;
-        let include_usage = read_stream_options(stream_options, &mut unknown)?;
+        let usage = read_stream_options(stream_options, &mut unknown)?;
         let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
         let top_logprobs = fields.integer("top_logprobs")?;
         let tools = fields.array("tools")?.unwrap_or_default();
@@ -133,6 +148,7 @@ impl ChatRequest {
         check_unknown(&unknown, rules)?;
 
         let request = Self {
+            dialect: Dialect::Chat,
             model,
             messages,
             sampling,
@@ -143,7 +159,7 @@ impl ChatRequest {
             response_format,
             logprobs: logprobs.then_some(top_logprobs),
             stream,
-            include_usage,
+            usage,
             unknown,
         };
         request.check_structured()?;
@@ -163,7 +179,7 @@ impl ChatRequest {
             ResponseFormat::Text => None,
             ResponseFormat::Structured(_) => Some("structured_outputs"),
             ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. } => {
-                Some("response_format")
+                Some(self.dialect.format())
             }
         }
     }
@@ -191,13 +207,14 @@ impl ChatRequest {
         if !self.is_prefix() {
             return Ok(());
         }
+        let prefix = self.dialect.prefix();
         if let Some(field) = self.format_field() {
-            let text = format!("`{field}` cannot be combined with an assistant `prefix`.");
+            let text = format!("`{field}` cannot be combined with {prefix}.");
             return Err(conflict(field, &text));
         }
         if self.forces_a_call() {
-            let text = "A forced `tool_choice` cannot be combined with an assistant `prefix`.";
-            return Err(conflict("tool_choice", text));
+            let text = format!("A forced `tool_choice` cannot be combined with {prefix}.");
+            return Err(conflict("tool_choice", &text));
         }
         Ok(())
     }
@@ -231,14 +248,19 @@ fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether the stream ends with a usage chunk.
+/// Reads what a stream is to say about its usage.
 pub(crate) fn read_stream_options(
     object: Option<&Object>,
     unknown: &mut Vec<String>,
-) -> Result<bool, ApiError> {
-    let Some(object) = object else { return Ok(false) };
+) -> Result<UsageInStream, ApiError> {
+    let Some(object) = object else { return Ok(UsageInStream::None) };
     let mut options = Fields::new(object, Path::Root.key("stream_options"));
-    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    let at_end = options.boolean("include_usage")?.unwrap_or(false);
+    let always = options.boolean("continuous_usage_stats")?.unwrap_or(false);
     options.report_unknown(unknown);
-    Ok(include_usage)
+    Ok(match (at_end, always) {
+        (false, _) => UsageInStream::None,
+        (true, false) => UsageInStream::AtEnd,
+        (true, true) => UsageInStream::Always,
+    })
 }

@@ -7,13 +7,18 @@ use fathom_core::TokenId;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::chat::read_stream_options;
+use super::chat::{UsageInStream, read_stream_options};
 use super::response::{FinishReason, LogprobEntry, StopReason, Usage};
 use super::sampling::{RawSampling, Sampling};
+use super::structured::{Structured, read_structured};
 use super::{Rules, check_unknown};
 use crate::error::{ApiError, ErrorCode};
-use crate::fields::{Fields, Path, integer, integer_in, invalid_type, invalid_value};
+use crate::fields::{Fields, Path, at_most_items, integer, integer_in, invalid_type};
 use crate::json::Object;
+
+/// Most prompts of one request, and most texts it may ask for in all: each takes a place in the
+/// queue.
+const MAX_PROMPTS: usize = 256;
 
 /// What is to be continued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,20 +34,22 @@ pub enum Prompt {
 pub struct CompletionRequest {
     /// The model as the client named it.
     pub model: String,
-    /// What is to be continued.
-    pub prompt: Prompt,
+    /// What is to be continued: at least one. Each is answered `n` times.
+    pub prompts: Vec<Prompt>,
     /// What comes after the text to be filled in; even an empty one makes this fill-in-the-middle.
     pub suffix: Option<String>,
     /// Begin the answer with the prompt.
     pub echo: bool,
     /// Sampling, stopping, and cache isolation.
     pub sampling: Sampling,
+    /// What the text must be.
+    pub structured: Option<Structured>,
     /// `Some(k)`: report log-probabilities, and those of the `k` most likely tokens.
     pub logprobs: Option<u32>,
     /// Answer as a stream of events.
     pub stream: bool,
-    /// End the stream with a chunk that holds the usage.
-    pub include_usage: bool,
+    /// Where a stream says what was used.
+    pub usage: UsageInStream,
     /// Places of the fields that were ignored.
     pub unknown: Vec<String>,
 }
@@ -59,18 +66,22 @@ impl CompletionRequest {
         let prompt = fields.required("prompt")?;
 
         // Types.
-        let prompt = RawPrompt::read(prompt)?;
+        let prompts = read_prompts(prompt)?;
         let suffix = fields.string("suffix")?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         let sampling = RawSampling::read(&mut fields)?;
         let logprobs = fields.integer("logprobs")?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let stream_options = fields.object("stream_options")?;
-        let include_usage = read_stream_options(stream_options, &mut unknown)?;
+        let usage = read_stream_options(stream_options, &mut unknown)?;
+        let structured = fields.object("structured_outputs")?;
         fields.report_unknown(&mut unknown);
 
         // Ranges.
-        let prompt = prompt.check(rules)?;
+        let path = Path::Root.key("prompt");
+        at_most_items(&path, prompts.len(), MAX_PROMPTS)?;
+        let check = |prompt: RawPrompt<'_>| prompt.check(&path, rules);
+        let prompts = prompts.into_iter().map(check).collect::<Result<Vec<Prompt>, _>>()?;
         let sampling = sampling.check(rules)?;
         let at = Path::Root.key("logprobs");
         let logprobs = logprobs.map(|k| integer_in(&at, k, 0, 20)).transpose()?;
@@ -85,19 +96,30 @@ impl CompletionRequest {
         if suffix.is_some() && echo {
             return conflict("suffix", "`suffix` cannot be combined with `echo: true`.");
         }
-        if suffix.is_some() && matches!(prompt, Prompt::Tokens(_)) {
-            return conflict("suffix", "`suffix` cannot be combined with a prompt of token ids.");
+        if suffix.is_some() && !matches!(prompts.as_slice(), [Prompt::Text(_)]) {
+            let with = if prompts.len() > 1 { "several prompts" } else { "a prompt of token ids" };
+            return conflict("suffix", &format!("`suffix` cannot be combined with {with}."));
         }
+        if prompts.len() * sampling.n as usize > MAX_PROMPTS {
+            let (n_prompts, n) = (prompts.len(), sampling.n);
+            let message = format!(
+                "{n_prompts} prompts with `n` {n} are more than {MAX_PROMPTS} texts: send several requests."
+            );
+            return conflict("n", &message);
+        }
+        let structured =
+            structured.map(|object| read_structured(object, rules, &mut unknown)).transpose()?;
         check_unknown(&unknown, rules)?;
         Ok(Self {
             model,
-            prompt,
+            prompts,
             suffix: suffix.map(str::to_owned),
             echo,
             sampling,
+            structured,
             logprobs,
             stream,
-            include_usage,
+            usage,
             unknown,
         })
     }
@@ -107,31 +129,39 @@ impl CompletionRequest {
 enum RawPrompt<'a> {
     Text(&'a str),
     Tokens(Vec<i128>),
-    Several,
 }
 
-impl<'a> RawPrompt<'a> {
-    fn read(prompt: &'a Value) -> Result<Self, ApiError> {
-        let path = Path::Root.key("prompt");
-        let wrong = |value| {
-            Err(invalid_type(&path, "a string, an array of one string or of token ids", value))
-        };
-        match prompt {
-            Value::String(text) => Ok(Self::Text(text)),
-            Value::Array(items) => match items.as_slice() {
-                [Value::String(text)] => Ok(Self::Text(text)),
-                [Value::String(_) | Value::Array(_), ..] => Ok(Self::Several),
-                numbers => {
-                    let ids = numbers.iter().map(integer).collect::<Option<Vec<i128>>>();
-                    ids.map_or_else(|| wrong(prompt), |ids| Ok(Self::Tokens(ids)))
-                }
-            },
-            other => wrong(other),
-        }
+/// The prompts of a string, an array of strings, an array of token ids, or an array of those.
+fn read_prompts(value: &Value) -> Result<Vec<RawPrompt<'_>>, ApiError> {
+    let path = Path::Root.key("prompt");
+    let expected = "a string, an array of strings, of token ids or of arrays of token ids";
+    let wrong = |value| invalid_type(&path, expected, value);
+    match value {
+        Value::String(text) => Ok(vec![RawPrompt::Text(text)]),
+        Value::Array(items) => match items.as_slice() {
+            [Value::String(_) | Value::Array(_), ..] => {
+                let read = |(i, item)| {
+                    read_prompt(item).ok_or_else(|| invalid_type(&path.index(i), expected, item))
+                };
+                items.iter().enumerate().map(read).collect()
+            }
+            _ => read_prompt(value).map(|ids| vec![ids]).ok_or_else(|| wrong(value)),
+        },
+        other => Err(wrong(other)),
     }
+}
 
-    fn check(self, rules: &Rules) -> Result<Prompt, ApiError> {
-        let path = Path::Root.key("prompt");
+/// One of several prompts, or an array of token ids by itself.
+fn read_prompt(value: &Value) -> Option<RawPrompt<'_>> {
+    match value {
+        Value::String(text) => Some(RawPrompt::Text(text)),
+        Value::Array(ids) => ids.iter().map(integer).collect::<Option<_>>().map(RawPrompt::Tokens),
+        _ => None,
+    }
+}
+
+impl RawPrompt<'_> {
+    fn check(self, path: &Path<'_>, rules: &Rules) -> Result<Prompt, ApiError> {
         match self {
             Self::Text(text) => Ok(Prompt::Text(text.to_owned())),
             Self::Tokens(ids) if ids.is_empty() => {
@@ -139,9 +169,8 @@ impl<'a> RawPrompt<'a> {
                 Err(ApiError::at(ErrorCode::EmptyArray, path, message))
             }
             Self::Tokens(ids) => {
-                super::check_token_ids(&path, &ids, rules.vocab_size).map(Prompt::Tokens)
+                super::check_token_ids(path, &ids, rules.vocab_size).map(Prompt::Tokens)
             }
-            Self::Several => Err(invalid_value(&path, "`prompt` must be a single prompt.")),
         }
     }
 }

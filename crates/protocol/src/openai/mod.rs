@@ -22,7 +22,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::fields::{Path, invalid_type, invalid_value, missing};
 use crate::json::Object;
 
-pub use chat::ChatRequest;
+pub use chat::{ChatRequest, UsageInStream};
 pub use completions::CompletionRequest;
 pub use message::{Arguments, Message, Role, ToolCall};
 pub use sampling::Sampling;

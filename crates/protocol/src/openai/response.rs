@@ -115,6 +115,8 @@ pub struct FinishDetails {
     pub thought_only: bool,
     /// The answer said the same over and over.
     pub token_loop: Option<TokenLoop>,
+    /// A last call was begun and left out, because it was not complete.
+    pub cut_call: bool,
 }
 
 impl FinishDetails {

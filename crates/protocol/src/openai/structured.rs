@@ -31,11 +31,11 @@ impl Structured {
     #[must_use]
     pub const fn field(&self) -> &'static str {
         match self {
-            Self::Json(_) => "json",
-            Self::JsonObject => "json_object",
-            Self::Regex(_) => "regex",
-            Self::Choice(_) => "choice",
-            Self::Grammar(_) => "grammar",
+            Self::Json(_) => "structured_outputs.json",
+            Self::JsonObject => "structured_outputs.json_object",
+            Self::Regex(_) => "structured_outputs.regex",
+            Self::Choice(_) => "structured_outputs.choice",
+            Self::Grammar(_) => "structured_outputs.grammar",
         }
     }
 }

@@ -6,14 +6,18 @@
 use serde_json::{Value, json};
 
 use super::input::read_input;
-use super::tools::{read_format, read_tool_choice, read_tools};
+use super::tools::{FORM, read_format, read_tool_choice};
+use crate::dialect::Dialect;
 use crate::error::{ApiError, ErrorCode};
 use crate::fields::{Fields, Path, at_most_items, integer_in, invalid_type};
+use crate::flat_tools::read_tools;
 use crate::json::Object;
 use crate::openai::message::mentions_json;
 use crate::openai::sampling::RawSampling;
 use crate::openai::thinking::RawThinking;
-use crate::openai::{ChatRequest, Message, ResponseFormat, Role, Rules, check_unknown};
+use crate::openai::{
+    ChatRequest, Message, ResponseFormat, Role, Rules, UsageInStream, check_unknown,
+};
 
 /// A checked Responses request.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +126,7 @@ impl ResponsesRequest {
         }
 
         // Tools and schemas.
-        let tools = read_tools(tools, rules)?;
+        let tools = read_tools(tools, &FORM, rules)?;
         let tool_choice = read_tool_choice(tool_choice, &tools)?;
         let response_format = read_format(format, rules)?;
         let needs_keyword =
@@ -135,6 +139,7 @@ impl ResponsesRequest {
 
         let logprobs = include.logprobs || top_logprobs.is_some_and(|k| k > 0);
         let chat = ChatRequest {
+            dialect: Dialect::Responses,
             model,
             messages,
             sampling,
@@ -145,7 +150,7 @@ impl ResponsesRequest {
             response_format,
             logprobs: logprobs.then_some(top_logprobs.unwrap_or(0)),
             stream,
-            include_usage: false,
+            usage: UsageInStream::None,
             unknown,
         };
         Ok(Self { chat, echo, seal_reasoning: include.sealed_reasoning })

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::request::Echo;
-use crate::openai::response::{LogprobEntry, Usage as ChatUsage};
+use crate::openai::response::{FinishDetails, LogprobEntry, Usage as ChatUsage};
 
 /// A whole answer, or what there is of it when a stream begins or fails.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,9 @@ pub struct Response<'a> {
     pub error: Option<Failure<'a>>,
     /// Why it is incomplete.
     pub incomplete_details: Option<IncompleteDetails>,
+    /// What was odd about the ending; absent if nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_details: Option<FinishDetails>,
     /// The model as the client named it.
     pub model: &'a str,
     /// What the model produced, in the order it came.

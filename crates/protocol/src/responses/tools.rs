@@ -1,70 +1,23 @@
 //! Tools, the choice among them, and the text format, in the flat form of the Responses surface.
 //!
-//! All become what the chat surface reads, so that one tool renders to one prompt. Tools that run on
-//! the hosted API's servers are refused by name.
+//! All become what the chat surface reads. Tools that run on the hosted API's servers are refused.
 
 use serde_json::Value;
 
 use crate::error::{ApiError, ErrorCode, quoted};
 use crate::fields::{Fields, Path, invalid_type, invalid_value};
+use crate::flat_tools::{Form, Requires, hosted};
 use crate::json::Object;
-use crate::openai::tools::{
-    LONGEST_NAME, check_declared, check_name, check_parameters, check_schema,
-};
+use crate::openai::tools::{LONGEST_NAME, check_declared, check_name, check_schema};
 use crate::openai::{ResponseFormat, Rules, Tool, ToolChoice};
 
-/// Reads and checks the elements of `tools`.
-pub(super) fn read_tools(items: &[Value], rules: &Rules) -> Result<Vec<Tool>, ApiError> {
-    let list = Path::Root.key("tools");
-    let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
-        let path = list.index(i);
-        let Some(tool) = read_tool(item, &path, rules)? else { continue };
-        if tools.iter().any(|earlier| earlier.name == tool.name) {
-            let at = path.key("name");
-            let name = quoted(&tool.name);
-            let message = format!("`{at}` repeats {name}; names must be unique.");
-            return Err(invalid_value(&at, message));
-        }
-        tools.push(tool);
-    }
-    Ok(tools)
-}
-
-/// A tool; `None` if it is one of the hosted API's own and the rules leave those out.
-fn read_tool(item: &Value, path: &Path<'_>, rules: &Rules) -> Result<Option<Tool>, ApiError> {
-    let object = item.as_object().ok_or_else(|| invalid_type(path, "an object", item))?;
-    let mut fields = Fields::new(object, *path);
-    let kind = fields.required_string("type")?;
-    if kind != "function" {
-        let refused = refuse_hosted(&path.key("type"), kind);
-        return if rules.ignore_hosted_tools { Ok(None) } else { Err(refused) };
-    }
-    let name = fields.required_string("name")?;
-    check_name(name, LONGEST_NAME, &path.key("name"))?;
-    let description = fields.string("description")?;
-    let strict = fields.boolean("strict")?.unwrap_or(false);
-    let mut function = Object::new();
-    function.insert("name".into(), name.into());
-    if let Some(description) = description {
-        function.insert("description".into(), description.into());
-    }
-    let at = path.key("parameters");
-    if let Some(parameters) = fields.get("parameters") {
-        check_parameters(parameters, strict, &at, rules)?;
-        function.insert("parameters".into(), parameters.clone());
-    } else if strict {
-        let empty = serde_json::json!({"type": "object", "properties": {}});
-        check_parameters(&empty, strict, &at, rules)?;
-    }
-    Ok(Some(Tool { name: name.to_owned(), function, strict }))
-}
-
-fn refuse_hosted(at: &Path<'_>, kind: &str) -> ApiError {
-    let kind = quoted(kind);
-    let message = format!("`{at}` is {kind}, but this server runs no tools: use function ones.");
-    ApiError::at(ErrorCode::UnsupportedParameter, at, message)
-}
+/// How this surface writes a tool.
+pub(super) const FORM: Form = Form {
+    kind: "function",
+    schema: "parameters",
+    requires: Requires::Kind,
+    longest_name: LONGEST_NAME,
+};
 
 /// Reads `tool_choice`, whose default depends on whether there are tools.
 pub(super) fn read_tool_choice(
@@ -102,7 +55,7 @@ pub(super) fn read_tool_choice(
             Ok(ToolChoice::Named(name.to_owned()))
         }
         "allowed_tools" => read_allowed_tools(&mut fields, path, tools),
-        other => Err(refuse_hosted(&path.key("type"), other)),
+        other => Err(hosted(&path.key("type"), other, &FORM)),
     }
 }
 
@@ -129,7 +82,7 @@ fn read_allowed_tools(
         let mut entry = Fields::new(object, at);
         let kind = entry.required_string("type")?;
         if kind != "function" {
-            return Err(refuse_hosted(&at.key("type"), kind));
+            return Err(hosted(&at.key("type"), kind, &FORM));
         }
         let name = entry.required_string("name")?;
         check_declared(name, tools, &at.key("name"))?;

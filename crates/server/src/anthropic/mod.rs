@@ -12,10 +12,10 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use fathom_protocol::Surface;
 use fathom_protocol::anthropic::response::TokenCount;
 use fathom_protocol::anthropic::{MessagesRequest, Purpose};
 use fathom_protocol::openai::model_name;
+use fathom_protocol::{ApiError, Object, Surface};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -26,14 +26,53 @@ use crate::openai::deliver;
 use crate::openai::lower::Plan;
 use crate::openai::off_the_reactor;
 use crate::record::Record;
+use crate::registry::ModelEntry;
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Arc<Record>>,
     caller: Caller,
-    JsonBody(body): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, Refusal> {
-    let resolved = lower::resolve(&app, &record, &caller, model_name(&body)?)?;
+    let read = {
+        let (record, caller) = (Arc::clone(&record), caller.clone());
+        move |app: &App, body| read(app, &record, &caller, body)
+    };
+    let Asked { plan, form, model, max_tokens, streams } = body.read(&app, read).await?;
+    let turn = caller.begin(Instant::now())?;
+    let n_bytes = plan.n_bytes();
+    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
+    let ignored = prepared.ignored().to_vec();
+    let n_prompt = prepared.n_prompt();
+    let room = model.engine.limits().max_model_len.saturating_sub(n_prompt);
+    let form = raise::Form { context_cuts: max_tokens > room, ..form };
+    let choices = prepared.submit(&app, "toolu_")?;
+    let (own_app, own_record) = (Arc::clone(&app), Arc::clone(&record));
+    let context = Context { app: own_app, record: own_record, model, turn, n_prompt, n_prompts: 1 };
+    let generation = Generation::new(context, choices);
+    let mut response = if streams {
+        deliver::stream(&app, generation, raise::Events::new(form))
+    } else {
+        let own = Arc::clone(&record);
+        let answer = async move { raise::collect(&own, generation, &form).await };
+        deliver::wait(&app, &record, Surface::Anthropic, answer).await?
+    };
+    deliver::name_ignored(&mut response, &ignored);
+    Ok(response)
+}
+
+/// A request that was read.
+struct Asked {
+    plan: Plan,
+    form: raise::Form,
+    model: Arc<ModelEntry>,
+    max_tokens: u32,
+    streams: bool,
+}
+
+/// Reads a body in the contract's order of checks.
+fn read(app: &App, record: &Record, caller: &Caller, body: Object) -> Result<Asked, ApiError> {
+    let resolved = lower::resolve(app, record, caller, model_name(&body)?)?;
     let model = Arc::clone(&resolved.model);
     let rules = app.config.rules(model.vocab_size());
     let request = MessagesRequest::read(&body, &rules, Purpose::Generate)?;
@@ -50,40 +89,27 @@ pub(crate) async fn create(
         context_cuts: false,
     };
     let plan = Plan::new(chat, &resolved, &app.config)?;
-    let turn = caller.begin(Instant::now())?;
-    let n_bytes = plan.n_bytes();
-    let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
-    let ignored = prepared.ignored().to_vec();
-    let n_prompt = prepared.n_prompt();
-    let room = model.engine.limits().max_model_len.saturating_sub(n_prompt);
-    let form = raise::Form { context_cuts: max_tokens > room, ..form };
-    let choices = prepared.submit(&app, "toolu_")?;
-    let context =
-        Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
-    let generation = Generation::new(context, choices);
-    let mut response = if streams {
-        deliver::stream(&app, generation, raise::Events::new(form))
-    } else {
-        let own = Arc::clone(&record);
-        let answer = async move { raise::collect(&own, generation, &form).await };
-        deliver::wait(&app, &record, Surface::Anthropic, answer).await?
-    };
-    deliver::name_ignored(&mut response, &ignored);
-    Ok(response)
+    Ok(Asked { plan, form, model, max_tokens, streams })
 }
 
 pub(crate) async fn count_tokens(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Arc<Record>>,
     caller: Caller,
-    JsonBody(body): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, Refusal> {
-    let resolved = lower::resolve(&app, &record, &caller, model_name(&body)?)?;
-    let rules = app.config.rules(resolved.model.vocab_size());
-    let request = MessagesRequest::read(&body, &rules, Purpose::Count)?;
-    drop(body);
-    record.note_unknown(&request.chat.unknown);
-    let plan = Plan::new(request.chat, &resolved, &app.config)?;
+    let read = {
+        let record = Arc::clone(&record);
+        move |app: &App, body: Object| {
+            let resolved = lower::resolve(app, &record, &caller, model_name(&body)?)?;
+            let rules = app.config.rules(resolved.model.vocab_size());
+            let request = MessagesRequest::read(&body, &rules, Purpose::Count)?;
+            drop(body);
+            record.note_unknown(&request.chat.unknown);
+            Plan::new(request.chat, &resolved, &app.config)
+        }
+    };
+    let plan = body.read(&app, read).await?;
     let n_bytes = plan.n_bytes();
     let ids = off_the_reactor(&app, n_bytes, move |app| plan.token_ids(&app)).await?;
     Ok(deliver::whole(&record, &TokenCount { input_tokens: ids.len() })?)

@@ -32,7 +32,7 @@ pub(super) struct Form {
 
 impl Form {
     fn end(&self, ending: Ending) -> End {
-        let Ending { finish_reason, stop_reason, .. } = ending;
+        let Ending { finish_reason, stop_reason, details } = ending;
         let stop_sequence = match stop_reason {
             Some(chat::StopReason::Text(text)) => Some(text),
             Some(chat::StopReason::Token(_)) | None => None,
@@ -47,7 +47,7 @@ impl Form {
                 StopReason::MaxTokens
             }
         };
-        End { stop_reason, stop_sequence }
+        End { stop_reason, stop_sequence, finish_details: details.unless_plain() }
     }
 }
 
@@ -221,11 +221,12 @@ pub(super) async fn collect(
     events.drain(..).try_for_each(|event| draft.add(event))?;
     let usage = generation.usage();
     let end = end.ok_or_else(|| error::internal(&"an answer ended without a reason"))?;
-    let End { stop_reason, stop_sequence } = form.end(end);
+    let End { stop_reason, stop_sequence, finish_details } = form.end(end);
     let message = Message {
         content: draft.blocks,
         stop_reason: Some(stop_reason),
         stop_sequence,
+        finish_details,
         ..Message::begun(&form.id, &form.model, usage.into())
     };
     deliver::whole(record, &message)

@@ -12,8 +12,8 @@ use fathom_protocol::openai::response::{
     FunctionCall, LogprobEntry, Logprobs, Usage,
 };
 use fathom_protocol::openai::stream::{ChatChunk, ChunkChoice, Delta, DeltaWriter};
-use fathom_protocol::openai::{self, ChatRequest};
-use fathom_protocol::{ApiError, Surface, sse};
+use fathom_protocol::openai::{self, ChatRequest, UsageInStream};
+use fathom_protocol::{ApiError, Object, Surface, sse};
 
 use super::deliver::{self, Frames};
 use super::lower::Plan;
@@ -25,6 +25,7 @@ use crate::body::JsonBody;
 use crate::error::Refusal;
 use crate::generate::{Context, Ending, Generation, Update};
 use crate::record::Record;
+use crate::registry::ModelEntry;
 use crate::routes;
 
 pub(crate) async fn create(
@@ -32,30 +33,13 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     uri: Uri,
     caller: Caller,
-    JsonBody(body): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, Refusal> {
-    let resolved = resolve(&app, &record, &caller, openai::model_name(&body)?)?;
-    let model = Arc::clone(&resolved.model);
-    let request = ChatRequest::read(&body, &app.config.rules(model.vocab_size()))?;
-    drop(body);
-    record.note_unknown(&request.unknown);
-    if app.config.compat.require_beta_path && !routes::is_beta(&uri) {
-        refuse_beta_features(&request)?;
-    }
-    let streams = request.stream;
-    let form = Form {
-        id: format!("chatcmpl-{}", app.random.id()),
-        created: unix_seconds(),
-        model: request.model.clone(),
-        fingerprint: model.fingerprint.clone(),
-        include_usage: request.include_usage,
-        logprobs: request.logprobs.is_some(),
-        reasoning: false,
-        alias: app.config.compat.reasoning_alias,
-        usage_on_final: app.config.compat.usage_on_final_chunk,
-        n: request.sampling.n,
+    let read = {
+        let (record, caller) = (Arc::clone(&record), caller.clone());
+        move |app: &App, body| read(app, &record, &caller, &uri, body)
     };
-    let plan = Plan::new(request, &resolved, &app.config)?;
+    let Asked { plan, form, model, streams } = body.read(&app, read).await?;
     let turn = caller.begin(Instant::now())?;
     let n_bytes = plan.n_bytes();
     let prepared = off_the_reactor(&app, n_bytes, |app| plan.encode(&app)).await?;
@@ -63,8 +47,8 @@ pub(crate) async fn create(
     let ignored = prepared.ignored().to_vec();
     let n_prompt = prepared.n_prompt();
     let choices = prepared.submit(&app, "call_")?;
-    let context =
-        Context { app: Arc::clone(&app), record: Arc::clone(&record), model, turn, n_prompt };
+    let (own_app, own_record) = (Arc::clone(&app), Arc::clone(&record));
+    let context = Context { app: own_app, record: own_record, model, turn, n_prompt, n_prompts: 1 };
     let generation = Generation::new(context, choices);
     let mut response = if streams {
         deliver::stream(&app, generation, Chunks::new(form))
@@ -75,6 +59,47 @@ pub(crate) async fn create(
     };
     deliver::name_ignored(&mut response, &ignored);
     Ok(response)
+}
+
+/// A request that was read.
+struct Asked {
+    plan: Plan,
+    form: Form,
+    model: Arc<ModelEntry>,
+    streams: bool,
+}
+
+/// Reads a body in the contract's order of checks.
+fn read(
+    app: &App,
+    record: &Record,
+    caller: &Caller,
+    uri: &Uri,
+    body: Object,
+) -> Result<Asked, ApiError> {
+    let resolved = resolve(app, record, caller, openai::model_name(&body)?)?;
+    let model = Arc::clone(&resolved.model);
+    let request = ChatRequest::read(&body, &app.config.rules(model.vocab_size()))?;
+    drop(body);
+    record.note_unknown(&request.unknown);
+    if app.config.compat.require_beta_path && !routes::is_beta(uri) {
+        refuse_beta_features(&request)?;
+    }
+    let streams = request.stream;
+    let form = Form {
+        id: format!("chatcmpl-{}", app.random.id()),
+        created: unix_seconds(),
+        model: request.model.clone(),
+        fingerprint: model.fingerprint.clone(),
+        usage: request.usage,
+        logprobs: request.logprobs.is_some(),
+        reasoning: false,
+        alias: app.config.compat.reasoning_alias,
+        usage_on_final: app.config.compat.usage_on_final_chunk,
+        n: request.sampling.n,
+    };
+    let plan = Plan::new(request, &resolved, &app.config)?;
+    Ok(Asked { plan, form, model, streams })
 }
 
 /// The hosted API knows these under `/beta` only.
@@ -94,7 +119,7 @@ struct Form {
     created: u64,
     model: String,
     fingerprint: String,
-    include_usage: bool,
+    usage: UsageInStream,
     logprobs: bool,
     /// Whether the client is shown reasoning.
     reasoning: bool,
@@ -113,7 +138,7 @@ impl Form {
             model: &self.model,
             system_fingerprint: &self.fingerprint,
             choices: Vec::new(),
-            usage: self.include_usage.then_some(None),
+            usage: (self.usage != UsageInStream::None).then_some(None),
         }
     }
 }
@@ -228,9 +253,10 @@ impl Frames for Chunks {
 
     fn update(&mut self, update: Update<Piece>, usage: Usage, events: &mut Vec<u8>) {
         let Update { index, pieces, ending } = update;
+        let always = (self.form.usage == UsageInStream::Always).then_some(usage);
         if !std::mem::replace(&mut self.begun[index as usize], true) {
             let delta = Delta::Role { thinking: self.form.reasoning };
-            self.chunk(ChunkChoice { index, delta, logprobs: None }, None, events);
+            self.chunk(ChunkChoice { index, delta, logprobs: None }, always, events);
         }
         for piece in &pieces {
             let alias = self.form.alias;
@@ -241,10 +267,12 @@ impl Frames for Chunks {
                 Piece::Arguments { index, text } => Delta::Arguments { index: *index, text },
                 Piece::CallEnd { .. } => continue,
             };
-            match self.logprobs(piece) {
+            match (self.logprobs(piece), always) {
                 // Nearly every chunk of a stream.
-                None => self.deltas.append(index, &delta, events),
-                logprobs => self.chunk(ChunkChoice { index, delta, logprobs }, None, events),
+                (None, None) => self.deltas.append(index, &delta, events),
+                (logprobs, always) => {
+                    self.chunk(ChunkChoice { index, delta, logprobs }, always, events);
+                }
             }
         }
         if let Some(Ending { finish_reason, stop_reason, details }) = ending {
@@ -253,13 +281,13 @@ impl Frames for Chunks {
             let finish_details = details.unless_plain();
             let delta = Delta::End { finish_reason, stop_reason, finish_details };
             let choice = ChunkChoice { index, delta, logprobs: None };
-            self.chunk(choice, last.then_some(usage), events);
+            self.chunk(choice, last.then_some(usage).or(always), events);
         }
     }
 
     fn usage(&self, usage: Usage) -> Option<Vec<u8>> {
         let chunk = ChatChunk { usage: Some(Some(usage)), ..self.form.chunk() };
-        self.form.include_usage.then(|| sse::event(&chunk))
+        (self.form.usage != UsageInStream::None).then(|| sse::event(&chunk))
     }
 }
 

@@ -13,7 +13,7 @@ use fathom_chat::grammar::{
     GrammarError, GrammarSpec, Part, Start, ToolRule,
 };
 use fathom_protocol::openai::{ChatRequest, ResponseFormat, Structured, Tool, ToolChoice};
-use fathom_protocol::{ApiError, ErrorCode};
+use fathom_protocol::{ApiError, Dialect, ErrorCode};
 use serde_json::Value;
 
 use crate::config::ServerConfig;
@@ -28,6 +28,8 @@ pub(crate) struct Constraints {
     tools: Vec<String>,
     /// The field that says what the text must be.
     format_field: &'static str,
+    /// What the client calls the others.
+    dialect: Dialect,
     /// Most time that one grammar may take to compile.
     budget: Duration,
 }
@@ -61,7 +63,7 @@ pub(crate) fn may_call(tools: &[Tool], choice: &ToolChoice) -> bool {
 impl Constraints {
     /// What `request` promises. `opened`: the prompt opens the block of a forced call.
     pub(crate) fn new(request: &ChatRequest, opened: bool, config: &ServerConfig) -> Self {
-        let (format, format_field) = format(&request.response_format);
+        let (format, format_field) = format(&request.response_format, request.dialect);
         let forced = forces_a_call(&request.tool_choice);
         let calls = may_call(&request.tools, &request.tool_choice)
             .then(|| call_rules(request, forced, config.tools.constrain_auto));
@@ -87,6 +89,20 @@ impl Constraints {
             calls,
             tools: request.tools.iter().map(|tool| tool.name.clone()).collect(),
             format_field,
+            dialect: request.dialect,
+            budget: Duration::from_millis(config.limits.schema_compile_ms),
+        }
+    }
+
+    /// What a text completion promises.
+    pub(crate) fn of_text(structured: Option<&Structured>, config: &ServerConfig) -> Self {
+        let spec = |format| GrammarSpec { format: Some(format), calls: None, start: Start::Answer };
+        Self {
+            answer: structured.map(|structured| spec(structured_format(structured))),
+            calls: CallPolicy::Free,
+            tools: Vec::new(),
+            format_field: structured.map_or("structured_outputs", Structured::field),
+            dialect: Dialect::Chat,
             budget: Duration::from_millis(config.limits.schema_compile_ms),
         }
     }
@@ -134,7 +150,7 @@ impl Constraints {
         let param = match &error.part {
             Part::Tool(name) => {
                 let index = self.tools.iter().position(|known| known == name);
-                format!("tools[{}].function.parameters", index.unwrap_or(0))
+                self.dialect.tool_schema(index.unwrap_or(0))
             }
             Part::Whole if !has_format => "tools".to_owned(),
             Part::Format | Part::Whole => self.format_field.to_owned(),
@@ -152,30 +168,30 @@ impl Constraints {
     }
 }
 
-fn format(format: &ResponseFormat) -> (Option<Format>, &'static str) {
-    let object = |schema: &serde_json::Map<String, Value>, strict| Format::JsonSchema {
-        schema: Value::Object(schema.clone()),
-        strict,
-    };
+/// What the text must be, and the field that says so.
+fn format(format: &ResponseFormat, dialect: Dialect) -> (Option<Format>, &'static str) {
     match format {
-        ResponseFormat::Text => (None, "response_format"),
-        ResponseFormat::JsonObject => (Some(Format::JsonObject), "response_format"),
+        ResponseFormat::Text => (None, dialect.format()),
+        ResponseFormat::JsonObject => (Some(Format::JsonObject), dialect.format()),
         ResponseFormat::JsonSchema { schema, strict, .. } => {
-            (Some(object(schema, *strict)), "response_format.json_schema.schema")
+            let schema = Value::Object(schema.clone());
+            (Some(Format::JsonSchema { schema, strict: *strict }), dialect.format_schema())
         }
-        ResponseFormat::Structured(structured) => match structured {
-            Structured::Json(schema) => (Some(object(schema, false)), "structured_outputs.json"),
-            Structured::JsonObject => (Some(Format::JsonObject), "structured_outputs.json_object"),
-            Structured::Regex(regex) => {
-                (Some(Format::Regex(regex.clone())), "structured_outputs.regex")
-            }
-            Structured::Choice(texts) => {
-                (Some(Format::Choice(texts.clone())), "structured_outputs.choice")
-            }
-            Structured::Grammar(grammar) => {
-                (Some(Format::Grammar(grammar.clone())), "structured_outputs.grammar")
-            }
-        },
+        ResponseFormat::Structured(structured) => {
+            (Some(structured_format(structured)), structured.field())
+        }
+    }
+}
+
+fn structured_format(structured: &Structured) -> Format {
+    match structured {
+        Structured::Json(schema) => {
+            Format::JsonSchema { schema: Value::Object(schema.clone()), strict: false }
+        }
+        Structured::JsonObject => Format::JsonObject,
+        Structured::Regex(regex) => Format::Regex(regex.clone()),
+        Structured::Choice(texts) => Format::Choice(texts.clone()),
+        Structured::Grammar(grammar) => Format::Grammar(grammar.clone()),
     }
 }
 

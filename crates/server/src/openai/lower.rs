@@ -18,7 +18,7 @@ use fathom_core::{TokenConstraint, TokenId};
 use fathom_engine::TokenStream;
 use fathom_protocol::openai as wire;
 use fathom_protocol::openai::{ChatRequest, TrailingAssistant};
-use fathom_protocol::{ApiError, ErrorCode};
+use fathom_protocol::{ApiError, Dialect, ErrorCode};
 use serde_json::Value;
 
 use super::constrain::{Constraints, forces_a_call, may_call};
@@ -49,8 +49,8 @@ pub(crate) struct Plan {
     ignored: Vec<&'static str>,
     /// Whether control tokens in text are control tokens.
     raw: bool,
-    /// The request's field that holds the prompt, for errors about its length.
-    prompt_field: &'static str,
+    /// What the client calls its fields.
+    dialect: Dialect,
 }
 
 impl Plan {
@@ -107,7 +107,7 @@ impl Plan {
             hide_reasoning: request.thinking.hide,
             ignored,
             raw: config.encoding.allow_special_in_content,
-            prompt_field: "messages",
+            dialect: request.dialect,
             sampling,
             conversation: Conversation {
                 messages: messages.into_iter().map(message).collect(),
@@ -122,11 +122,6 @@ impl Plan {
             },
             model,
         })
-    }
-
-    /// The same for a request whose prompt is in `field` instead of `messages`.
-    pub(crate) fn with_prompt_in(self, field: &'static str) -> Self {
-        Self { prompt_field: field, ..self }
     }
 
     /// Makes the prompt and settles what depends on its length. Slow for long conversations.
@@ -146,7 +141,9 @@ impl Plan {
         let model = Arc::clone(&self.model);
         let default = app.config.limits.default_max_tokens;
         let sampling = std::mem::take(&mut self.sampling);
-        let field = self.prompt_field;
+        let field = self.dialect.prompt();
+        // A long conversation takes its time to go, too: not on the reactor.
+        self.conversation = Conversation::default();
         let run = Run::new(model, ids, field, sampling, self.logprobs, default, &app.config)?;
         Ok(Prepared { rules, plan: self, run, listener })
     }
@@ -270,7 +267,7 @@ impl Prepared {
         };
         let answer =
             || ChatAnswer::new(Arc::clone(app), &plan.model, options.clone(), listener.clone());
-        run.submit(app, plan.prompt_field, constraint, answer)
+        run.submit(app, plan.dialect.prompt(), constraint, answer)
     }
 }
 
@@ -360,8 +357,8 @@ fn check_reasoning_roundtrip(request: &ChatRequest) -> Result<(), ApiError> {
         .iter()
         .position(|message| !message.tool_calls.is_empty() && message.reasoning.is_none());
     let Some(i) = incomplete else { return Ok(()) };
-    let param = format!("messages[{i}].reasoning_content");
-    let message = format!("`{param}` is required on messages with tool calls in thinking mode.");
+    let (param, what) = request.dialect.reasoning(i);
+    let message = format!("`{param}` must hold {what} where tools were called in thinking mode.");
     Err(ApiError::at(ErrorCode::MissingRequiredParameter, param, message))
 }
 

@@ -132,6 +132,10 @@ impl Answer for ChatAnswer {
         self.n_tokens
     }
 
+    fn n_reasoning(&self) -> u32 {
+        self.parser.reasoning_tokens()
+    }
+
     fn finish(self, reason: Reason) -> (Vec<Piece>, Ending, u32) {
         let Self { parser, mut writer, memory, loops, .. } = self;
         if let Some(Memory { listener, tokenizer, ids }) = memory {
@@ -212,6 +216,6 @@ fn ending(summary: Summary, reason: Reason, said: bool, token_loop: Option<Token
     Ending {
         finish_reason,
         stop_reason: summary.stop.map(StopReason::Text).or(token),
-        details: FinishDetails { thought_only, token_loop },
+        details: FinishDetails { thought_only, token_loop, cut_call: summary.dropped_call },
     }
 }

@@ -76,6 +76,10 @@ impl Answer for TextAnswer {
         self.n_tokens
     }
 
+    fn n_reasoning(&self) -> u32 {
+        0
+    }
+
     fn finish(mut self, reason: Reason) -> (Vec<TextPiece>, Ending, u32) {
         if let Some(aligner) = &mut self.aligner {
             aligner.finish();

@@ -23,11 +23,15 @@ pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Arc<Record>>,
     caller: Caller,
-    JsonBody(mut body): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, Refusal> {
-    let resolved = resolve_or_default(&app, &record, &caller, &mut body)?;
-    let request = TokenizeRequest::read(&body, &app.config.rules(resolved.model.vocab_size()))?;
-    drop(body);
+    let read = move |app: &App, mut body: Object| {
+        let resolved = resolve_or_default(app, &record, &caller, &mut body)?;
+        let rules = app.config.rules(resolved.model.vocab_size());
+        let request = TokenizeRequest::read(&body, &rules)?;
+        Ok((resolved, request))
+    };
+    let (resolved, request) = body.read(&app, read).await?;
     let tokenizer = resolved.model.tokenizer.clone();
     let max_model_len = resolved.model.engine.limits().max_model_len;
     let (tokens, token_strs) = match request {
@@ -60,11 +64,14 @@ pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Arc<Record>>,
     caller: Caller,
-    JsonBody(mut body): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, Refusal> {
-    let model = resolve_or_default(&app, &record, &caller, &mut body)?.model;
-    let ids = read_detokenize(&body, &app.config.rules(model.vocab_size()))?;
-    answer(&Detokenized { prompt: model.tokenizer.decode(&ids) })
+    let read = move |app: &App, mut body: Object| {
+        let model = resolve_or_default(app, &record, &caller, &mut body)?.model;
+        let ids = read_detokenize(&body, &app.config.rules(model.vocab_size()))?;
+        Ok(model.tokenizer.decode(&ids))
+    };
+    answer(&Detokenized { prompt: body.read(&app, read).await? })
 }
 
 /// The model that the body names, or the first one that is loaded; its name is filled in.

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use axum::response::Response as HttpResponse;
-use fathom_protocol::openai::response::{FinishReason, LogprobEntry, Usage};
+use fathom_protocol::openai::response::{FinishDetails, FinishReason, LogprobEntry, Usage};
 use fathom_protocol::responses::response::{
     Failure, IncompleteDetails, Item, Part, Response, Status,
 };
@@ -43,7 +43,7 @@ pub(super) struct Items {
     open: Open,
     /// Number of the next event. Two have been sent when the first piece comes.
     sequence_number: u64,
-    ended: Option<(FinishReason, Usage)>,
+    ended: Option<(FinishReason, FinishDetails, Usage)>,
 }
 
 /// What is being said.
@@ -184,13 +184,13 @@ impl Items {
         for piece in update.pieces {
             self.push(piece, &mut frames);
         }
-        if let Some(Ending { finish_reason, .. }) = update.ending {
+        if let Some(Ending { finish_reason, details, .. }) = update.ending {
             let whole = matches!(finish_reason, FinishReason::Stop | FinishReason::ToolCalls);
             // What is open when the model stops by itself is complete, but for a call.
             let is_call = matches!(self.open, Open::Call { .. });
             let status = if whole && !is_call { Status::Completed } else { Status::Incomplete };
             self.end(status, &mut frames);
-            self.ended = Some((finish_reason, usage));
+            self.ended = Some((finish_reason, details, usage));
         }
         frames
     }
@@ -208,20 +208,21 @@ impl Items {
             error: failure.map(|error| Failure { code: "server_error", message: &error.message }),
             incomplete_details: incomplete
                 .then_some(IncompleteDetails { reason: "max_output_tokens" }),
+            finish_details: self.ended.and_then(|(_, details, _)| details.unless_plain()),
             model,
             output: &self.done,
             previous_response_id: (),
             store: false,
             truncation: "disabled",
-            usage: self.ended.map(|(_, usage)| usage.into()),
+            usage: self.ended.map(|(.., usage)| usage.into()),
             echo,
         }
     }
 
     fn ended_as(&self) -> Status {
         match self.ended {
-            Some((FinishReason::Stop | FinishReason::ToolCalls, _)) => Status::Completed,
-            Some((FinishReason::Length | FinishReason::InsufficientSystemResource, _)) | None => {
+            Some((FinishReason::Stop | FinishReason::ToolCalls, ..)) => Status::Completed,
+            Some((FinishReason::Length | FinishReason::InsufficientSystemResource, ..)) | None => {
                 Status::Incomplete
             }
         }
@@ -351,6 +352,6 @@ pub(super) async fn collect(
         let usage = generation.usage();
         items.update(update, usage);
     }
-    items.ended = items.ended.map(|(reason, _)| (reason, generation.usage()));
+    items.ended = items.ended.map(|(reason, details, _)| (reason, details, generation.usage()));
     deliver::whole(record, &items.response(items.ended_as(), None))
 }
