@@ -3,7 +3,7 @@
 // Inputs   map: of two dimensions; box_bytes of a box in shared memory, counted_bytes of it that move
 //          at [2] u32: the box's first element
 // Outputs  out [box_bytes]: the box as it lies in shared memory
-// Launch   one block of 128 threads, box_bytes + 1,024 bytes of shared memory.
+// Launch   one block of 128 threads, 1,024 bytes of shared memory and box_bytes, 1,024 at least.
 // Limit    none: it is no part of a model.
 // Arch     sm_90a, sm_100f.
 // CPU twin `tensor copies` of the device check.

@@ -95,7 +95,11 @@ INLINE void experts(const Experts& e, const bf16* rows, const XTiles& x) {
     if (warp < 4) {
         if (S == Share::Rows) give_up_registers<40>();
         if (warp == 0 && elect()) {
-            for_each_item([&](const Work& work, u32, u32, u32) { copy_weights<F, true>(s, ring, work); });
+            for_each_item([&](const Work& work, u32, u32, u32) {
+                copy_weights<F>(s, ring, work, [&](u8* to, u32 group, u32 i, u64* full) {
+                    bulk_load<true>(to, of_group(work.tiles, group) + static_cast<u64>(i) * tile_bytes<F>, tile_bytes<F>, full);
+                });
+            });
         } else if (S == Share::K && warp > 0) {
             for_each_item([&](const Work& work, u32, u32 first, u32 count) {
                 fill_x(s, ring, work, e.k, [&](u32 token) -> const bf16* {

@@ -67,6 +67,10 @@ INLINE void wgmma_bf16_shared(float (&d)[N / 2], u64 a_matrix, u64 b_matrix, boo
     emu::wgmma({emu::Input::bf16, N, d, nullptr, a_matrix, b_matrix, false, accumulate});
 }
 template <int N>
+INLINE void wgmma_bf16(float (&d)[N / 2], const u32 (&a)[4], u64 b_matrix, bool accumulate) {
+    emu::wgmma({emu::Input::bf16, N, d, a, 0, b_matrix, false, accumulate});
+}
+template <int N>
 INLINE void wgmma_bf16_mn(float (&d)[N / 2], const u32 (&a)[4], u64 b_matrix, bool accumulate) {
     emu::wgmma({emu::Input::bf16, N, d, a, 0, b_matrix, true, accumulate});
 }

@@ -5,16 +5,19 @@
 // the others bring x. The other two multiply; by `Share` they split a row tile's K or two row tiles.
 // They meet at two barriers per slot of the ring: `full` and `empty`.
 //
-// Weights lie in tiles of 64 rows x 128 k, packed when loaded (`moe/pack_fp4.cu`,
-// `linear/pack_fp8.cu`), the tiles of 64 rows one behind the other in K:
-//   FP8  8,192 bytes, rows of 128 codes, swizzled: copied straight to where products read it
-//   FP4  4,096 bytes of codes as this lane's registers want them, then a word per row (256 bytes);
+// A tile of weights is 64 rows x 128 bytes of K:
+//   FP8  128 codes of a row, swizzled by the tensor copy that brings them from the checkpoint's layout
+//   bf16 64 values of a row, likewise; times bf16
+//   FP8 times bf16: FP8 codes expanded in registers (layers whose activations are not quantised)
+//   FP4  packed when loaded (`moe/pack_fp4.cu`), the tiles of 64 rows one behind the other in K:
+//        4,096 bytes of codes as this lane's registers want them, then a word per row (256 bytes);
 //        expanded in registers to E4M3. Word of a row: 4 bits per 32 columns, k + 5, where the
 //        codes are multiplied by 2^k, and from bit 16 the E8M0 byte of what is left.
 //        Wide (scales of a block of 128 too far apart for that): the four E8M0 bytes.
 // x lies in shared memory as rows of 128 codes, swizzled, with a scale per row. It comes from bf16
 // rows, quantised on the way (few tokens), or from tiles that `act_quant_tiles` made:
-// codes [k / 128][x_rows][128], scales [k / 128][x_rows] f32, k rounded up to whole blocks.
+// codes [k / 128][x_rows][128], scales [k / 128][x_rows] f32, k rounded up to whole blocks. bf16 rows of
+// x lie in panels of 64 columns, swizzled, brought by tensor copies.
 //
 // One order of addition for every number of tokens: K is cut into an even number of segments, fixed
 // by the matrix; a block of 128 is summed by the tensor core, times its scales added to the
@@ -30,9 +33,15 @@ constexpr u32 TILE_ROWS = 64, K_BLOCK = 128, GROUP = 128, PIPELINE_THREADS = 3 *
 constexpr u32 FILL_WARPS = 3;
 constexpr u32 FP4_TILE = 4352, FP4_CODES = 4096, FP8_TILE = 8192;
 
-enum class Format { Fp4, Fp4Wide, Fp8 };
+enum class Format { Fp4, Fp4Wide, Fp8, Fp8ByBf16, Bf16 };
 template <Format F>
-constexpr u32 tile_bytes = F == Format::Fp8 ? FP8_TILE : FP4_TILE;
+constexpr u32 tile_bytes = F == Format::Fp4 || F == Format::Fp4Wide ? FP4_TILE : FP8_TILE;
+// Values of K in a tile, and bytes of a row of x that go with them.
+template <Format F>
+constexpr u32 k_block = F == Format::Bf16 ? K_BLOCK / 2 : K_BLOCK;
+template <Format F>
+constexpr u32 x_bytes = F == Format::Fp8ByBf16 ? 2 * K_BLOCK : K_BLOCK;
+constexpr u32 PANEL = 64; // columns of x in bf16 that lie together
 
 // What the two multiplying warpgroups split: the K of one row tile, or two row tiles.
 enum class Share { K, Rows };
@@ -41,7 +50,7 @@ template <Format F, Share S, u32 N, u32 Stages>
 struct Pipeline {
     static constexpr u32 STAGES = Stages, N_X = S == Share::K ? 2 : 1;
     alignas(1024) u8 w[Stages][2][tile_bytes<F>];
-    alignas(1024) u8 x[Stages][N_X][N * K_BLOCK];
+    alignas(1024) u8 x[Stages][N_X][N * x_bytes<F>];
     alignas(16) float x_scales[Stages][N_X][N];
     // Share::K: the second group's sums. Share::Rows: each group's sums of earlier segments.
     float sums[S == Share::K ? 1 : 2][N / 2][GROUP];
@@ -73,7 +82,8 @@ struct Work {
 // Blocks of K in a segment, for `n_segments` of them.
 INLINE u32 per_segment(u32 n_blocks, u32 n_segments) { return ceil_div(n_blocks, n_segments); }
 
-// Segments `first` and `first + 1` of a row tile, one for each group.
+// Segments `first` and `first + 1` of a row tile, one for each group. `tile_row`, `bytes` of a tile:
+// for tiles that were packed.
 INLINE Work share_k(const u8* tile_row, u32 bytes, u32 n_blocks, u32 per, u32 first) {
     Work work;
     UNROLL
@@ -121,18 +131,16 @@ INLINE void clear_x(P& s) {
     block_sync();
 }
 
-// Warp 0, one lane: the weights. `Once`: no other block will read them.
-template <Format F, bool Once, class P, class R>
-INLINE void copy_weights(P& s, R& ring, const Work& work) {
+// Warp 0, one lane: the weights. `load(to, group, i, barrier)` starts the copy of the group's tile i.
+template <Format F, class P, class R, class Load>
+INLINE void copy_weights(P& s, R& ring, const Work& work, const Load& load) {
     for (u32 i = 0; i < work.n_stages(); ++i, ring.next()) {
         mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
         const u32 n_tiles = (i < work.n_blocks[0]) + (i < work.n_blocks[1]);
         mbarrier_arrive_expect(&s.full[ring.slot], n_tiles * tile_bytes<F>);
         UNROLL
         for (u32 group = 0; group < 2; ++group)
-            if (i < work.n_blocks[group])
-                bulk_load<Once>(s.w[ring.slot][group], work.tiles[group] + static_cast<u64>(i) * tile_bytes<F>,
-                                tile_bytes<F>, &s.full[ring.slot]);
+            if (i < work.n_blocks[group]) load(s.w[ring.slot][group], group, i, &s.full[ring.slot]);
     }
 }
 
@@ -158,6 +166,29 @@ INLINE void copy_x(P& s, R& ring, const Work& work, const XTiles& x, u32 first, 
             const u64 row = static_cast<u64>(work.first_block[part] + i) * x.rows + first;
             bulk_load<false>(s.x[ring.slot][part], x.codes + row * K_BLOCK, n * K_BLOCK, &s.full[ring.slot]);
             bulk_load<false>(s.x_scales[ring.slot][part], x.scales + row, n * 4, &s.full[ring.slot]);
+        }
+    }
+}
+
+// Warp 1, one lane: N rows of x in bf16 from `first` on, columns from `first_column`, through a map with
+// boxes of N rows x 64; zeros behind the last row.
+template <Format F, Share S, u32 N, class P, class R>
+INLINE void copy_x_panels(P& s, R& ring, const Work& work, const TensorMap& x, u32 first_column, u32 first) {
+    constexpr u32 PANELS = k_block<F> / PANEL;
+    for (u32 i = 0; i < work.n_stages(); ++i, ring.next()) {
+        mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
+        u32 n_parts = 0;
+        UNROLL
+        for (u32 part = 0; part < P::N_X; ++part) n_parts += S == Share::Rows || i < work.n_blocks[part];
+        mbarrier_arrive_expect(&s.full[ring.slot], n_parts * N * x_bytes<F>);
+        UNROLL
+        for (u32 part = 0; part < P::N_X; ++part) {
+            if (S == Share::K && i >= work.n_blocks[part]) continue;
+            UNROLL
+            for (u32 panel = 0; panel < PANELS; ++panel) {
+                const u32 at[2] = {first_column + (work.first_block[part] + i) * k_block<F> + panel * PANEL, first};
+                tensor_load<false>(s.x[ring.slot][part] + panel * N * K_BLOCK, x, at, &s.full[ring.slot]);
+            }
         }
     }
 }
@@ -242,6 +273,24 @@ INLINE void expand_tile(const u8* tile, u32 (&a)[4][4], u32 (&words)[2]) {
     }
 }
 
+// This thread's registers of an FP8 tile for the product of columns `16 step ..+ 16`, in bf16.
+INLINE void expand_fp8_step(const u8* tile, u32 step, u32 (&a)[4]) {
+    const u32 t = threadIdx.x % GROUP, row = t / WARP * 16 + t % WARP / 4;
+    UNROLL
+    for (u32 r = 0; r < 4; ++r) {
+        const u32 at = swizzled(row + r % 2 * 8, step * 16 + r / 2 * 8 + t % 4 * 2);
+        const u32 w = byte_perm(*reinterpret_cast<const u16*>(tile + at), 0, 0x1404);
+        a[r] = mul_bf16x2((w & 0x80008000u) | (w >> 4 & 0x07f007f0u), 0x7b807b80u); // times 2^120
+    }
+}
+
+// sums += part times a factor.
+template <u32 N>
+INLINE void promote(const float (&part)[N / 2], float factor, float (&sums)[N / 2]) {
+    UNROLL
+    for (u32 r = 0; r < N / 2; ++r) sums[r] = fma_rn(part[r], factor, sums[r]);
+}
+
 // sums += part times the factor of the row and the scale of the token.
 template <u32 N>
 INLINE void promote(const float (&part)[N / 2], float factor_low, float factor_high, const float* x_scales,
@@ -276,8 +325,8 @@ INLINE void park(P& s, u32 group, bool is_first, float (&sums)[N / 2]) {
 }
 
 // One group's products of a work item: the sum over its blocks of K. `per`: blocks of a segment;
-// `w_scales` (FP8): the scales of this row tile's blocks.
-template <Format F, Share S, u32 N, class P, class R>
+// `w_scales` (FP8): the scales of this row tile's blocks. `Rows`: rows of x in a slot, N at least.
+template <Format F, Share S, u32 N, u32 Rows = N, class P, class R>
 INLINE void multiply(P& s, R& ring, const Work& work, u32 group, u32 per, const float* w_scales,
                      float (&sums)[N / 2]) {
     const u32 n_blocks = of_group(work.n_blocks, group), n_stages = work.n_stages(), part_of_x = S == Share::K ? group : 0;
@@ -322,6 +371,40 @@ INLINE void multiply(P& s, R& ring, const Work& work, u32 group, u32 per, const 
                 ring.next();
                 end_of_block(i);
             }
+        }
+    } else if constexpr (F == Format::Bf16) {
+        for (u32 i = 0; i < n_blocks; ++i) {
+            mbarrier_wait(&s.full[ring.slot], ring.parity);
+            const u64 w = matrix_k_major(s.w[ring.slot][group]), x = matrix_k_major(s.x[ring.slot][part_of_x]);
+            wgmma_fence();
+            UNROLL
+            for (u32 step = 0; step < 4; ++step)
+                wgmma_bf16_shared<N>(sums, w + 2 * step, x + 2 * step, left < per || step > 0);
+            wgmma_commit();
+            wgmma_wait<0>(sums);
+            release_slot(s, ring);
+            ring.next();
+            if (S == Share::K) left = 0; // one segment
+            else end_of_block(i);
+        }
+    } else if constexpr (F == Format::Fp8ByBf16) {
+        for (u32 i = 0; i < n_blocks; ++i) {
+            const float scale = w_scales[of_group(work.first_block, group) + i];
+            mbarrier_wait(&s.full[ring.slot], ring.parity);
+            const u8* x = s.x[ring.slot][part_of_x];
+            u32 a[K_BLOCK / 16][4];
+            UNROLL
+            for (u32 step = 0; step < K_BLOCK / 16; ++step) expand_fp8_step(s.w[ring.slot][group], step, a[step]);
+            wgmma_fence();
+            UNROLL
+            for (u32 step = 0; step < K_BLOCK / 16; ++step)
+                wgmma_bf16<N>(part, a[step], matrix_k_major(x + step / 4 * Rows * K_BLOCK) + step % 4 * 2, step > 0);
+            wgmma_commit();
+            wgmma_wait<0>(part);
+            promote<N>(part, scale, sums);
+            release_slot(s, ring);
+            ring.next();
+            end_of_block(i);
         }
     } else {
         for (u32 i = 0; i < n_blocks; ++i) {

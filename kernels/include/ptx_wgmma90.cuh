@@ -85,7 +85,17 @@ INLINE void wgmma_e4m3_shared(float (&d)[N / 2], u64 a_matrix, u64 b_matrix, boo
 // bf16 times bf16, both K-major in shared memory.
 template <int N>
 INLINE void wgmma_bf16_shared(float (&d)[N / 2], u64 a_matrix, u64 b_matrix, bool accumulate) {
-    if constexpr (N == 64) WGMMA_SHARED("m64n64k16", ".f32.bf16.bf16", "1, 1, 0, 0", 32, 32, 33, 34);
+    if constexpr (N == 8) WGMMA_SHARED("m64n8k16", ".f32.bf16.bf16", "1, 1, 0, 0", 4, 4, 5, 6);
+    else if constexpr (N == 64) WGMMA_SHARED("m64n64k16", ".f32.bf16.bf16", "1, 1, 0, 0", 32, 32, 33, 34);
+    else if constexpr (N == 128) WGMMA_SHARED("m64n128k16", ".f32.bf16.bf16", "1, 1, 0, 0", 64, 64, 65, 66);
+    else static_assert(no_such_width<N>, "add this width to the list");
+}
+// The same, A in registers.
+template <int N>
+INLINE void wgmma_bf16(float (&d)[N / 2], const u32 (&a)[4], u64 b_matrix, bool accumulate) {
+    if constexpr (N == 8) WGMMA_REGISTERS("m64n8k16", ".f32.bf16.bf16", "1, 1, 0", 4, 4, 5, 6, 7, 8, 9);
+    else if constexpr (N == 64) WGMMA_REGISTERS("m64n64k16", ".f32.bf16.bf16", "1, 1, 0", 32, 32, 33, 34, 35, 36, 37);
+    else if constexpr (N == 128) WGMMA_REGISTERS("m64n128k16", ".f32.bf16.bf16", "1, 1, 0", 64, 64, 65, 66, 67, 68, 69);
     else static_assert(no_such_width<N>, "add this width to the list");
 }
 // bf16 times bf16, A in registers, B with its columns side by side (`matrix_mn_major`).

@@ -17,7 +17,6 @@
 #pragma once
 
 #include "formats.cuh"
-#include "swizzle.cuh"
 
 constexpr u32 K_BLOCK = 128, SEGMENTS = 4, ROW_TILES = 2, TILE_ROWS = 16;
 constexpr u32 GEMM_THREADS = ROW_TILES * SEGMENTS * WARP;
@@ -36,7 +35,6 @@ struct Weights {
     const float* scales; // FP8: [ceil(n_rows / 128), ceil(k / 128)]
     const u8* exponents; // FP4: E8M0 [n_rows, k / 32]
     u32 n_rows, k;
-    bool is_tiled = false; // FP8 in the tiles of `linear_pack_fp8`
 };
 
 template <u32 Tokens, u32 Stages>
@@ -64,10 +62,7 @@ INLINE void load_block(const Weights& w, const u32 (&rows)[2], u32 k0, LaneBlock
             // First value of this vector.
             const u32 k = k0 + (F == Format::Bf16 ? 32 * v + 8 * t : F == Format::Fp8 ? 64 * v + 16 * t : 32 * t);
             const u64 index = static_cast<u64>(rows[r]) * w.k + k;
-            u64 at = F == Format::Bf16 ? 2 * index : F == Format::Fp8 ? index : index / 2;
-            if (F == Format::Fp8 && w.is_tiled)
-                at = (static_cast<u64>(rows[r] / 64) * ceil_div(w.k, K_BLOCK) + k / K_BLOCK) * (64 * K_BLOCK) +
-                     swizzled(rows[r] % 64, k % K_BLOCK);
+            const u64 at = F == Format::Bf16 ? 2 * index : F == Format::Fp8 ? index : index / 2;
             if (k < w.k) out.row[r][v] = load_stream16(w.data + at);
             else out.row[r][v] = u32x4{};
         }

@@ -5,8 +5,7 @@
 // Inputs   data [n_rows, k] E4M3 or bf16    scales [ceil(n_rows / 128), ceil(k / 128)] f32 (FP8)
 //          x: token m's values begin at x + m x_stride; bf16. For FP8 semantics with quantised
 //          activations x holds values on the FP8 grid (exact in bf16): the result is then that of
-//          E4M3 x E4M3 products; otherwise it is W8A16. `is_tiled`: data in the tiles of
-//          `linear_pack_fp8` (sm_90a, for layers whose activations are not quantised).
+//          E4M3 x E4M3 products; otherwise it is W8A16.
 // Outputs  out [n_tokens, out_stride], written as bf16 (`is_f32` = 0) or f32
 //          Groups (wo_a): group z has rows z n_rows ..+ n_rows of the matrix, columns z k ..+ k of x and
 //          columns z n_rows ..+ n_rows of out; n_rows in whole 128s then.
@@ -24,7 +23,7 @@ template <Format F, u32 Tokens, u32 Stages>
 INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32,
                    u32 row_block) {
     // Where this group's part of each begins.
-    const u32 group = blockIdx.z, row_bytes = F == Format::Bf16 ? 2 * w.k : w.is_tiled ? ceil_div(w.k, K_BLOCK) * K_BLOCK : w.k;
+    const u32 group = blockIdx.z, row_bytes = F == Format::Bf16 ? 2 * w.k : w.k;
     w.data += static_cast<u64>(group) * w.n_rows * row_bytes;
     if (F == Format::Fp8) w.scales += static_cast<u64>(group) * (w.n_rows / K_BLOCK) * ceil_div(w.k, K_BLOCK);
     x += static_cast<u64>(group) * w.k;
@@ -49,8 +48,8 @@ INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_toke
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
         const u8* __restrict__ data, const float* __restrict__ scales, const bf16* __restrict__ x, \
         void* __restrict__ out, u32 n_rows, u32 k, u32 x_stride, u32 n_tokens,        \
-        u32 out_stride, u32 is_f32, u32 is_tiled) {                                               \
-        const Weights w = {data, scales, nullptr, n_rows, k, is_tiled != 0};                                   \
+        u32 out_stride, u32 is_f32) {                                                             \
+        const Weights w = {data, scales, nullptr, n_rows, k};                                     \
         linear<Format::Fp8, tokens, stages>(w, x, out, x_stride, n_tokens, out_stride, is_f32,    \
                                             blockIdx.x);                                          \
     }                                                                                             \

@@ -17,7 +17,7 @@ use super::memory::{Buffer, Place};
 use super::moe::Groups;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceRouting, DeviceTensor, Element};
-use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
+use super::tensor_map::MapElement;
 use crate::error::check_len;
 use crate::weight::{Scales, WeightData};
 use crate::{Activations, OpError, WeightSource};
@@ -79,27 +79,6 @@ impl CudaOps {
         self.memory.device().arch() == "sm_100f" && self.activations == Activations::Fp8Grid
     }
 
-    fn tensor_map(
-        &self,
-        element: MapElement,
-        codes: &Buffer,
-        dims: &[usize],
-        strides: &[usize],
-        box_dims: &[u32],
-    ) -> Result<TensorMap, OpError> {
-        let longs = |values: &[usize]| values.iter().map(|&n| n as u64).collect::<Vec<_>>();
-        let (dims, strides) = (longs(dims), longs(strides));
-        let spec = TensorMapSpec {
-            element,
-            address: codes.address(),
-            dims: &dims,
-            strides: &strides,
-            box_dims,
-            swizzle: Swizzle::B128,
-        };
-        self.memory.device().encode(&spec).map_err(OpError::device)
-    }
-
     /// The matrix with a map of its FP8 codes; others as they are. Scales are powers of two.
     pub(crate) fn mapped_linear(&self, linear: DeviceLinear) -> Result<DeviceLinear, OpError> {
         let LinearData::Fp8 { codes, scales, .. } = &linear.data else { return Ok(linear) };
@@ -125,7 +104,7 @@ impl CudaOps {
             &[cols],
             &[128, TILE_ROWS as u32],
         )?;
-        let form = Fp8Form::Mapped(Box::new(ScaledMap { map, scales: packed }));
+        let form = Fp8Form::Scaled(Box::new(ScaledMap { map, scales: packed }));
         let data = LinearData::Fp8 { codes: codes.clone(), scales: scales.clone(), form };
         Ok(DeviceLinear { data, ..linear })
     }

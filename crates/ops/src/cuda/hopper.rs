@@ -1,8 +1,9 @@
-//! Launchers of the kernels for sm_90a: FP8 linear layers and routed experts on tensor cores in FP8.
+//! Launchers of the kernels for sm_90a: linear layers, and routed experts on tensor cores in FP8.
 //!
-//! Weights lie in tiles, packed on the device when they are loaded; activations are rounded to the FP8
-//! grid by the kernel that reads them, or by `act_quant_tiles` where there are many. A device of this
-//! architecture that is asked for unquantised activations runs the kernels of sm_80 instead.
+//! Linear weights lie as in the checkpoint and are copied through tensor maps, experts in tiles, packed
+//! on the device when they are loaded; activations of FP8 layers are rounded to the FP8
+//! grid by the kernel that reads them, or by `act_quant_tiles` where there are many. Of few tokens, and where results must not depend on
+//! their number, bf16 layers run the kernels of sm_80.
 //!
 //! Not here: what the kernels do (`kernels/linear/linear90.cu`, `kernels/moe/experts90.cu`).
 
@@ -11,11 +12,12 @@ use fathom_core::parallel::QUANT_BLOCK;
 use super::device::Arg;
 use super::draw::Values;
 use super::experts::{DeviceExperts, ExpertLayout};
-use super::linear::{DeviceLinear, Fp8Form, LinearData, upload_part};
+use super::linear::{DeviceLinear, Fp8Form, LinearData, Part, upload_part};
 use super::memory::{Buffer, Place};
 use super::moe::Groups;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceRouting, DeviceTensor, Element, u32_values};
+use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 use crate::error::check_len;
 use crate::weight::WeightData;
 use crate::{Activations, OpError, WeightSource};
@@ -32,17 +34,24 @@ const GATE_UP_CHANNELS: usize = 32;
 const FEW: usize = 8;
 
 /// Shared memory of `Pipeline` (`kernels/include/pipeline90.cuh`): `parts` blocks of x in a slot.
-const fn pipeline_bytes(tile: usize, parts: usize, tokens: usize, slots: usize) -> u32 {
+/// `x_bytes` of a row of x.
+const fn pipeline_bytes(
+    tile: usize,
+    parts: usize,
+    tokens: usize,
+    x_bytes: usize,
+    slots: usize,
+) -> u32 {
     let weights = (slots * 2 * tile).next_multiple_of(1024);
-    let x = slots * parts * tokens * (QUANT_BLOCK + 4);
+    let x = slots * parts * tokens * (x_bytes + 4);
     let sums = (3 - parts) * tokens / 2 * 128 * 4;
     (weights + x + sums + 16 * slots).next_multiple_of(1024) as u32
 }
-const LINEAR_SHARED_8: u32 = pipeline_bytes(FP8_TILE, 2, FEW, 6);
-const LINEAR_SHARED_64: u32 = pipeline_bytes(FP8_TILE, 2, 64, 4);
-const LINEAR_SHARED_128: u32 = pipeline_bytes(FP8_TILE, 1, 128, 4);
-const EXPERTS_SHARED_8: u32 = pipeline_bytes(FP4_TILE, 2, FEW, 8);
-const EXPERTS_SHARED_128: u32 = pipeline_bytes(FP4_TILE, 1, 128, 5);
+const LINEAR_SHARED_8: u32 = pipeline_bytes(FP8_TILE, 2, FEW, 128, 6);
+const LINEAR_SHARED_64: u32 = pipeline_bytes(FP8_TILE, 2, 64, 128, 4);
+const LINEAR_SHARED_128: u32 = pipeline_bytes(FP8_TILE, 1, 128, 128, 4);
+const EXPERTS_SHARED_8: u32 = pipeline_bytes(FP4_TILE, 2, FEW, 128, 8);
+const EXPERTS_SHARED_128: u32 = pipeline_bytes(FP4_TILE, 1, 128, 128, 5);
 
 /// The experts of a layer in the tiles of `moe_pack_fp4`, with whether they are wide.
 #[derive(Debug, Clone)]
@@ -56,6 +65,15 @@ struct XTiles {
     codes: Buffer,
     scales: Buffer,
     rows: usize,
+}
+
+/// Blocks that share a row tile: by the matrix alone, so that the order of addition is too.
+fn cluster_of(n_tiles: usize) -> usize {
+    match n_tiles {
+        120.. => 1,
+        60..120 => 2,
+        _ => 4,
+    }
 }
 
 /// Whether the experts are those that `experts90` takes.
@@ -76,32 +94,43 @@ impl CudaOps {
         self.memory.device().arch() == "sm_90a" && self.activations == Activations::Fp8Grid
     }
 
-    /// The matrix with FP8 codes in tiles; others as they are.
-    pub(crate) fn tiled_linear(&self, linear: DeviceLinear) -> Result<DeviceLinear, OpError> {
+    /// Whether layers of bf16 activations have a form for many tokens here. Their sums are ordered
+    /// otherwise than those of few tokens.
+    pub(crate) fn has_wgmma_bf16(&self) -> bool {
+        self.memory.device().arch() == "sm_90a" && !self.is_deterministic()
+    }
+
+    /// The matrix with a map of its FP8 codes; others as they are.
+    pub(crate) fn mapped_linear90(&self, linear: DeviceLinear) -> Result<DeviceLinear, OpError> {
         let LinearData::Fp8 { codes, scales, .. } = &linear.data else { return Ok(linear) };
-        let (n_tiles, n_blocks) =
-            (linear.rows.div_ceil(TILE_ROWS), linear.cols.div_ceil(QUANT_BLOCK));
-        let tiles = self.memory.buffer(Place::Weights, n_tiles * n_blocks * FP8_TILE)?;
-        // SAFETY: codes are [rows, cols], cols a multiple of 16 as loading checked; `tiles` has room
-        // for every tile of the grid.
-        unsafe {
-            self.launch(Call {
-                kernel: "linear_pack_fp8",
-                grid: [n_blocks, n_tiles, 1],
-                threads: 128,
-                shared_bytes: 0,
-                args: &[
-                    codes.into(),
-                    (&tiles).into(),
-                    (linear.rows as u32).into(),
-                    (linear.cols as u32).into(),
-                ],
-            })?;
-        }
-        // Products may start before a launch before them has ended, and read weights at once.
-        tiles.read(0, 1)?;
-        let data = LinearData::Fp8 { codes: tiles, scales: scales.clone(), form: Fp8Form::Tiles };
+        let (rows, cols) = (linear.rows, linear.cols);
+        let box_dims = [QUANT_BLOCK as u32, TILE_ROWS as u32];
+        let map = self.tensor_map(MapElement::U8, codes, &[cols, rows], &[cols], &box_dims)?;
+        let form = Fp8Form::Mapped(Box::new(map));
+        let data = LinearData::Fp8 { codes: codes.clone(), scales: scales.clone(), form };
         Ok(DeviceLinear { data, ..linear })
+    }
+
+    /// A map of a tensor with the 128-byte swizzle, innermost dimension first; `strides` in bytes.
+    pub(crate) fn tensor_map(
+        &self,
+        element: MapElement,
+        values: &Buffer,
+        dims: &[usize],
+        strides: &[usize],
+        box_dims: &[u32],
+    ) -> Result<TensorMap, OpError> {
+        let longs = |values: &[usize]| values.iter().map(|&n| n as u64).collect::<Vec<_>>();
+        let (dims, strides) = (longs(dims), longs(strides));
+        let spec = TensorMapSpec {
+            element,
+            address: values.address(),
+            dims: &dims,
+            strides: &strides,
+            box_dims,
+            swizzle: Swizzle::B128,
+        };
+        self.memory.device().encode(&spec).map_err(OpError::device)
     }
 
     /// Rows of `x` as tiles: those that `pairs` lists (divided by `per_row`), or all.
@@ -141,11 +170,11 @@ impl CudaOps {
         Ok(XTiles { codes, scales, rows })
     }
 
-    /// `x W^T` for the matrix `w`, whose codes lie in tiles. The caller has checked the shapes.
+    /// `x W^T` for the matrix `w` with this map of its codes. The caller has checked the shapes.
     pub(crate) fn linear90(
         &self,
         w: &DeviceLinear,
-        codes: &Buffer,
+        map: &TensorMap,
         scales: &Buffer,
         x: &DeviceTensor,
         out: &DeviceTensor,
@@ -154,12 +183,7 @@ impl CudaOps {
         let (n_rows, k, rows) = (w.rows, w.cols, out.rows);
         check_len(OP, "columns of x", x.cols, k)?;
         let n_tiles = n_rows.div_ceil(TILE_ROWS);
-        // Blocks that share a row tile: by the matrix alone, so that the order of addition is too.
-        let cluster = match n_tiles {
-            120.. => 1,
-            60..120 => 2,
-            _ => 4,
-        };
+        let cluster = cluster_of(n_tiles);
         let tiles = if rows > FEW { Some(self.x_tiles(x, None)?) } else { None };
         let whole = n_tiles.div_ceil(2) * rows.div_ceil(128);
         let (kernel, grid, shared_bytes) = match (tiles.is_some(), cluster) {
@@ -182,7 +206,7 @@ impl CudaOps {
         let is_f32 = u32::from(out.element == Element::F32);
         let sizes = [n_rows, k, x.cols, x_rows, rows, out.cols].map(|n| Arg::U32(n as u32));
         let mut args = vec![
-            codes.into(),
+            Arg::Map(*map),
             scales.into(),
             (&x.values).into(),
             x_codes,
@@ -193,6 +217,75 @@ impl CudaOps {
         args.extend([Arg::U32(is_f32), Arg::U32(2 * cluster as u32)]);
         // SAFETY: the caller's checks; kernels guard ragged tokens, rows and k themselves.
         unsafe { self.launch(Call { kernel, grid, threads: THREADS, shared_bytes, args: &args }) }
+    }
+
+    /// Groups of rows of `W` times groups of columns of a bf16 `x` (see [`Part`]) for many tokens: a bf16
+    /// matrix, or with `scales` the codes of an FP8 one. The caller has checked the shapes.
+    pub(crate) fn linear90_bf16(
+        &self,
+        w: &DeviceLinear,
+        (values, scales): (&Buffer, Option<&Buffer>),
+        part: Part,
+        x: &DeviceTensor,
+        out: &DeviceTensor,
+    ) -> Result<(), OpError> {
+        let Part { n_rows, n_groups } = part;
+        let (k, rows, n_tiles) = (w.cols, out.rows, n_rows.div_ceil(TILE_ROWS));
+        let cluster = cluster_of(n_groups * n_tiles);
+        let whole = n_groups * n_tiles.div_ceil(2) * rows.div_ceil(128);
+        let is_whole = 4 * whole >= 3 * MAX_BLOCKS;
+        let tokens = if is_whole { 128 } else { 64 };
+        let (kernels, x_bytes, slots, element, box_cols) = match scales {
+            None => (
+                [
+                    "linear90_bf16_64_c1",
+                    "linear90_bf16_64_c2",
+                    "linear90_bf16_64_c4",
+                    "linear90_bf16_128",
+                ],
+                128,
+                [5, 4],
+                MapElement::Bf16,
+                64,
+            ),
+            Some(_) => (
+                ["linear90_wo_64_c1", "linear90_wo_64_c2", "linear90_wo_64_c4", "linear90_wo_128"],
+                256,
+                [3, 3],
+                MapElement::U8,
+                128,
+            ),
+        };
+        let row_bytes = |cols: usize| cols * element.bits() as usize / 8;
+        let w_map =
+            self.tensor_map(element, values, &[k, w.rows], &[row_bytes(k)], &[box_cols, 64])?;
+        let (x_dims, x_stride) = ([x.cols, x.rows], [2 * x.cols]);
+        let x_map =
+            self.tensor_map(MapElement::Bf16, &x.values, &x_dims, &x_stride, &[64, tokens as u32])?;
+        let scales = scales.map_or(Arg::NULL, Arg::from);
+        let mut args = vec![Arg::Map(w_map), scales, Arg::Map(x_map), (&out.values).into()];
+        args.extend([n_rows, k, rows, out.cols].map(|n| Arg::U32(n as u32)));
+        args.push(Arg::U32(u32::from(out.element == Element::F32)));
+        args.push(Arg::U32(2 * cluster as u32));
+        let blocks = if is_whole { n_tiles.div_ceil(2) } else { cluster * n_tiles };
+        let parts = if is_whole { 1 } else { 2 };
+        // SAFETY: the caller's checks; copies end with the tensors of their maps, and kernels guard
+        // ragged tokens and rows themselves.
+        unsafe {
+            self.launch(Call {
+                kernel: kernels[if is_whole { 3 } else { cluster / 2 }],
+                grid: [blocks, rows.div_ceil(tokens), n_groups],
+                threads: THREADS,
+                shared_bytes: pipeline_bytes(
+                    FP8_TILE,
+                    parts,
+                    tokens,
+                    x_bytes,
+                    slots[usize::from(is_whole)],
+                ),
+                args: &args,
+            })
+        }
     }
 
     /// Packs `[w1, w3, w2]` of each expert.

@@ -38,12 +38,12 @@ pub(crate) enum LinearData {
 /// How FP8 codes lie in memory.
 #[derive(Debug, Clone)]
 pub(crate) enum Fp8Form {
-    /// As in the checkpoint.
+    /// As in the checkpoint, like the others.
     Rows,
-    /// In the tiles of `linear_pack_fp8`.
-    Tiles,
-    /// As in the checkpoint, with a map of them, and scales for block-scaled products.
-    Mapped(Box<ScaledMap>),
+    /// With a map of them.
+    Mapped(Box<TensorMap>),
+    /// With a map of them, and scales for block-scaled products.
+    Scaled(Box<ScaledMap>),
 }
 
 /// What block-scaled products need beside the codes.
@@ -271,6 +271,9 @@ impl CudaOps {
         let Some(values) = matrices.iter().map(data).collect::<Option<Vec<_>>>() else {
             return matrices.iter().map(|(w, element)| self.linear(w, x, *element)).collect();
         };
+        if x.rows > 8 && self.has_wgmma_bf16() {
+            return matrices.iter().map(|(w, element)| self.linear(w, x, *element)).collect();
+        }
         if matrices.len() > MAX {
             let got = matrices.len();
             return Err(OpError::OutOfRange { op: OP, what: "matrix", got, limit: MAX });
@@ -341,18 +344,27 @@ impl CudaOps {
         let is_f32 = u32::from(out.element == Element::F32);
         let many = out.rows > 8;
         let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
-        let mut tiled = None;
+        if out.rows > 8 && self.has_wgmma_bf16() {
+            match &w.data {
+                LinearData::Fp8 { codes, scales, .. } if !x.is_taken_on_grid() => {
+                    return self.linear90_bf16(w, (codes, Some(scales)), part, x, out);
+                }
+                LinearData::Bf16(values) => {
+                    return self.linear90_bf16(w, (values, None), part, x, out);
+                }
+                _ => {}
+            }
+        }
         let (kernel, mut args) = match &w.data {
             LinearData::Fp8 { codes, scales, form } => {
                 if x.is_taken_on_grid() {
                     fits("group of an FP8 layer", n_groups, 1)?;
                     return match form {
-                        Fp8Form::Tiles => self.linear90(w, codes, scales, x, out),
-                        Fp8Form::Mapped(mapped) => self.linear100(w, mapped, n_rows, x, out),
+                        Fp8Form::Mapped(map) => self.linear90(w, map, scales, x, out),
+                        Fp8Form::Scaled(mapped) => self.linear100(w, mapped, n_rows, x, out),
                         Fp8Form::Rows => self.linear_part(w, part, &self.rounded_input(x)?, out),
                     };
                 }
-                tiled = Some(Arg::U32(u32::from(matches!(form, Fp8Form::Tiles))));
                 let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
                 (
                     kernel,
@@ -369,7 +381,6 @@ impl CudaOps {
         };
         args.extend(sizes);
         args.push(Arg::U32(is_f32));
-        args.extend(tiled);
         let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
         // SAFETY: the groups' rows of W, columns of x and columns of out lie inside of their buffers
         // (checked above); kernels guard ragged tokens, rows and k themselves.

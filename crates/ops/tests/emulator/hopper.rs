@@ -6,7 +6,10 @@ use fathom_core::Numerics;
 use fathom_core::num::{e4m3_from_f32, e4m3_to_f32, fp8_block_scale};
 use fathom_core::parallel::ExpertShard;
 use fathom_ops::cpu::CpuOps;
-use fathom_ops::cuda::{Activations, Arg, Buffer, CudaOps, Device, Launch};
+use fathom_ops::cuda::{
+    Activations, Arg, Buffer, CudaOps, Device, Launch, MapElement, Swizzle, TensorMap,
+    TensorMapSpec,
+};
 use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
 use fathom_ops::{Backend, Batch, MoeOps, Ops, Scales, Solo, WeightData, WeightSource};
 
@@ -124,9 +127,10 @@ fn a_token_has_the_same_bits_however_many_others_are_in_the_step() {
 const ROWS: usize = 144;
 const COLS: usize = 528;
 
-/// A matrix packed for the kernels, and its values.
+/// A matrix as the kernels take it, and its values.
 struct Matrix {
-    tiles: Buffer,
+    _codes: Buffer,
+    map: TensorMap,
     scales: Buffer,
     values: Vec<f64>,
 }
@@ -161,15 +165,19 @@ fn matrix(device: &Arc<dyn Device>) -> Matrix {
         f64::from(e4m3_to_f32(code)) * f64::from(scale)
     };
     let values = codes.iter().enumerate().map(value).collect();
-    let tiles = Buffer::new(device, ROWS.div_ceil(64) * n_blocks * 8192).unwrap();
-    let plain = Buffer::from_bytes(device, codes).unwrap();
-    let mut args = vec![Arg::from(&plain), Arg::from(&tiles)];
-    args.extend(sizes([ROWS, COLS]));
-    let grid = [n_blocks as u32, ROWS.div_ceil(64) as u32, 1];
-    launch(device, "linear_pack_fp8", grid, 128, &args);
-    tiles.read(0, 1).unwrap();
+    let codes = Buffer::from_bytes(device, codes).unwrap();
+    let map = device
+        .encode(&TensorMapSpec {
+            element: MapElement::U8,
+            address: codes.address(),
+            dims: &[COLS as u64, ROWS as u64],
+            strides: &[COLS as u64],
+            box_dims: &[128, 64],
+            swizzle: Swizzle::B128,
+        })
+        .unwrap();
     let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
-    Matrix { tiles, scales: Buffer::from_bytes(device, &bytes).unwrap(), values }
+    Matrix { _codes: codes, map, scales: Buffer::from_bytes(device, &bytes).unwrap(), values }
 }
 
 /// The product by `kernel`, which takes `tokens` to a block and clusters of `cluster`.
@@ -194,8 +202,8 @@ fn product(
         launch(device, "act_quant_tiles", grid, 256, &args);
     }
     let out = Buffer::new(device, rows * ROWS * 4).unwrap();
-    let buffers = [&w.tiles, &w.scales, &x, &codes, &scales, &out];
-    let mut args: Vec<Arg> = buffers.into_iter().map(Arg::from).collect();
+    let mut args = vec![Arg::Map(w.map)];
+    args.extend([&w.scales, &x, &codes, &scales, &out].map(Arg::from));
     args.extend(sizes([ROWS, COLS, COLS, x_rows, rows, ROWS, 1, 2 * cluster]));
     let blocks = if tokens == 128 { n_tiles.div_ceil(2) } else { cluster * n_tiles };
     let grid = [blocks as u32, rows.div_ceil(tokens) as u32, 1];
@@ -298,6 +306,94 @@ fn a_cluster_selects_the_highest_scores_and_the_lower_of_equal_ones() {
             let got: Vec<u32> =
                 bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
             assert_eq!(got, expected, "{n} entries");
+        }
+    });
+}
+
+/// `x W^T` of a bf16 matrix in f32, of `rows` rows.
+fn bf16_product<B: Ops>(ops: &B, rows: usize, x: &[f32]) -> Vec<f32> {
+    let w = ops.load_linear(&Random::new(3).bf16(rows, COLS)).unwrap();
+    let x = ops.upload(x.len() / COLS, COLS, x).unwrap();
+    ops.download(&ops.logits(&w, &x, &Solo).unwrap()).unwrap()
+}
+
+#[test]
+fn bf16_layers_of_many_tokens_agree_with_the_cpu() {
+    // Ragged tokens and rows in clusters of four; then two row tiles to a block.
+    for (rows, n_tokens) in [(144, 70), (3168, 300)] {
+        let x = Random::new(6).values(n_tokens * COLS, 1.0);
+        let expected = bf16_product(&CpuOps::new(Numerics::Bf16), rows, &x[..9 * COLS]);
+        in_every_mode_on_hopper(|device| {
+            let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+            let got = bf16_product(&ops, rows, &x);
+            assert_close("bf16", &got[..9 * rows], &expected, 2e-6);
+            // The last tokens too: those of the ragged block.
+            let last = &x[(n_tokens - 5) * COLS..];
+            let expected = bf16_product(&CpuOps::new(Numerics::Bf16), rows, last);
+            assert_close("bf16", &got[(n_tokens - 5) * rows..], &expected, 2e-6);
+        });
+    }
+}
+
+#[test]
+fn fp8_weights_of_unquantised_activations_agree_with_f64_in_every_form() {
+    const GROUPS: usize = 2;
+    const K: usize = 256;
+    const N: usize = 128;
+    in_every_mode_on_hopper(|device| {
+        let source = Random::new(14).fp8(GROUPS * N, K);
+        let WeightData::Fp8 { codes, scales: Scales::Ue8m0(bytes) } = &source.data else {
+            unreachable!("FP8")
+        };
+        let scales: Vec<f32> = bytes.iter().map(|&b| 2_f32.powi(i32::from(b) - 127)).collect();
+        let weight = |row: usize, k: usize| {
+            let scale = scales[row / 128 * (K / 128) + k / 128];
+            f64::from(e4m3_to_f32(codes[row * K + k])) * f64::from(scale)
+        };
+        let w = Buffer::from_bytes(device, codes).unwrap();
+        let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let scales = Buffer::from_bytes(device, &bytes).unwrap();
+        let map =
+            |buffer: &Buffer, element, dims: [usize; 2], stride: usize, box_dims: [u32; 2]| {
+                let spec = TensorMapSpec {
+                    element,
+                    address: buffer.address(),
+                    dims: &dims.map(|n| n as u64),
+                    strides: &[stride as u64],
+                    box_dims: &box_dims,
+                    swizzle: Swizzle::B128,
+                };
+                Arg::Map(device.encode(&spec).unwrap())
+            };
+        for (kernel, tokens, cluster, rows) in
+            [("linear90_wo_64_c2", 64, 2, 70), ("linear90_wo_128", 128, 2, 131)]
+        {
+            let x = Random::new(15).values(rows * GROUPS * K, 1.0);
+            let bytes: Vec<u8> =
+                x.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+            let x_buffer = Buffer::from_bytes(device, &bytes).unwrap();
+            let out = Buffer::new(device, rows * GROUPS * N * 4).unwrap();
+            let w_map = map(&w, MapElement::U8, [K, GROUPS * N], K, [128, 64]);
+            let x_dims = [GROUPS * K, rows];
+            let x_map =
+                map(&x_buffer, MapElement::Bf16, x_dims, 2 * GROUPS * K, [64, tokens as u32]);
+            let mut args = vec![w_map, (&scales).into(), x_map, (&out).into()];
+            args.extend(sizes([N, K, rows, GROUPS * N, 1, 2 * cluster]));
+            let blocks = if tokens == 128 { N / 128 } else { cluster * N / 64 };
+            let grid = [blocks as u32, rows.div_ceil(tokens) as u32, GROUPS as u32];
+            launch(device, kernel, grid, 384, &args);
+            let bytes = out.read(0, rows * GROUPS * N * 4).unwrap();
+            let got: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let mut expected = Vec::new();
+            for token in 0..rows {
+                for row in 0..GROUPS * N {
+                    let at = token * GROUPS * K + row / N * K;
+                    let sum: f64 = (0..K).map(|k| weight(row, k) * f64::from(x[at + k])).sum();
+                    expected.push(sum as f32);
+                }
+            }
+            assert_close(kernel, &got, &expected, 1e-6);
         }
     });
 }

@@ -51,7 +51,7 @@ pub(super) fn tensor_copies(report: &mut Report<'_>) -> Result<(), OpError> {
             let first = ops.uploaded(first.as_flattened())?;
             let sizes = [box_bytes, counted].map(|n| Arg::U32(n as u32));
             let args = [Arg::Map(map), (&first).into(), (&out).into(), sizes[0], sizes[1]];
-            let shared_bytes = box_bytes as u32 + 1024;
+            let shared_bytes = box_bytes.max(1024) as u32 + 1024;
             // SAFETY: the box of the map has `box_bytes` bytes, as the buffer and shared memory do.
             unsafe {
                 ops.launch(Call {
