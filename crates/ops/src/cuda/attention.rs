@@ -28,6 +28,8 @@ const ENTRIES_OF_A_BLOCK: usize = 16_384;
 const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4;
 const COMPRESS_SHARED: u32 = 512 * 4;
 const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
+/// Of `index_scores90`: 64 queries and their weights.
+const SCORE_SHARED_90: u32 = 17 * 1024;
 const SELECT_SHARED: u32 = (256 + 2 + 2 * 16) * 4;
 /// Bytes that the partial results of one attention launch may take, and the scores of one indexer
 /// launch.
@@ -211,6 +213,12 @@ impl AttentionOps for CudaOps {
         } else {
             ("index_top_k", 1, SELECT_SHARED)
         };
+        let (scorer, keys_of_a_block, score_shared) =
+            if self.memory.device().arch() == "sm_90a" && n_heads == 64 {
+                ("index_scores90", 256, SCORE_SHARED_90)
+            } else {
+                (OP, 64, SCORE_SHARED)
+            };
         for first in (0..rows).step_by(run) {
             let n = run.min(rows - first);
             let from = |buffer: &Buffer, row_bytes: usize| {
@@ -221,10 +229,10 @@ impl AttentionOps for CudaOps {
             // `scores` has max_entries for each of n tokens.
             unsafe {
                 self.launch(Call {
-                    kernel: OP,
-                    grid: [max_entries.div_ceil(64), n, 1],
+                    kernel: scorer,
+                    grid: [max_entries.div_ceil(keys_of_a_block), n, 1],
                     threads: 128,
-                    shared_bytes: SCORE_SHARED,
+                    shared_bytes: score_shared,
                     args: &[
                         from(&q.values, 2 * n_heads * INDEX_HEAD_DIM),
                         from(&w.values, 2 * n_heads),

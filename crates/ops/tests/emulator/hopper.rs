@@ -397,3 +397,56 @@ fn fp8_weights_of_unquantised_activations_agree_with_f64_in_every_form() {
         }
     });
 }
+
+#[test]
+fn index_scores_of_keys_in_registers_are_those_of_the_form_for_every_architecture() {
+    const HEADS: usize = 64;
+    const ENTRIES: usize = 330;
+    in_every_mode_on_hopper(|device| {
+        let mut random = Random::new(21);
+        let bytes = |values: &[f32]| -> Vec<u8> {
+            values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect()
+        };
+        let words = |values: &[u32]| -> Vec<u8> {
+            values.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        // Halves up to 3: on the FP4 grid with a scale of 1.
+        let grid = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, -0.5, -1.0];
+        let q: Vec<f32> = (0..2 * HEADS * 128).map(|_| grid[random.below(8) as usize]).collect();
+        let w = random.values(2 * HEADS, 1.0);
+        // Blocks of 64 rows of 64 bytes of codes and 4 scales.
+        let keys: Vec<u8> = (0..6 * 64 * 68)
+            .map(|i| if i % 68 < 64 { random.bits() as u8 } else { 120 + random.below(9) as u8 })
+            .collect();
+        // Two tokens of one sequence, the first with fewer entries.
+        let positions = words(&[4 * 250 + 1, 4 * ENTRIES as u32 + 2]);
+        let sequence = words(&[0, 0, 2, 0, 0, 6, 0, 0]);
+        let inputs = [
+            bytes(&q),
+            bytes(&w),
+            keys,
+            positions,
+            words(&[0, 0]),
+            sequence,
+            words(&[3, 0, 5, 1, 4, 2]),
+        ]
+        .map(|bytes| Buffer::from_bytes(device, &bytes).unwrap());
+        let run = |kernel, keys_of_a_block: usize, shared_bytes| -> Vec<f32> {
+            let scores = Buffer::from_bytes(device, &vec![0; 4 * 2 * ENTRIES]).unwrap();
+            let mut args: Vec<Arg> = inputs.iter().map(Arg::from).collect();
+            args.push((&scores).into());
+            args.extend(sizes([HEADS, ENTRIES, 16]));
+            args.push(Arg::F32(0.011));
+            let grid = [ENTRIES.div_ceil(keys_of_a_block) as u32, 2, 1];
+            let launch = Launch { kernel, grid, block: [128, 1, 1], shared_bytes, args: &args };
+            // SAFETY: the emulator checks every access itself.
+            unsafe { device.launch(launch) }.unwrap();
+            let bytes = scores.read(0, 4 * 2 * ENTRIES).unwrap();
+            bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let expected = run("index_scores", 64, 40 * 1024);
+        let got = run("index_scores90", 256, 17 * 1024);
+        assert!(expected.iter().filter(|x| **x != 0.0).count() > 500);
+        assert_close("scores", &got, &expected, 1e-6);
+    });
+}
