@@ -19,7 +19,9 @@ fn scale_byte(row: usize, part: usize) -> u8 {
 }
 
 /// The output, or the emulator's message; and what the output should be.
-fn run(kernel: &'static str, mode: Mode) -> Option<(Result<Vec<f32>, String>, Vec<f32>)> {
+type Outcome = (Result<Vec<f32>, String>, Vec<f32>);
+
+fn run(kernel: &'static str, mode: Mode) -> Option<Outcome> {
     let device: Arc<dyn Device> = Emulator::start_as(mode, "sm_100f")?;
     let mut random = Random::new(5);
     let mut codes = |rows: usize| -> Vec<u8> {
