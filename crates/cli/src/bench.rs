@@ -5,7 +5,8 @@
 //! - `memory`: decode of a synthetic checkpoint of Flash-like proportions against the speed at
 //!   which memory can be read ([`memory`]);
 //! - `sim`: traffic through the scheduler in virtual time; nothing is computed ([`sim`]);
-//! - `kernels`: the operators of a GPU against its limits ([`kernels`]).
+//! - `kernels`: the operators of a GPU against its limits ([`kernels`]);
+//! - `slice`: as many layers of a model as fit one GPU, whole steps ([`slice`]); `plot`: as a picture.
 //!
 //! Not here: a running server's throughput.
 
@@ -13,6 +14,7 @@ mod drafts;
 mod kernels;
 mod memory;
 mod sim;
+mod slice;
 mod speed;
 
 use std::fs;
@@ -43,6 +45,10 @@ enum What {
     Sim(sim::SimArgs),
     /// Every hot operator on a GPU against what its bytes and operations allow
     Kernels(KernelsArgs),
+    /// Steps of as many layers of a model as fit one GPU, against what they must read and multiply
+    Slice(slice::SliceArgs),
+    /// The result of `slice` as an SVG picture
+    Plot(PlotArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,7 +102,23 @@ struct DraftsArgs {
 
 #[derive(Debug, clap::Args)]
 struct KernelsArgs {
+    /// Print what is timed as JSON, and stop: needs no GPU
+    #[arg(long)]
+    shapes: bool,
+    /// Time only operators whose name contains this
+    #[arg(long, value_name = "NAME", default_value = "")]
+    only: String,
     /// Write the result as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct PlotArgs {
+    /// What `fathom bench slice --out FILE` wrote
+    #[arg(value_name = "FILE")]
+    result: PathBuf,
+    /// Write the picture to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -144,9 +166,23 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             write(args.common.out.as_deref(), &result)
         }
         What::Sim(args) => write_text(args.out.as_deref(), &sim::run(&args)?),
+        What::Kernels(args) if args.shapes => write(args.out.as_deref(), &kernels::shapes()),
         What::Kernels(args) => {
-            let result = kernels::run()?;
+            let result = kernels::run(&args.only)?;
             args.out.as_deref().map_or(Ok(()), |file| write(Some(file), &result))
+        }
+        What::Slice(args) => slice::run(&args, &mut |result| {
+            args.out.as_deref().map_or(Ok(()), |file| write(Some(file), result))
+        }),
+        What::Plot(args) => {
+            let name = args.result.display();
+            let text = fs::read(&args.result).with_context(|| format!("reading {name}"))?;
+            let result =
+                serde_json::from_slice(&text).with_context(|| format!("{name}: no JSON"))?;
+            write_text(
+                args.out.as_deref(),
+                &slice::plot::svg(&result).with_context(|| name.to_string())?,
+            )
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Gpu {
     pub(crate) activations: Activations,
     /// Name, memory, driver, kernels.
     pub(crate) about: String,
+    /// Whether a process on the CPU stands in for it.
+    pub(crate) is_emulator: bool,
 }
 
 impl Gpu {
@@ -78,7 +80,8 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Option<Gpu>> {
 fn emulated(program: &std::path::Path) -> Result<Gpu> {
     let device = Emulator::start(program, MODES[0])?;
     let about = "the block emulator (no GPU): a process on the CPU".to_owned();
-    Ok(Gpu { device: Arc::new(device), activations: Activations::Fp8Grid, about })
+    let (device, activations) = (Arc::new(device), Activations::Fp8Grid);
+    Ok(Gpu { device, activations, about, is_emulator: true })
 }
 
 fn opened() -> Result<Gpu> {
@@ -104,7 +107,7 @@ fn opened() -> Result<Gpu> {
     );
     // Without FP8 arithmetic the grid would cost time and precision and save nothing.
     let activations = if facts.has_fp8() { Activations::Fp8Grid } else { Activations::Bf16 };
-    Ok(Gpu { device: Arc::new(device), activations, about })
+    Ok(Gpu { device: Arc::new(device), activations, about, is_emulator: false })
 }
 
 /// Where kernels came from, in words.

@@ -121,6 +121,79 @@ fn the_device_check_passes_on_the_emulator_and_leaves_its_results_as_json() {
 }
 
 #[test]
+fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors() {
+    let Some(emulator) = emulator() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("slice.json");
+    let output = fathom()
+        .env("FATHOM_EMULATOR", emulator)
+        .args(["bench", "slice", "--model", "nano", "--layers", "2", "--batch", "2"])
+        .args(["--context", "40", "--prefill", "5", "--samples", "1", "--out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("say nothing about a GPU"), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(json["is_emulator"], true);
+    let cases = json["cases"].as_array().unwrap();
+    let names: Vec<&str> = cases.iter().map(|case| case["case"].as_str().unwrap()).collect();
+    assert_eq!(names, ["decode 2 x 40", "prefill 5 after 0", "decode 2 x 40, Zipf"]);
+    for case in cases {
+        assert_eq!(case["layers"], 2);
+        assert!(case["median_s"].as_f64().unwrap() > 0.0);
+        // Two tokens of three experts each, of eight.
+        let distinct = case["distinct_experts"].as_f64().unwrap();
+        assert!((3.0..=8.0).contains(&distinct), "{distinct}");
+        assert!(case["largest_hidden"].as_f64().unwrap() > 0.0);
+        assert_eq!(case["is_replayed"], case["work"] == "decode");
+    }
+    // A window layer and one of ratio 4, with their cache rows at 30 and 50 tokens, and the head.
+    let distinct = cases[0]["distinct_experts"].as_f64().unwrap();
+    let dense = 2.0 * 1_052_724.0 + f64::from((2048 + 512 + 8) * 256 * 2 + 1024 * 128 + 8);
+    let cache = f64::from(2 * (30 + 50) * 584 + (7 + 12) * (584 + 68));
+    let head = f64::from(1024 * 256 * 2);
+    let bytes = dense + cache + head + 2.0 * distinct * 52_224.0;
+    let rate = json["ceilings"]["used"]["bytes_per_s"].as_f64().unwrap();
+    let floor = cases[0]["floor_s"].as_f64().unwrap();
+    assert!(floor >= bytes / rate * 0.999, "{floor} s for {bytes} bytes at {rate}");
+    for kind in ["window", "ratio-4"] {
+        assert_eq!(cases[0]["kinds"][kind]["layers"], 1, "{kind}");
+    }
+}
+
+#[test]
+fn a_slice_without_a_gpu_or_without_room_says_what_would_do() {
+    let failure = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
+    };
+    if !has_driver() {
+        let text = failure(fathom().args(["bench", "slice"]));
+        assert!(text.contains("no GPU") && text.contains("--floors-only"), "{text}");
+    }
+    let Some(emulator) = emulator() else { return };
+    let text = failure(
+        fathom()
+            .env("FATHOM_EMULATOR", emulator)
+            .args(["bench", "slice", "--layers", "8", "--batch", "1", "--context", "1K"])
+            .args(["--only", "decode", "--quick"]),
+    );
+    // The emulator says that it has 16 GiB.
+    assert!(text.contains("8 layers need") && text.contains("--layers 3 would fit"), "{text}");
+}
+
+#[test]
+fn floors_are_printed_without_a_gpu() {
+    let output = fathom().args(["bench", "slice", "--floors-only"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.lines().count() == 1 + 15 + 3, "{text}");
+    assert!(text.contains("model    2.61 ms"), "{text}");
+}
+
+#[test]
 fn no_library_of_cuda_is_linked() {
     let Ok(output) = Command::new("ldd").arg(env!("CARGO_BIN_EXE_fathom")).output() else {
         println!("skipped: there is no ldd");

@@ -9,29 +9,32 @@
 //! Not yet run on a GPU.
 
 use anyhow::{Context, Result};
-use fathom_ops::cuda::check::bench::{self, Measured};
+use fathom_ops::cuda::check::bench::{self, Measured, Operator};
 use serde_json::{Value, json};
 
 use crate::gpu::{self, DeviceChoice};
 
 /// Bytes and operations per second that a card can be expected to reach.
-struct Ceiling {
+pub(super) struct Ceiling {
     /// Part of the card's name.
     name: &'static str,
-    bytes_per_s: f64,
-    bf16_flops: f64,
+    pub(super) bytes_per_s: f64,
+    pub(super) bf16_flops: f64,
+    /// Those of bf16 where there is no FP8.
+    pub(super) fp8_flops: f64,
 }
 
 /// 0.896 of the data sheet's bandwidth, 0.80 of its dense rate.
 const CEILINGS: [Ceiling; 5] = [
-    Ceiling { name: "A100", bytes_per_s: 1.83e12, bf16_flops: 250e12 },
-    Ceiling { name: "H200", bytes_per_s: 4.30e12, bf16_flops: 790e12 },
-    Ceiling { name: "H100", bytes_per_s: 3.00e12, bf16_flops: 790e12 },
-    Ceiling { name: "B200", bytes_per_s: 7.17e12, bf16_flops: 1800e12 },
-    Ceiling { name: "B300", bytes_per_s: 7.17e12, bf16_flops: 1800e12 },
+    Ceiling { name: "A100", bytes_per_s: 1.83e12, bf16_flops: 250e12, fp8_flops: 250e12 },
+    Ceiling { name: "H200", bytes_per_s: 4.30e12, bf16_flops: 790e12, fp8_flops: 1580e12 },
+    Ceiling { name: "H100", bytes_per_s: 3.00e12, bf16_flops: 790e12, fp8_flops: 1580e12 },
+    Ceiling { name: "B200", bytes_per_s: 7.17e12, bf16_flops: 1800e12, fp8_flops: 3600e12 },
+    Ceiling { name: "B300", bytes_per_s: 7.17e12, bf16_flops: 1800e12, fp8_flops: 3600e12 },
 ];
 
-fn ceiling(name: &str) -> Option<&'static Ceiling> {
+/// What is known of the card `name`.
+pub(super) fn ceiling(name: &str) -> Option<&'static Ceiling> {
     CEILINGS.iter().find(|ceiling| name.contains(ceiling.name))
 }
 
@@ -51,11 +54,36 @@ fn line(measured: &Measured, ceiling: Option<&Ceiling>) -> String {
     line
 }
 
-/// Times every operator of the list on the GPU.
+/// What is timed, so that a peer can be given the same.
+pub(super) fn shapes() -> Value {
+    let shape = |shape: &bench::Shape| {
+        let (bytes, flops) = shape.work();
+        let mut value = match shape.operator {
+            Operator::Fp8Linear { n, k, .. } => json!({ "operator": "fp8_linear", "n": n, "k": k }),
+            Operator::Bf16Linear { n, k } => json!({ "operator": "bf16_linear", "n": n, "k": k }),
+            Operator::Boundary { width } => json!({ "operator": "boundary", "width": width }),
+            Operator::Experts { width, channels, n_experts, top_k } => json!({
+                "operator": "experts",
+                "width": width,
+                "channels": channels,
+                "n_experts": n_experts,
+                "top_k": top_k,
+            }),
+        };
+        value["name"] = shape.name().into();
+        value["rows"] = shape.rows.into();
+        value["bytes"] = bytes.into();
+        value["flops"] = flops.into();
+        value
+    };
+    json!({ "shapes": bench::shapes().iter().map(shape).collect::<Vec<_>>() })
+}
+
+/// Times every operator whose name contains `only` on the GPU.
 ///
 /// # Errors
 /// Where there is no GPU, saying why and what to run on a machine that has one.
-pub(super) fn run() -> Result<Value> {
+pub(super) fn run(only: &str) -> Result<Value> {
     let gpu =
         gpu::open(DeviceChoice::Cuda).and_then(|gpu| gpu.context("there is no GPU")).context(
             "no GPU, so no kernel can be timed here; on a machine with one this table is filled by \
@@ -65,7 +93,7 @@ pub(super) fn run() -> Result<Value> {
     let name = gpu.device.name();
     let ceiling = ceiling(&name);
     let mut rows = Vec::new();
-    bench::run(&gpu.device, gpu.activations, &mut |measured| {
+    bench::run(&gpu.device, gpu.activations, only, &mut |measured| {
         println!("{}", line(&measured, ceiling));
         rows.push(json!({
             "name": measured.name,
@@ -100,9 +128,21 @@ mod tests {
     }
 
     #[test]
+    fn shapes_name_everything_that_a_peer_needs() {
+        let shapes = shapes();
+        let all = shapes["shapes"].as_array().unwrap();
+        assert_eq!(all.len(), bench::shapes().len());
+        assert_eq!(all[0]["operator"], "fp8_linear");
+        assert_eq!(
+            (&all[0]["n"], &all[0]["k"], &all[0]["rows"]),
+            (&json!(1536), &json!(4096), &json!(1))
+        );
+    }
+
+    #[test]
     fn without_a_gpu_it_says_so_and_what_to_run_elsewhere() {
         if !fathom_ops::cuda::gpu::has_driver() {
-            let error = format!("{:#}", run().unwrap_err());
+            let error = format!("{:#}", run("").unwrap_err());
             assert!(error.contains("no GPU") && error.contains("fathom bench kernels"), "{error}");
         }
     }

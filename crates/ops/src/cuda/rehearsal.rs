@@ -5,6 +5,7 @@
 //! [`Memory::reach`] says how large each arena must be.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Device, DeviceError, Launch};
 use super::memory::{ArenaSizes, Memory};
@@ -18,6 +19,49 @@ const ARENA_BYTES: usize = 1 << 44;
 pub struct Rehearsal {
     arch: &'static str,
     next: AtomicU64,
+    recorded: Mutex<Recorded>,
+}
+
+/// What a recording would hold, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// A kernel, which waits for the one before it.
+    Launch(&'static str),
+    /// A branch begins.
+    Fork,
+    /// What runs beside the branch begins.
+    Back,
+    /// Both are waited for.
+    Join,
+}
+
+impl Noted {
+    /// Launches of which each waits for another: of a branch and what runs beside it, the longer
+    /// counts.
+    #[must_use]
+    pub fn n_dependent(noted: &[Self]) -> usize {
+        let (mut n, mut branch, mut beside) = (0, 0, 0);
+        let mut current = &mut n;
+        for one in noted {
+            match one {
+                Self::Launch(_) => *current += 1,
+                Self::Fork => current = &mut branch,
+                Self::Back => current = &mut beside,
+                Self::Join => {
+                    n += branch.max(beside);
+                    (branch, beside) = (0, 0);
+                    current = &mut n;
+                }
+            }
+        }
+        n
+    }
+}
+
+#[derive(Debug, Default)]
+struct Recorded {
+    is_on: bool,
+    noted: Vec<Noted>,
 }
 
 impl Rehearsal {
@@ -25,13 +69,34 @@ impl Rehearsal {
     /// how weights lie and which buffers a step needs.
     #[must_use]
     pub fn memory(arch: &'static str) -> Memory {
-        let sizes = ArenaSizes { weights: ARENA_BYTES, cache: ARENA_BYTES, workspace: ARENA_BYTES };
-        Memory::planned(std::sync::Arc::new(Self::new(arch)), sizes)
-            .expect("a rehearsal has addresses without end")
+        Self::arenas(&Self::recording(arch))
     }
 
-    fn new(arch: &'static str) -> Self {
-        Self { arch, next: AtomicU64::new(0) }
+    /// A rehearsal to be asked what it [`recorded`](Self::recorded).
+    #[must_use]
+    pub fn recording(arch: &'static str) -> Arc<Self> {
+        Arc::new(Self { arch, next: AtomicU64::new(0), recorded: Mutex::default() })
+    }
+
+    /// Memory without end on `rehearsal`.
+    #[must_use]
+    pub fn arenas(rehearsal: &Arc<Self>) -> Memory {
+        let sizes = ArenaSizes { weights: ARENA_BYTES, cache: ARENA_BYTES, workspace: ARENA_BYTES };
+        let device: Arc<dyn Device> = Arc::<Self>::clone(rehearsal);
+        Memory::planned(device, sizes).expect("a rehearsal has addresses without end")
+    }
+
+    /// What was launched from the last recording's beginning to its end.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<Noted> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).noted.clone()
+    }
+
+    fn note(&self, one: Noted) {
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorded.is_on {
+            recorded.noted.push(one);
+        }
     }
 }
 
@@ -72,15 +137,34 @@ impl Device for Rehearsal {
         spec.check().map(|()| TensorMap::NONE)
     }
 
-    unsafe fn launch(&self, _launch: Launch<'_>) -> Result<(), DeviceError> {
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
+        self.note(Noted::Launch(launch.kernel));
+        Ok(())
+    }
+
+    fn fork(&self) -> Result<(), DeviceError> {
+        self.note(Noted::Fork);
+        Ok(())
+    }
+
+    fn back(&self) -> Result<(), DeviceError> {
+        self.note(Noted::Back);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), DeviceError> {
+        self.note(Noted::Join);
         Ok(())
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        *recorded = Recorded { is_on: true, noted: Vec::new() };
         Ok(())
     }
 
     fn end_record(&self) -> Result<u64, DeviceError> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).is_on = false;
         Ok(0)
     }
 
@@ -92,5 +176,19 @@ impl Device for Rehearsal {
 
     fn copy(&self, _from: u64, _to: u64, _bytes: usize) -> Result<(), DeviceError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_branch_and_what_runs_beside_it_the_longer_counts() {
+        use Noted::{Back, Fork, Join, Launch};
+        let one = Launch("kernel");
+        assert_eq!(Noted::n_dependent(&[one, one]), 2);
+        assert_eq!(Noted::n_dependent(&[one, Fork, one, one, Back, one, Join, one]), 4);
+        assert_eq!(Noted::n_dependent(&[Fork, one, Back, one, one, one, Join]), 3);
     }
 }

@@ -29,21 +29,140 @@ pub struct Measured {
     pub flops: f64,
 }
 
+/// An operator with its sizes: what is timed here, and what a peer must be given to be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    /// `x [rows, k]` bf16 times `W [n, k]` in FP8, quantised input.
+    Fp8Linear {
+        /// Where in a layer of Flash.
+        part: &'static str,
+        /// Rows of W.
+        n: usize,
+        /// Columns of W.
+        k: usize,
+    },
+    /// `x [rows, k]` bf16 times `W [n, k]` bf16, f32 results.
+    Bf16Linear {
+        /// Rows of W.
+        n: usize,
+        /// Columns of W.
+        k: usize,
+    },
+    /// The end of one sublayer and the beginning of the next, over four copies.
+    Boundary {
+        /// Hidden size.
+        width: usize,
+    },
+    /// FP4 experts and the shared expert, without the router.
+    Experts {
+        /// Hidden size.
+        width: usize,
+        /// Intermediate size.
+        channels: usize,
+        /// Experts there are.
+        n_experts: usize,
+        /// Experts of a token.
+        top_k: usize,
+    },
+}
+
+/// An operator for a number of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// The operator.
+    pub operator: Operator,
+    /// Tokens.
+    pub rows: usize,
+}
+
+const FP8_LINEARS: [(&str, usize, usize); 4] = [
+    ("wq_a and wkv", 1536, 4096),
+    ("wq_b", 32_768, 1024),
+    ("wo_b", 4096, 8192),
+    ("shared expert, up", 2048, 4096),
+];
+/// An eighth of the head.
+const HEAD_PART: (usize, usize) = (129_280 / 8, 4096);
+const WIDTH: usize = 4096;
+/// Enough experts that one token's are not in the second-level cache from the call before.
+const EXPERTS: Operator =
+    Operator::Experts { width: WIDTH, channels: 2048, n_experts: 64, top_k: 6 };
+
+impl Shape {
+    /// As [`Measured::name`].
+    #[must_use]
+    pub fn name(&self) -> String {
+        let rows = self.rows;
+        match self.operator {
+            Operator::Fp8Linear { part, n, k } => format!("FP8 {part} [{n}, {k}] x {rows}"),
+            Operator::Bf16Linear { n, k } => {
+                format!("bf16, an eighth of the head [{n}, {k}] x {rows}")
+            }
+            Operator::Boundary { width } => format!("boundary, width {width}, x {rows}"),
+            Operator::Experts { n_experts, .. } => {
+                format!("experts, {n_experts} of Flash's, x {rows}")
+            }
+        }
+    }
+
+    /// Bytes that must move, and multiplications and additions of the products.
+    #[must_use]
+    pub fn work(&self) -> (f64, f64) {
+        let rows = self.rows;
+        let (bytes, flops) = match self.operator {
+            Operator::Fp8Linear { n, k, .. } => (n * k + 2 * rows * (n + k), 2 * rows * n * k),
+            Operator::Bf16Linear { n, k } => (2 * n * k + rows * (4 * n + 2 * k), 2 * rows * n * k),
+            // The copies in and out, the sublayer's output, the next one's input in two forms.
+            Operator::Boundary { width } => {
+                (2 * rows * width * (4 + 4 + 1 + 2) + 4 * 24 * 4 * width, 2 * rows * 24 * 4 * width)
+            }
+            Operator::Experts { width, channels, n_experts, top_k } => {
+                // Uniform routing: how many different experts `rows` tokens reach.
+                let missed = 1.0 - top_k as f64 / n_experts as f64;
+                let hit = n_experts as f64 * (1.0 - missed.powi(rows as i32));
+                let expert_bytes = 3 * width * channels * 17 / 32;
+                let rest = 3 * width * channels + 4 * rows * width;
+                let flops = 2 * rows * (top_k + 1) * 3 * width * channels;
+                return (hit * expert_bytes as f64 + rest as f64, flops as f64);
+            }
+        };
+        (bytes as f64, flops as f64)
+    }
+}
+
+/// Everything that is timed, in this order.
+#[must_use]
+pub fn shapes() -> Vec<Shape> {
+    let of = |operator, rows: &[usize]| {
+        rows.iter().map(move |&rows| Shape { operator, rows }).collect::<Vec<_>>()
+    };
+    let mut shapes = Vec::new();
+    for (part, n, k) in FP8_LINEARS {
+        shapes.extend(of(Operator::Fp8Linear { part, n, k }, &[1, 8, 64, 1024]));
+    }
+    let (n, k) = HEAD_PART;
+    shapes.extend(of(Operator::Bf16Linear { n, k }, &[1, 64]));
+    shapes.extend(of(Operator::Boundary { width: WIDTH }, &[1, 8, 64, 1024]));
+    shapes.extend(of(EXPERTS, &[1, 4, 8, 64, 1024]));
+    shapes
+}
+
 /// Bytes over which weights rotate: four times a large second-level cache.
 const ROTATED_BYTES: usize = 240 << 20;
 
-/// Times every operator and reports each.
+/// Times every operator whose name contains `only` and reports each.
 ///
 /// # Errors
 /// What an operator fails with; [`OpError::Device`] if the device has no room.
 pub fn run(
     device: &Arc<dyn Device>,
     activations: Activations,
+    only: &str,
     report: &mut dyn FnMut(Measured),
 ) -> Result<(), OpError> {
     // Once for show, to see how much memory it takes.
     let rehearsal = Rehearsal::memory(device.arch());
-    all(&CudaOps::over(rehearsal.clone(), activations), None)?;
+    all(&CudaOps::over(rehearsal.clone(), activations), only, None)?;
     let sizes = ArenaSizes {
         weights: rehearsal.reach(Place::Weights),
         cache: 0,
@@ -51,7 +170,7 @@ pub fn run(
         workspace: rehearsal.reach(Place::Workspace) + (1 << 20),
     };
     let memory = Memory::planned(Arc::clone(device), sizes)?;
-    all(&CudaOps::over(memory, activations), Some(report))
+    all(&CudaOps::over(memory, activations), only, Some(report))
 }
 
 /// Calls `body` for each operator: timed and reported, or once.
@@ -63,25 +182,39 @@ struct Bench<'a, 'r> {
 impl Bench<'_, '_> {
     fn time(
         &mut self,
-        name: String,
-        (bytes, flops): (f64, f64),
+        shape: Shape,
         n_copies: usize,
         body: &mut dyn FnMut(usize) -> Result<(), OpError>,
     ) -> Result<(), OpError> {
         let Some(report) = &mut self.report else { return (0..n_copies).try_for_each(body) };
         // As many calls as copies at least, so that each is read once per round.
         let seconds = self.ops.time(n_copies.max(8), &mut |call| body(call % n_copies))?;
-        report(Measured { name, seconds, bytes, flops });
+        let (bytes, flops) = shape.work();
+        report(Measured { name: shape.name(), seconds, bytes, flops });
         Ok(())
     }
 }
 
-fn all(ops: &CudaOps, report: Option<&mut dyn FnMut(Measured)>) -> Result<(), OpError> {
+fn all(ops: &CudaOps, only: &str, report: Option<&mut dyn FnMut(Measured)>) -> Result<(), OpError> {
     let mut bench = Bench { ops, report };
     let mut random = Random::new(5);
-    products(&mut bench, &mut random)?;
-    boundaries(&mut bench, &mut random)?;
-    experts(&mut bench, &mut random)
+    let wanted: Vec<Shape> =
+        shapes().into_iter().filter(|shape| shape.name().contains(only)).collect();
+    // Weights are made once for all rows of an operator.
+    for group in wanted.chunk_by(|a, b| a.operator == b.operator) {
+        let rows: Vec<usize> = group.iter().map(|shape| shape.rows).collect();
+        match group[0].operator {
+            operator @ Operator::Fp8Linear { n, k, .. } => {
+                fp8_linear(&mut bench, &mut random, operator, (n, k), &rows)?;
+            }
+            operator @ Operator::Bf16Linear { n, k } => {
+                bf16_linear(&mut bench, &mut random, operator, (n, k), &rows)?;
+            }
+            Operator::Boundary { width } => boundaries(&mut bench, &mut random, width, &rows)?,
+            Operator::Experts { .. } => experts(&mut bench, &mut random, group)?,
+        }
+    }
+    Ok(())
 }
 
 /// `copies` matrices that share their host bytes and not their device memory.
@@ -93,42 +226,49 @@ fn matrices<T>(
     (0..ROTATED_BYTES.div_ceil(bytes).max(2)).map(|_| load(source)).collect()
 }
 
-fn products(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpError> {
+fn fp8_linear(
+    bench: &mut Bench<'_, '_>,
+    random: &mut Random,
+    operator: Operator,
+    (n, k): (usize, usize),
+    all_rows: &[usize],
+) -> Result<(), OpError> {
     let ops = bench.ops;
-    for (name, n, k) in [
-        ("wq_a and wkv", 1536, 4096),
-        ("wq_b", 32_768, 1024),
-        ("wo_b", 4096, 8192),
-        ("shared expert, up", 2048, 4096),
-    ] {
-        let weights = matrices(&random.fp8(n, k)?, n * k, |w| ops.load_linear(w))?;
-        for rows in [1, 8, 64, 1024] {
-            let x = ops.upload(rows, k, &random.values(rows * k, 1.0))?;
-            let bytes = (n * k + 2 * rows * (n + k)) as f64;
-            let flops = (2 * rows * n * k) as f64;
-            let name = format!("FP8 {name} [{n}, {k}] x {rows}");
-            bench.time(name, (bytes, flops), weights.len(), &mut |copy| {
-                ops.quantised_linear(&weights[copy], &x).map(drop)
-            })?;
-        }
-    }
-    let (n, k) = (129_280 / 8, 4096);
-    let heads = matrices(&random.bf16(n, k)?, 2 * n * k, |w| ops.load_linear(w))?;
-    for rows in [1, 64] {
+    let weights = matrices(&random.fp8(n, k)?, n * k, |w| ops.load_linear(w))?;
+    for &rows in all_rows {
         let x = ops.upload(rows, k, &random.values(rows * k, 1.0))?;
-        let bytes = (2 * n * k + rows * (4 * n + 2 * k)) as f64;
-        let flops = (2 * rows * n * k) as f64;
-        let name = format!("bf16, an eighth of the head [{n}, {k}] x {rows}");
-        bench.time(name, (bytes, flops), heads.len(), &mut |copy| {
+        bench.time(Shape { operator, rows }, weights.len(), &mut |copy| {
+            ops.quantised_linear(&weights[copy], &x).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+fn bf16_linear(
+    bench: &mut Bench<'_, '_>,
+    random: &mut Random,
+    operator: Operator,
+    (n, k): (usize, usize),
+    all_rows: &[usize],
+) -> Result<(), OpError> {
+    let ops = bench.ops;
+    let heads = matrices(&random.bf16(n, k)?, 2 * n * k, |w| ops.load_linear(w))?;
+    for &rows in all_rows {
+        let x = ops.upload(rows, k, &random.values(rows * k, 1.0))?;
+        bench.time(Shape { operator, rows }, heads.len(), &mut |copy| {
             ops.logits(&heads[copy], &x, &Solo).map(drop)
         })?;
     }
     Ok(())
 }
 
-fn boundaries(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpError> {
+fn boundaries(
+    bench: &mut Bench<'_, '_>,
+    random: &mut Random,
+    width: usize,
+    all_rows: &[usize],
+) -> Result<(), OpError> {
     let ops = bench.ops;
-    let width = 4096;
     let site = HcSite {
         function: ops.load_linear(&random.f32(24, 4 * width)?)?,
         base: random.vector(ops, 24, 0.0)?,
@@ -138,15 +278,12 @@ fn boundaries(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpEr
         norm_eps: 1e-6,
     };
     let norm = random.norm(ops, width)?;
-    for rows in [1, 8, 64, 1024] {
+    for &rows in all_rows {
         let x = ops.upload(rows, 4 * width, &random.values(rows * 4 * width, 1.0))?;
         let y = ops.upload(rows, width, &random.values(rows * width, 1.0))?;
         let HcMix { post, comb } = ops.hc_pre(&x, &site, &norm)?.mix;
         let mix = HcMix { post, comb };
-        // The copies in and out, the sublayer's output, the next one's input in two forms.
-        let bytes = (2 * rows * width * (4 + 4 + 1 + 2) + 4 * 24 * 4 * width) as f64;
-        let flops = (2 * rows * 24 * 4 * width) as f64;
-        bench.time(format!("boundary, width {width}, x {rows}"), (bytes, flops), 1, &mut |_| {
+        bench.time(Shape { operator: Operator::Boundary { width }, rows }, 1, &mut |_| {
             let mut copies = x.clone();
             ops.hc_boundary(&mut copies, &y, &mix, &site, &norm).map(drop)
         })?;
@@ -154,10 +291,17 @@ fn boundaries(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpEr
     Ok(())
 }
 
-fn experts(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpError> {
+fn experts(
+    bench: &mut Bench<'_, '_>,
+    random: &mut Random,
+    shapes: &[Shape],
+) -> Result<(), OpError> {
     let ops = bench.ops;
-    // Enough experts that one token's are not in the second-level cache from the call before.
-    let (width, channels, n_experts, top_k) = (4096, 2048, 64, 6);
+    let Some(Operator::Experts { width, channels, n_experts, top_k }) =
+        shapes.first().map(|shape| shape.operator)
+    else {
+        return Ok(());
+    };
     let up = random.fp4(channels, width)?;
     let down = random.fp4(width, channels)?;
     let all: Vec<_> = (0..n_experts).map(|_| [up.clone(), up.clone(), down.clone()]).collect();
@@ -177,8 +321,8 @@ fn experts(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpError
         routed_scaling_factor: 1.5,
         swiglu_limit: Some(10.0),
     };
-    let expert_bytes = 3 * width * channels * 17 / 32;
-    for rows in [1_usize, 4, 8, 64, 1024] {
+    for &shape in shapes {
+        let rows = shape.rows;
         let n_copies = if rows == 1 { 8 } else { 2 };
         let blocks: Vec<u32> = (0..rows.div_ceil(256) as u32).collect();
         let step = ops.prepare_step(&Batch::single(0, 0, &vec![0; rows], &blocks))?;
@@ -189,13 +333,7 @@ fn experts(bench: &mut Bench<'_, '_>, random: &mut Random) -> Result<(), OpError
                 Ok((x, routing))
             })
             .collect::<Result<Vec<_>, OpError>>()?;
-        // Uniform routing: how many different experts `rows` tokens reach.
-        let hit =
-            n_experts as f64 * (1.0 - (1.0 - top_k as f64 / n_experts as f64).powi(rows as i32));
-        let bytes = hit * expert_bytes as f64 + (3 * width * channels + 4 * rows * width) as f64;
-        let flops = (2 * rows * (top_k + 1) * 3 * width * channels) as f64;
-        let name = format!("experts, {n_experts} of Flash's, x {rows}");
-        bench.time(name, (bytes, flops), n_copies, &mut |copy| {
+        bench.time(shape, n_copies, &mut |copy| {
             let (x, routing) = &inputs[copy];
             ops.moe(&weights, x, routing, &Solo).map(drop)
         })?;
@@ -213,7 +351,17 @@ mod tests {
         let memory = Rehearsal::memory("sm_80");
         let ops = CudaOps::over(memory.clone(), Activations::Fp8Grid);
         let mut bench = Bench { ops: &ops, report: None };
-        boundaries(&mut bench, &mut Random::new(1)).unwrap();
+        boundaries(&mut bench, &mut Random::new(1), WIDTH, &[1, 1024]).unwrap();
         assert!(memory.reach(Place::Workspace) > 1024 * 4 * 4096 * 2);
+    }
+
+    #[test]
+    fn every_shape_has_a_name_of_its_own_and_work_to_do() {
+        let shapes = shapes();
+        let names: std::collections::BTreeSet<String> = shapes.iter().map(Shape::name).collect();
+        assert_eq!((names.len(), shapes.len()), (27, 27));
+        let (bytes, flops) = shapes[0].work();
+        assert_eq!((bytes, flops), (6_302_720.0, 12_582_912.0));
+        assert!(shapes.iter().all(|shape| shape.work().0 > 0.0 && shape.work().1 > 0.0));
     }
 }
