@@ -120,6 +120,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     });
     step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
     step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?));
+    step("peer scripts", &mut || e2e::peers(workspace, &workspace.tested_fathom()?));
 
     Ok(report(&outcomes))
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask e2e [NAME]`: real clients against a freshly started server; and the soak test.
+//! `cargo xtask e2e [NAME]`: real clients against a freshly started server; the soak test; and the
+//! scripts that time peers.
 
 use std::path::Path;
 
@@ -34,6 +35,15 @@ pub(crate) fn soak(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
     let mut counts = TestCounts::default();
     let mut script = workspace.command("python3");
     script.args(["-u", "scripts/soak/soak.py", "--fathom"]).arg(fathom).args(SHORT_SOAK);
+    let success = watched(&mut script, |line| counts.note(line))?;
+    Ok(counts.or_failed(success))
+}
+
+/// Runs the checks of the scripts that time other implementations on a GPU machine; none is needed.
+pub(crate) fn peers(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
+    let mut counts = TestCounts::default();
+    let mut script = workspace.command("python3");
+    script.args(["-u", "scripts/peers/check.py", "--fathom"]).arg(fathom);
     let success = watched(&mut script, |line| counts.note(line))?;
     Ok(counts.or_failed(success))
 }

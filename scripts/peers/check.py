@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""The peer scripts without a GPU: shapes, turns, the table, and what is said of absent peers.
+
+Part of `cargo xtask check`; by hand: python3 scripts/peers/check.py --fathom PATH.
+Ends with `N passed, M failed`.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import prepare
+import run
+from peers import PEERS, Absent, copies, rotating
+
+
+def shapes_are_read_and_grouped(fathom: str) -> None:
+    shapes = run.read_shapes(fathom)
+    groups = run.operators(shapes)
+    assert len(shapes) == len({shape["name"] for shape in shapes}) > 20, shapes
+    assert [shape["rows"] for shape in groups["FP8 wq_b [32768, 1024]"]] == [1, 8, 64, 1024], groups
+    assert {shape["operator"] for shape in shapes} == {"fp8_linear", "bf16_linear", "boundary", "experts"}
+
+
+def a_dry_run_names_operators_and_peers(fathom: str) -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run.main(["--fathom", fathom, "--dry-run", "--only", "wo_b"]) == 0
+    text = out.getvalue()
+    assert "FP8 wo_b [4096, 8192]: rows 1, 8, 64, 1024" in text and "deepgemm" in text, text
+
+
+def turns_alternate_and_ratios_are_those_of_medians(_fathom: str) -> None:
+    turns: list[str] = []
+    own = iter([{"A x 1": 2.0}, {"A x 1": 4.0}, {"A x 1": 2.0}])
+
+    def time_ours(operator: str) -> dict[str, float]:
+        turns.append(operator)
+        return next(own)
+
+    def time_peer(peer: str, _shape: dict) -> float | None:
+        turns.append(peer)
+        if peer == "deepgemm":
+            raise Absent("not here")
+        return 3.0 if peer == "torch" else None
+
+    groups = {"A": [{"name": "A x 1"}]}
+    rows, absent = run.compare(groups, 3, time_ours, time_peer, lambda: 1.0)
+    assert turns[:4] == ["A", *PEERS] and turns.count("torch") == 3, turns
+    assert turns.count("deepgemm") == 1 and absent == {"deepgemm": "not here"}, turns
+    assert rows[0]["peers"] == {"torch": {"seconds": 3.0, "times_ours": 1.5}}, rows
+    assert rows[0]["spread"] == 1.0, rows
+    text = run.table(rows, absent)
+    assert "torch: 3000000.0, 1.50" in text and "absent: deepgemm: not here" in text, text
+    assert run.compare(groups, 3, time_ours, time_peer, lambda: 0.0) == ([], {})
+
+
+def peers_without_their_library_are_absent_with_the_reason(_fathom: str) -> None:
+    shape = {"operator": "fp8_linear", "rows": 1, "n": 128, "k": 128}
+    try:
+        PEERS["deepgemm"](shape, Path("/nowhere"))
+    except Absent as error:
+        assert str(error), error
+    else:
+        raise AssertionError("it is there")
+    assert PEERS["torch experts"](shape, Path("/nowhere")) is None
+    assert copies(1 << 20) == 240 and copies(1 << 40) == 2
+    call = rotating([lambda: 0, lambda: 1])
+    assert [call() for _ in range(3)] == [1, 0, 1]
+
+
+def only_what_is_needed_is_taken_out_of_a_wheel(_fathom: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = Path(folder) / "x.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name in ["vllm/_moe_C.abi3.so", "vllm/_C.abi3.so", "vllm/model.py"]:
+                archive.writestr(name, "content")
+        taken = prepare.unpack(wheel, prepare.PEERS["marlin"][1], Path(folder) / "marlin")
+        assert taken == 1 and (Path(folder) / "marlin/vllm/_moe_C.abi3.so").exists()
+        assert prepare.folder_bytes(Path(folder) / "marlin") == 7
+    assert prepare.wanted("anything", [])
+
+
+CHECKS = [
+    shapes_are_read_and_grouped,
+    a_dry_run_names_operators_and_peers,
+    turns_alternate_and_ratios_are_those_of_medians,
+    peers_without_their_library_are_absent_with_the_reason,
+    only_what_is_needed_is_taken_out_of_a_wheel,
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fathom", required=True, help="the fathom binary")
+    args = parser.parse_args()
+    failed = 0
+    for check in CHECKS:
+        try:
+            check(args.fathom)
+        except Exception as error:
+            failed += 1
+            print(f"FAILED {check.__name__}: {error!r}")
+    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
