@@ -60,7 +60,7 @@ fn unix_time_s() -> u64 {
 }
 
 /// The commit, with `+` if the working tree differs from it.
-fn commit(workspace: &Workspace) -> Result<String> {
+pub(crate) fn commit(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .command("git")
         .args(["describe", "--always", "--abbrev=12", "--dirty=+"])

@@ -2,7 +2,8 @@
 //!
 //! Compiles the kernels where there is a compiler, builds the `fathom` binary for release with them
 //! inside, and runs `fathom device-check ARGS` here; or, with `--bundle`, leaves in DIR what a GPU
-//! machine without Rust needs: the binary, the golden files, and the command as a script.
+//! machine without Rust needs: the binary, the golden files, the command as a script, and the script
+//! that also measures everything (`scripts/gpu/first_run.sh`).
 //!
 //! Not here: what is checked (`fathom device-check`).
 
@@ -35,7 +36,11 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     let fathom = build(workspace, pack.exists().then_some(pack))?;
     let goldens = workspace.root.join("models/nano/goldens");
     match bundle {
-        Some(directory) => write_bundle(Path::new(directory), &fathom, &goldens),
+        Some(directory) => {
+            let directory = Path::new(directory);
+            write_bundle(directory, &fathom, &goldens)?;
+            add_first_run(directory, &workspace.root, &crate::bench::commit(workspace)?)
+        }
         None => {
             let mut command = workspace.command(&fathom);
             succeeds(command.arg("device-check").arg("--goldens").arg(goldens).args(rest))
@@ -71,6 +76,29 @@ fn write_bundle(directory: &Path, fathom: &Path, goldens: &Path) -> Result<bool>
     Ok(true)
 }
 
+/// Adds what measures: the script for a whole run, those of the peers, and the commit.
+fn add_first_run(directory: &Path, root: &Path, commit: &str) -> Result<bool> {
+    let scripts = directory.join("scripts");
+    fs::create_dir_all(&scripts).with_context(|| format!("making {}", scripts.display()))?;
+    let copies = [
+        ("scripts/gpu/first_run.sh", "first_run.sh"),
+        ("scripts/peers/run.py", "scripts/run.py"),
+        ("scripts/peers/peers.py", "scripts/peers.py"),
+    ];
+    for (from, to) in copies {
+        fs::copy(root.join(from), directory.join(to))
+            .with_context(|| format!("copying {from} to {}", directory.display()))?;
+    }
+    fs::write(directory.join("commit"), commit)
+        .with_context(|| format!("writing {}", directory.join("commit").display()))?;
+    println!(
+        "`bash first_run.sh` there measures everything; `python3 scripts/peers/prepare.py --into \
+         {}` first brings peers along",
+        directory.join("peers").display()
+    );
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +117,13 @@ mod tests {
         }
         let script = fs::read_to_string(bundle.join("check.sh")).unwrap();
         assert!(script.contains("/fathom\" device-check") && script.contains("$here/goldens"));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        assert!(add_first_run(&bundle, &root, "abc").unwrap());
+        let script = fs::read_to_string(bundle.join("first_run.sh")).unwrap();
+        for name in ["commit", "scripts/run.py", "scripts/peers.py"] {
+            assert!(bundle.join(name).exists(), "{name}");
+        }
+        assert!(script.contains("$here/commit") && script.contains("scripts=$here/scripts"));
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Everything that wants measuring on a GPU machine, most valuable first, within a time budget.
+#
+# Needs the driver; Python with PyTorch for the peers only. No Rust, no network. From a bundle
+# (`cargo xtask device-check --bundle DIR`) or a checkout with a release build:
+#
+#     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--commit ID]
+#
+# Writes to DIR (default: `results` beside this script) what benches/results holds for other machines:
+# device-check.json, kernels.json, slice.json with slice.svg, peers.json, all logs, and run.json with
+# machine, driver, commit and command. A step that fails or has no time left is noted there, and the
+# next one runs. Exits with 1 if the device check fails.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+command="$0 $*"
+fathom=$here/fathom
+peers=$here/peers
+out=$here/results
+budget=900
+commit=$(cat "$here/commit" 2>/dev/null || git -C "$here" describe --always --abbrev=12 --dirty=+ 2>/dev/null || echo unknown)
+while [ $# -gt 0 ]; do
+  if [ $# -lt 2 ]; then echo "first_run.sh: $1 needs a value; see the head of this file" >&2; exit 2; fi
+  case $1 in
+    --fathom) fathom=$2 ;;
+    --peers) peers=$2 ;;
+    --out) out=$2 ;;
+    --budget) budget=$2 ;;
+    --commit) commit=$2 ;;
+    *) echo "first_run.sh: unknown argument $1; see the head of this file" >&2; exit 2 ;;
+  esac
+  shift 2
+done
+case $budget in
+  '' | *[!0-9]*) echo "first_run.sh: --budget $budget is no number of seconds" >&2; exit 2 ;;
+esac
+if [ ! -x "$fathom" ]; then
+  echo "first_run.sh: there is no program $fathom; give --fathom PATH" >&2
+  exit 2
+fi
+export LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+mkdir -p "$out"
+begun=$(date +%s)
+steps=""
+left() { echo $((budget - ($(date +%s) - begun))); }
+
+# step NAME SECONDS COMMAND...: runs it, for as many seconds at most, with its output in NAME.log.
+step() {
+  local name=$1 most=$2 rest status started
+  shift 2
+  rest=$(left)
+  # Less than this and nothing but loading would happen.
+  if [ "$rest" -lt 10 ]; then
+    echo "== $name: no time left"
+    steps="$steps{\"step\":\"$name\",\"status\":\"no time left\"},"
+    return 0
+  fi
+  if [ "$rest" -lt "$most" ]; then most=$rest; fi
+  echo "== $name (at most $most s)"
+  started=$(date +%s)
+  timeout --kill-after=10 "$most" "$@" >"$out/$name.log" 2>&1
+  status=$?
+  tail -n 40 "$out/$name.log"
+  steps="$steps{\"step\":\"$name\",\"status\":$status,\"seconds\":$(($(date +%s) - started))},"
+  return $status
+}
+
+# A text as JSON.
+quoted() { printf '"%s"' "$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
+
+clocks() {
+  nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv,noheader 2>/dev/null | head -1
+}
+
+gpu=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | head -1)
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)
+machine=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
+clocks_before=$(clocks)
+
+record() {
+  cat >"$out/run.json" <<JSON
+{
+  "commit": $(quoted "$commit"),
+  "command": $(quoted "$command"),
+  "unix_time_s": $begun,
+  "machine": $(quoted "$machine, $(nproc) threads"),
+  "gpu": $(quoted "$gpu"),
+  "driver": $(quoted "$driver"),
+  "clocks_before": $(quoted "$clocks_before"),
+  "clocks_after": $(quoted "$(clocks)"),
+  "budget_s": $budget,
+  "steps": [${steps%,}]
+}
+JSON
+}
+trap record EXIT
+
+checked=0
+step doctor 30 "$fathom" doctor --device cuda
+goldens=()
+if [ -d "$here/goldens" ]; then goldens=(--goldens "$here/goldens"); fi
+step device-check-small 120 "$fathom" device-check --small "${goldens[@]}" --out "$out/device-check-small.json" || checked=1
+# The first cells of the grid before anything long: they answer most.
+step slice-quick 120 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
+  --budget-s 100 --out "$out/slice-quick.json"
+step kernels 120 "$fathom" bench kernels --out "$out/kernels.json"
+step slice 330 "$fathom" bench slice --budget-s "$(($(left) < 330 ? $(left) - 20 : 300))" --out "$out/slice.json"
+if [ -s "$out/slice.json" ]; then step plot 10 "$fathom" bench plot "$out/slice.json" --out "$out/slice.svg"; fi
+if python3 -c 'import torch' 2>/dev/null; then
+  scripts=$here/scripts
+  if [ ! -d "$scripts" ]; then scripts=$here/../peers; fi
+  step peers 300 python3 "$scripts/run.py" --fathom "$fathom" --peers "$peers" \
+    --budget-s "$(($(left) < 300 ? $(left) - 20 : 270))" --out "$out/peers.json"
+else
+  echo "== peers: python3 has no torch: absent"
+  steps="$steps{\"step\":\"peers\",\"status\":\"python3 has no torch\"},"
+fi
+step device-check 600 "$fathom" device-check "${goldens[@]}" --out "$out/device-check.json" || checked=1
+echo "results in $out"
+exit $checked
