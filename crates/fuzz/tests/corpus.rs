@@ -109,6 +109,7 @@ fn run(name: &str) {
         let held = std::panic::catch_unwind(|| target(bytes));
         assert!(held.is_ok(), "{} breaks {name}", path.display());
     }
+    #[expect(clippy::disallowed_methods, reason = "a test has no command line of its own")]
     let from_outside = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let mut chance = Chance(from_outside("FATHOM_FUZZ_SEED").unwrap_or(42));
     let n_mutations = match name {
