@@ -233,7 +233,10 @@ fn usage_is_on_every_chunk_if_asked_for() {
         assert_eq!(count(chunk, "total_tokens"), prompt + said);
         let reasoning = &chunk["usage"]["completion_tokens_details"]["reasoning_tokens"];
         assert!(reasoning.as_u64().unwrap() <= said);
-        if chunk["choices"][0]["delta"]["reasoning_content"].as_str().is_some_and(|t| t != "") {
+        if chunk["choices"][0]["delta"]["reasoning_content"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty())
+        {
             assert_eq!(reasoning, said, "all of it is reasoning so far");
         }
     }
