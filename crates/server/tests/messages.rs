@@ -88,6 +88,9 @@ fn assembled(events: &[Value]) -> Value {
                 for field in ["stop_reason", "stop_sequence"] {
                     message[field] = event["delta"][field].clone();
                 }
+                if let Some(details) = event["delta"].get("finish_details") {
+                    message["finish_details"] = details.clone();
+                }
                 message["usage"] = event["usage"].clone();
             }
             "message_stop" => assert!(std::ptr::eq(event, events.last().unwrap())),

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fathom_server::ServerConfig;
 use serde_json::json;
@@ -97,7 +98,14 @@ fn collector() -> (String, JoinHandle<(String, Vec<u8>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
     let thread = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+        // A batch that never comes fails the test instead of holding it up.
+        listener.set_nonblocking(true).unwrap();
+        let accepted = (0..6000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            listener.accept().ok()
+        });
+        let (mut stream, _) = accepted.expect("a batch within a minute");
+        stream.set_nonblocking(false).unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
