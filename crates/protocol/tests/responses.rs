@@ -119,7 +119,7 @@ data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m
 
 data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}]}
 
-data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"###","finish_details":{"thought_only":true,"token_loop":{"period":2,"repeats":40}}}]}
+data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"fp_0","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"###","finish_details":{"thought_only":true,"token_loop":{"period":2,"repeats":40},"cut_call":false}}]}
 "####);
 }
 
