@@ -23,7 +23,8 @@ def shapes_are_read_and_grouped(fathom: str) -> None:
     groups = run.operators(shapes)
     assert len(shapes) == len({shape["name"] for shape in shapes}) > 20, shapes
     assert [shape["rows"] for shape in groups["FP8 wq_b [32768, 1024]"]] == [1, 8, 64, 1024], groups
-    assert {shape["operator"] for shape in shapes} == {"fp8_linear", "bf16_linear", "boundary", "experts"}
+    operators = {"fp8_linear", "bf16_linear", "boundary", "experts", "attention", "index_select"}
+    assert {shape["operator"] for shape in shapes} == operators
 
 
 def a_dry_run_names_operators_and_peers(fathom: str) -> None:

@@ -126,8 +126,8 @@ PEERS: dict[str, Callable] = {
 
 # Libraries that `prepare.py` brings along and nothing here times yet, with what is missing.
 NOT_TIMED = {
-    "flashmla": "`fathom bench kernels` does not time attention alone",
-    "deepselect": "`fathom bench kernels` does not time top-k alone",
+    "flashmla": "its paged cache has to be filled in its own row layout first",
+    "deepselect": "`fathom bench kernels` times scores and top-k together; DeepSelect has top-k alone",
     "marlin": "its packed weights have to be made from FP4 codes first",
     "humming": "its packed weights have to be made from FP4 codes first",
     "transformers": "`fathom bench kernels` does not time whole layers",

@@ -10,6 +10,7 @@
 //!
 //! Not here: a running server's throughput.
 
+mod ceilings;
 mod drafts;
 mod kernels;
 mod memory;

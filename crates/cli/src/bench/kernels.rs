@@ -1,10 +1,10 @@
 //! `fathom bench kernels`: the time of each hot operator on a GPU beside what its bytes and its
 //! operations allow.
 //!
-//! Shapes are those of Flash. Steps are timed as replays of a recording; weights rotate over more
-//! bytes than the second-level cache holds; inputs are random. The floor is the larger of bytes over
-//! bandwidth and operations over rate; both rates are a share of the data sheet that other kernels
-//! reached on the same kind of card, until they are measured in the same run.
+//! Shapes are those of Flash, and of Pro's attention. Steps are timed as replays of a recording;
+//! weights and cache rows rotate over more bytes than the second-level cache holds; values are drawn on
+//! the device. The floor is the larger of bytes over bandwidth and operations over rate, both measured
+//! in this process where that says something ([`ceilings`](super::ceilings)).
 //!
 //! Not yet run on a GPU.
 
@@ -12,46 +12,25 @@ use anyhow::{Context, Result};
 use fathom_ops::cuda::check::bench::{self, Measured, Operator};
 use serde_json::{Value, json};
 
+use super::ceilings::{self, Rates};
 use crate::gpu::{self, DeviceChoice};
 
-/// Bytes and operations per second that a card can be expected to reach.
-pub(super) struct Ceiling {
-    /// Part of the card's name.
-    name: &'static str,
-    pub(super) bytes_per_s: f64,
-    pub(super) bf16_flops: f64,
-    /// Those of bf16 where there is no FP8.
-    pub(super) fp8_flops: f64,
-}
-
-/// 0.896 of the data sheet's bandwidth, 0.80 of its dense rate.
-const CEILINGS: [Ceiling; 5] = [
-    Ceiling { name: "A100", bytes_per_s: 1.83e12, bf16_flops: 250e12, fp8_flops: 250e12 },
-    Ceiling { name: "H200", bytes_per_s: 4.30e12, bf16_flops: 790e12, fp8_flops: 1580e12 },
-    Ceiling { name: "H100", bytes_per_s: 3.00e12, bf16_flops: 790e12, fp8_flops: 1580e12 },
-    Ceiling { name: "B200", bytes_per_s: 7.17e12, bf16_flops: 1800e12, fp8_flops: 3600e12 },
-    Ceiling { name: "B300", bytes_per_s: 7.17e12, bf16_flops: 1800e12, fp8_flops: 3600e12 },
-];
-
-/// What is known of the card `name`.
-pub(super) fn ceiling(name: &str) -> Option<&'static Ceiling> {
-    CEILINGS.iter().find(|ceiling| name.contains(ceiling.name))
-}
-
 /// Seconds below which the operator cannot go.
-fn floor_s(measured: &Measured, ceiling: &Ceiling) -> f64 {
-    (measured.bytes / ceiling.bytes_per_s).max(measured.flops / ceiling.bf16_flops)
+fn floor_s(measured: &Measured, rates: &Rates) -> f64 {
+    let flops = if measured.is_fp8 { rates.fp8 } else { rates.bf16 };
+    (measured.bytes / rates.bytes).max(measured.flops / flops)
 }
 
-fn line(measured: &Measured, ceiling: Option<&Ceiling>) -> String {
-    let Measured { name, seconds, bytes, .. } = measured;
-    let rate = bytes / seconds / 1e12;
-    let mut line = format!("{name:<40}{:>10.1} us  {rate:>6.2} TB/s", seconds * 1e6);
-    if let Some(ceiling) = ceiling {
-        let floor = floor_s(measured, ceiling);
-        line += &format!("  floor {:>8.1} us  {:>5.2} of it", floor * 1e6, floor / seconds);
-    }
-    line
+fn line(measured: &Measured, rates: &Rates) -> String {
+    let Measured { name, seconds, bytes, flops, .. } = measured;
+    let (us, floor) = (seconds * 1e6, floor_s(measured, rates));
+    format!(
+        "{name:<40}{us:>10.1} us  {:>6.2} TB/s  {:>6.0} TFLOP/s  floor {:>8.1} us  {:>5.2} of it",
+        bytes / seconds / 1e12,
+        flops / seconds / 1e12,
+        floor * 1e6,
+        floor / seconds,
+    )
 }
 
 /// What is timed, so that a peer can be given the same.
@@ -68,6 +47,18 @@ pub(super) fn shapes() -> Value {
                 "channels": channels,
                 "n_experts": n_experts,
                 "top_k": top_k,
+            }),
+            Operator::Attention { n_heads, top_k, context } => json!({
+                "operator": "attention",
+                "n_heads": n_heads,
+                "top_k": top_k,
+                "context": context,
+            }),
+            Operator::IndexSelect { n_heads, top_k, context } => json!({
+                "operator": "index_select",
+                "n_heads": n_heads,
+                "top_k": top_k,
+                "context": context,
             }),
         };
         value["name"] = shape.name().into();
@@ -90,26 +81,21 @@ pub(super) fn run(only: &str) -> Result<Value> {
              `fathom bench kernels --out FILE`",
         )?;
     println!("{}", gpu.about);
-    let name = gpu.device.name();
-    let ceiling = ceiling(&name);
+    let ceilings = ceilings::ceilings(&gpu, false)?;
+    println!("{}", ceilings.line());
     let mut rows = Vec::new();
     bench::run(&gpu.device, gpu.activations, only, &mut |measured| {
-        println!("{}", line(&measured, ceiling));
+        println!("{}", line(&measured, &ceilings.rates));
         rows.push(json!({
             "name": measured.name,
             "seconds": measured.seconds,
             "bytes": measured.bytes,
             "flops": measured.flops,
-            "floor_s": ceiling.map(|ceiling| floor_s(&measured, ceiling)),
+            "is_fp8": measured.is_fp8,
+            "floor_s": floor_s(&measured, &ceilings.rates),
         }));
     })?;
-    Ok(json!({
-        "device": gpu.about,
-        "ceilings": ceiling.map(|c| json!({
-            "bytes_per_s": c.bytes_per_s, "bf16_flops": c.bf16_flops, "measured": false,
-        })),
-        "kernels": rows,
-    }))
+    Ok(json!({ "device": gpu.about, "ceilings": ceilings.json(), "kernels": rows }))
 }
 
 #[cfg(test)]
@@ -118,13 +104,19 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_larger_of_bytes_and_operations() {
-        let measured =
-            |bytes, flops| Measured { name: "x".to_owned(), seconds: 1e-5, bytes, flops };
-        let h200 = ceiling("NVIDIA H200").unwrap();
-        assert!((floor_s(&measured(4.3e6, 0.0), h200) - 1e-6).abs() < 1e-12);
-        assert!((floor_s(&measured(4.3e6, 7.9e9), h200) - 1e-5).abs() < 1e-12);
-        assert!(line(&measured(4.3e6, 0.0), Some(h200)).contains("0.10 of it"));
-        assert!(ceiling("Some other card").is_none());
+        let measured = |bytes, flops, is_fp8| Measured {
+            name: "x".to_owned(),
+            seconds: 1e-5,
+            bytes,
+            flops,
+            is_fp8,
+        };
+        let h200 = ceilings::H200;
+        let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-12, "{got}");
+        close(floor_s(&measured(4.3e6, 0.0, false), &h200), 1e-6);
+        close(floor_s(&measured(4.3e6, 7.9e9, false), &h200), 1e-5);
+        close(floor_s(&measured(4.3e6, 7.9e9, true), &h200), 5e-6);
+        assert!(line(&measured(4.3e6, 0.0, false), &h200).contains("0.10 of it"));
     }
 
     #[test]

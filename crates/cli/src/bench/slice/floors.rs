@@ -13,22 +13,10 @@ use fathom_core::model_config::{HC_MIX, HC_MULT, HEAD_DIM, INDEX_HEAD_DIM, WINDO
 use fathom_core::{LayerKind, ModelConfig};
 use fathom_ops::IndexKeyFormat;
 
+use crate::bench::ceilings::Rates;
+
 /// Bytes of a KV row.
 const KV_ROW: f64 = 584.0;
-
-/// What a machine does per second.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rates {
-    /// Bytes, read and written.
-    pub(super) bytes: f64,
-    /// Multiplications and additions of FP8 values.
-    pub(super) fp8: f64,
-    /// The same of bf16 values.
-    pub(super) bf16: f64,
-}
-
-/// One H200, as the design's tables take it.
-pub(super) const H200: Rates = Rates { bytes: 4.3e12, fp8: 1580e12, bf16: 790e12 };
 
 /// Tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +198,7 @@ pub(super) fn spread(context: usize, batch: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::ceilings::H200;
 
     fn config(text: &str) -> ModelConfig {
         fathom_weights::parse_config(text.as_bytes()).unwrap().config

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 pub(super) use shape::SliceArgs;
 use shape::{Case, Work};
 
+use super::ceilings;
 use crate::gpu::{self, DeviceChoice};
 
 /// Runs the cases that are asked for; `save` gets the result after every one of them.
@@ -50,7 +51,7 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
              it",
         )?;
     println!("{}", gpu.about);
-    let ceilings = run::ceilings(&gpu, args.quick)?;
+    let ceilings = ceilings::ceilings(&gpu, args.quick)?;
     println!("{}", ceilings.line());
     let stages = stages::per_layer(&config, gpu.kernels())?;
     println!("{}", stages.line());

@@ -6,11 +6,12 @@ use fathom_core::{LayerKind, ModelConfig};
 use fathom_ops::{CacheSpec, IndexKeyFormat};
 use serde_json::{Map, Value, json};
 
-use super::floors::{self, H200, Rates, Run, spread};
+use super::floors::{self, Run, spread};
 use super::prepare::Prepared;
-use super::run::{Ceilings, Measured, quantile};
+use super::run::{Measured, quantile};
 use super::shape::{Case, SliceArgs, Work};
 use super::stages::kind_name;
+use crate::bench::ceilings::{Ceilings, H200, Rates};
 
 /// Format of the indexer keys that a GPU's cache has.
 const KEYS: IndexKeyFormat = CacheSpec::formats_for(fathom_core::Numerics::Bf16).1;

@@ -1,4 +1,4 @@
-//! The measurements: ceilings of the device, and the steps of a case.
+//! The measurements: the steps of a case.
 
 use std::collections::BTreeMap;
 
@@ -7,91 +7,17 @@ use fathom_core::LayerKind;
 use fathom_model::{ModelError, NoProbe, Probe, Seen};
 use fathom_ops::cuda::{CudaOps, DeviceCache, DeviceTensor};
 use fathom_ops::{BLOCK_TOKENS, Backend, Batch, OpError, Solo};
-use serde_json::{Value, json};
 
-use super::floors::{Rates, Run, spread};
+use super::floors::{Run, spread};
 use super::prepare::{Prepared, cache_spec};
 use super::shape::{Case, SliceArgs, Work};
-use crate::bench::kernels;
-use crate::gpu::Gpu;
 
-/// Bytes of each of the two buffers whose copy is the ceiling.
-const COPY_BYTES: usize = 2 << 30;
-/// Blocks and rounds of the bare products: some milliseconds on any card.
-const PRODUCT_BLOCKS: u32 = 132 * 8;
-const PRODUCT_ROUNDS: u32 = 4096;
 /// Steps before the timed ones; the first loads code, the second is recorded.
 const WARM_UPS: usize = 5;
 /// Layers of one kind that are timed at once.
 const KIND_LAYERS: usize = 8;
 /// Beyond this a hidden state has left what any trained model has.
 const LARGEST_HIDDEN: f32 = 1e4;
-
-/// What the device does per second at best.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ceilings {
-    /// Measured here where that says something, else of the design's table.
-    pub(super) rates: Rates,
-    /// Of the design's table, for a card that it has.
-    pub(super) reference: Option<Rates>,
-    products: (f64, bool),
-    are_products_measured: bool,
-}
-
-impl Ceilings {
-    pub(super) fn line(&self) -> String {
-        let Rates { bytes, fp8, bf16 } = self.rates;
-        let source = if self.are_products_measured { "measured" } else { "as the card is known" };
-        format!(
-            "ceilings: copy {:.2} TB/s measured, products {:.0} FP8 and {:.0} bf16 TFLOP/s {source}",
-            bytes / 1e12,
-            fp8 / 1e12,
-            bf16 / 1e12,
-        )
-    }
-
-    pub(super) fn json(&self) -> Value {
-        let rates = |rates: Rates| {
-            let Rates { bytes, fp8, bf16 } = rates;
-            json!({ "bytes_per_s": bytes, "fp8_flops": fp8, "bf16_flops": bf16 })
-        };
-        let (rate, is_fp8) = self.products;
-        json!({
-            "used": rates(self.rates),
-            "reference": self.reference.map(rates),
-            "bare_products_flops": rate,
-            "bare_products": if is_fp8 { "e4m3 wgmma" } else { "bf16 mma.sync" },
-            "are_products_measured": self.are_products_measured,
-        })
-    }
-}
-
-/// Copies memory and multiplies, as fast as the device can.
-///
-/// # Errors
-/// What the device fails with.
-pub(super) fn ceilings(gpu: &Gpu, quick: bool) -> Result<Ceilings> {
-    let ops = CudaOps::new(std::sync::Arc::clone(&gpu.device), gpu.activations);
-    let (bytes, blocks, rounds) = if gpu.is_emulator {
-        (1 << 16, 1, 1)
-    } else {
-        (COPY_BYTES, PRODUCT_BLOCKS, if quick { PRODUCT_ROUNDS / 4 } else { PRODUCT_ROUNDS })
-    };
-    let copied = ops.copy_rate(bytes).context("measuring how fast memory is copied")?;
-    let products = ops.product_rate(blocks, rounds).context("measuring products")?;
-    let known = kernels::ceiling(&gpu.device.name());
-    let reference =
-        known.map(|c| Rates { bytes: c.bytes_per_s, fp8: c.fp8_flops, bf16: c.bf16_flops });
-    // Elsewhere than on Hopper and Ampere there are faster instructions than those measured.
-    let are_products_measured = matches!(gpu.device.arch(), "sm_90a" | "sm_80") || known.is_none();
-    let (rate, is_fp8) = products;
-    let rates = match reference {
-        Some(reference) if !are_products_measured => Rates { bytes: copied, ..reference },
-        // FP8 has twice the rate of bf16; without FP8 both are bf16's.
-        _ => Rates { bytes: copied, fp8: rate, bf16: if is_fp8 { rate / 2.0 } else { rate } },
-    };
-    Ok(Ceilings { rates, reference, products, are_products_measured })
-}
 
 /// By the name of a kind: the kind, median seconds of one layer, and the layers that were timed.
 pub(super) type KindTimes = BTreeMap<&'static str, (LayerKind, f64, Vec<usize>)>;

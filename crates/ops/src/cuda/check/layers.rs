@@ -17,15 +17,15 @@ use crate::{Backend, Batch, CacheSpec, IndexKeyFormat, KvFormat, OpError, Solo};
 
 /// Dimensions of a layer.
 #[derive(Clone, Copy)]
-struct Shape {
-    width: usize,
-    rank: usize,
-    heads: usize,
-    groups: usize,
+pub(super) struct Shape {
+    pub(super) width: usize,
+    pub(super) rank: usize,
+    pub(super) heads: usize,
+    pub(super) groups: usize,
     /// Rank of one output group.
-    group_rank: usize,
-    index_heads: usize,
-    top_k: usize,
+    pub(super) group_rank: usize,
+    pub(super) index_heads: usize,
+    pub(super) top_k: usize,
 }
 
 const SMALL: Shape = Shape {
@@ -76,7 +76,7 @@ fn compressor<B: Backend>(
     })
 }
 
-fn weights<B: Backend>(
+pub(super) fn weights<B: Backend>(
     ops: &B,
     mut random: Random,
     kind: LayerKind,

@@ -3,8 +3,12 @@
 //! Bytes and operations are counted from the shapes: what must be read and written once, and the
 //! multiplications and additions of the products.
 
+mod attention;
+
 use std::sync::Arc;
 
+use fathom_core::LayerKind;
+use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use fathom_core::parallel::ExpertShard;
 
 use super::random::Random;
@@ -14,7 +18,9 @@ use crate::cuda::ops::CudaOps;
 use crate::cuda::rehearsal::Rehearsal;
 use crate::layer::{HcSite, MoeWeights, Router, SharedExpert};
 use crate::traits::{HcMix, HeadOps, HyperConnectionOps, MoeOps};
-use crate::{Activations, Backend, Batch, OpError, Solo, WeightSource};
+use crate::{
+    Activations, Backend, Batch, Drawing, IndexKeyFormat, KvFormat, OpError, Solo, WeightSource,
+};
 
 /// One operator's time.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +33,8 @@ pub struct Measured {
     pub bytes: f64,
     /// Multiplications and additions of its products.
     pub flops: f64,
+    /// Whether the products are those of FP8 values where the device has them, else of bf16.
+    pub is_fp8: bool,
 }
 
 /// An operator with its sizes: what is timed here, and what a peer must be given to be compared.
@@ -64,6 +72,24 @@ pub enum Operator {
         /// Experts of a token.
         top_k: usize,
     },
+    /// Sparse attention of one token per sequence over FP8 rows: the window's, and chosen entries.
+    Attention {
+        /// Query heads.
+        n_heads: usize,
+        /// Chosen entries.
+        top_k: usize,
+        /// Tokens of every sequence.
+        context: usize,
+    },
+    /// Scores of a ratio-4 layer's FP4 index keys and the best entries, one token per sequence.
+    IndexSelect {
+        /// Index heads.
+        n_heads: usize,
+        /// Entries to choose.
+        top_k: usize,
+        /// Tokens of every sequence.
+        context: usize,
+    },
 }
 
 /// An operator for a number of rows.
@@ -88,6 +114,13 @@ const WIDTH: usize = 4096;
 const EXPERTS: Operator =
     Operator::Experts { width: WIDTH, channels: 2048, n_experts: 64, top_k: 6 };
 
+/// Flash's attention, and Pro's.
+const ATTENTIONS: [(usize, usize); 2] = [(64, 512), (128, 1024)];
+/// Enough tokens to choose from.
+const ATTENTION_CONTEXT: usize = 16_384;
+/// Tokens of the sequences that are scored.
+const INDEX_CONTEXTS: [usize; 3] = [32_768, 131_072, 1_048_576];
+
 impl Shape {
     /// As [`Measured::name`].
     #[must_use]
@@ -101,6 +134,12 @@ impl Shape {
             Operator::Boundary { width } => format!("boundary, width {width}, x {rows}"),
             Operator::Experts { n_experts, .. } => {
                 format!("experts, {n_experts} of Flash's, x {rows}")
+            }
+            Operator::Attention { n_heads, top_k, .. } => {
+                format!("attention, {n_heads} heads, {} keys x {rows}", WINDOW + top_k)
+            }
+            Operator::IndexSelect { top_k, context, .. } => {
+                format!("index, {top_k} of {} x {rows}", LayerKind::Csa.n_entries(context))
             }
         }
     }
@@ -125,8 +164,26 @@ impl Shape {
                 let flops = 2 * rows * (top_k + 1) * 3 * width * channels;
                 return (hit * expert_bytes as f64 + rest as f64, flops as f64);
             }
+            // Keys and values are the same rows; queries in, results out.
+            Operator::Attention { n_heads, top_k, .. } => {
+                let keys = WINDOW + top_k;
+                let row_bytes = KvFormat::Fp8.row_bytes() * keys + 4 * n_heads * HEAD_DIM;
+                (rows * row_bytes, rows * 4 * n_heads * HEAD_DIM * keys)
+            }
+            Operator::IndexSelect { n_heads, top_k, context } => {
+                let entries = LayerKind::Csa.n_entries(context);
+                let queries = 2 * n_heads * INDEX_HEAD_DIM;
+                let row_bytes = IndexKeyFormat::Mxfp4.row_bytes() * entries + queries + 4 * top_k;
+                (rows * row_bytes, rows * 2 * n_heads * INDEX_HEAD_DIM * entries)
+            }
         };
         (bytes as f64, flops as f64)
+    }
+
+    /// As [`Measured::is_fp8`].
+    #[must_use]
+    pub const fn is_fp8(&self) -> bool {
+        matches!(self.operator, Operator::Fp8Linear { .. } | Operator::Experts { .. })
     }
 }
 
@@ -144,9 +201,17 @@ pub fn shapes() -> Vec<Shape> {
     shapes.extend(of(Operator::Bf16Linear { n, k }, &[1, 64]));
     shapes.extend(of(Operator::Boundary { width: WIDTH }, &[1, 8, 64, 1024]));
     shapes.extend(of(EXPERTS, &[1, 4, 8, 64, 1024]));
+    for (n_heads, top_k) in ATTENTIONS {
+        let context = ATTENTION_CONTEXT;
+        shapes.extend(of(Operator::Attention { n_heads, top_k, context }, &[1, 8, 32, 128]));
+    }
+    for context in INDEX_CONTEXTS {
+        shapes.extend(of(Operator::IndexSelect { n_heads: 64, top_k: 512, context }, &[1, 8]));
+    }
     shapes
 }
 
+const DRAWING: Drawing = Drawing { seed: 5, zipf: false };
 /// Bytes over which weights rotate: four times a large second-level cache.
 const ROTATED_BYTES: usize = 240 << 20;
 
@@ -160,16 +225,16 @@ pub fn run(
     only: &str,
     report: &mut dyn FnMut(Measured),
 ) -> Result<(), OpError> {
-    // Once for show, to see how much memory it takes.
-    let rehearsal = Rehearsal::memory(device.arch());
+    // Values are drawn on the device. Once for show, to see how much memory it takes.
+    let rehearsal = Rehearsal::memory(device.arch()).drawing(DRAWING);
     all(&CudaOps::over(rehearsal.clone(), activations), only, None)?;
     let sizes = ArenaSizes {
         weights: rehearsal.reach(Place::Weights),
-        cache: 0,
+        cache: rehearsal.reach(Place::Cache),
         // Timing waits for a few bytes of its own.
         workspace: rehearsal.reach(Place::Workspace) + (1 << 20),
     };
-    let memory = Memory::planned(Arc::clone(device), sizes)?;
+    let memory = Memory::planned(Arc::clone(device), sizes)?.drawing(DRAWING);
     all(&CudaOps::over(memory, activations), only, Some(report))
 }
 
@@ -190,7 +255,8 @@ impl Bench<'_, '_> {
         // As many calls as copies at least, so that each is read once per round.
         let seconds = self.ops.time(n_copies.max(8), &mut |call| body(call % n_copies))?;
         let (bytes, flops) = shape.work();
-        report(Measured { name: shape.name(), seconds, bytes, flops });
+        let (name, is_fp8) = (shape.name(), shape.is_fp8());
+        report(Measured { name, seconds, bytes, flops, is_fp8 });
         Ok(())
     }
 }
@@ -212,6 +278,8 @@ fn all(ops: &CudaOps, only: &str, report: Option<&mut dyn FnMut(Measured)>) -> R
             }
             Operator::Boundary { width } => boundaries(&mut bench, &mut random, width, &rows)?,
             Operator::Experts { .. } => experts(&mut bench, &mut random, group)?,
+            Operator::Attention { .. } => attention::attention(&mut bench, &mut random, group)?,
+            Operator::IndexSelect { .. } => attention::selection(&mut bench, &mut random, group)?,
         }
     }
     Ok(())
@@ -356,10 +424,25 @@ mod tests {
     }
 
     #[test]
+    fn attention_and_selection_are_rehearsed_at_their_real_sizes() {
+        for (arch, only) in [("sm_90a", "attention, 64"), ("sm_80", "index, 512 of 8192")] {
+            let memory = Rehearsal::memory(arch).drawing(DRAWING);
+            let ops = CudaOps::over(memory.clone(), Activations::Fp8Grid);
+            all(&ops, only, None).unwrap();
+            // Enough groups of sequences to leave a large second-level cache.
+            assert!(memory.reach(Place::Cache) > 100 << 20, "{only}");
+        }
+        let shape = |name: &str| shapes().into_iter().find(|shape| shape.name() == name).unwrap();
+        assert_eq!(shape("attention, 64 heads, 640 keys x 1").work(), (504_832.0, 83_886_080.0));
+        let index = shape("index, 512 of 262144 x 8").work();
+        assert_eq!(index, (8.0 * (262_144.0 * 68.0 + 18_432.0), 8.0 * 4_294_967_296.0));
+    }
+
+    #[test]
     fn every_shape_has_a_name_of_its_own_and_work_to_do() {
         let shapes = shapes();
         let names: std::collections::BTreeSet<String> = shapes.iter().map(Shape::name).collect();
-        assert_eq!((names.len(), shapes.len()), (27, 27));
+        assert_eq!((names.len(), shapes.len()), (41, 41));
         let (bytes, flops) = shapes[0].work();
         assert_eq!((bytes, flops), (6_302_720.0, 12_582_912.0));
         assert!(shapes.iter().all(|shape| shape.work().0 > 0.0 && shape.work().1 > 0.0));
