@@ -18,7 +18,6 @@
 //          another order), equal bits elsewhere apart from the last ulp of sine and cosine.
 
 #include "../include/kv_row.cuh"
-#include "../include/rows.cuh"
 
 constexpr u32 WARPS = 4;
 
@@ -27,18 +26,12 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_q(
     u32 n_tokens, u32 n_heads, float eps) {
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
-    bf16* mine = q + static_cast<u64>(head) * HEAD_DIM + lane_id() * KV_PER_LANE;
-    float v[KV_PER_LANE], low[8], high[8];
-    load8(mine, low);
-    load8(mine + 8, high);
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) v[i] = low[i], v[i + 8] = high[i];
+    bf16* mine = q + static_cast<u64>(head) * HEAD_DIM;
+    float v[KV_PER_LANE];
+    load_row(mine, v);
     norm_row(v, nullptr, eps);
     rope_row(v, frequencies, positions[head / n_heads], 1.0f);
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) low[i] = v[i], high[i] = v[i + 8];
-    store8(mine, low);
-    store8(mine + 8, high);
+    store_row(v, mine);
 }
 EMU_KERNEL(attn_finish_q)
 
@@ -47,16 +40,12 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_index_q(
     u32 n_tokens, u32 n_heads) {
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
-    u32x2* mine = reinterpret_cast<u32x2*>(q + static_cast<u64>(head) * INDEX_DIM) + lane_id();
-    const u32x2 packed = *mine;
+    bf16* mine = q + static_cast<u64>(head) * INDEX_DIM;
+    const u32x2 packed = reinterpret_cast<const u32x2*>(mine)[lane_id()];
     float v[KEY_PER_LANE] = {bf16_low(packed.v[0]), bf16_high(packed.v[0]), bf16_low(packed.v[1]),
                              bf16_high(packed.v[1])};
-    rope_row(v, frequencies, positions[head / n_heads], 1.0f);
-    hadamard_row(v);
-    const u32 scale = key_scale(v);
-    UNROLL
-    for (u32 i = 0; i < KEY_PER_LANE; ++i) v[i] = on_e2m1_grid(v[i], scale);
-    *mine = u32x2{{pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3])}};
+    finish_index_query(v, frequencies, positions[head / n_heads]);
+    store_index_query(v, mine);
 }
 EMU_KERNEL(attn_finish_index_q)
 
@@ -66,19 +55,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_store_kv(
     bf16* __restrict__ kv_out, u8* __restrict__ pending, u32 n_tokens, float eps) {
     const u32 row = blockIdx.x * WARPS + warp_id();
     if (row >= n_tokens) return;
-    const u64 at = static_cast<u64>(row) * HEAD_DIM + lane_id() * KV_PER_LANE;
-    float v[KV_PER_LANE], low[8], high[8];
-    load8(kv + at, low);
-    load8(kv + at + 8, high);
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) v[i] = low[i], v[i + 8] = high[i];
-    norm_row(v, weight, eps);
-    rope_row(v, frequencies, positions[row], 1.0f);
-    store_kv_row(v, pending + static_cast<u64>(row) * KV_ROW_BYTES);
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) low[i] = v[i], high[i] = v[i + 8];
-    store8(kv_out + at, low);
-    store8(kv_out + at + 8, high);
+    finish_kv_row(kv, weight, frequencies, positions[row], row, kv_out,
+                  pending + static_cast<u64>(row) * KV_ROW_BYTES, eps);
 }
 EMU_KERNEL(attn_store_kv)
 

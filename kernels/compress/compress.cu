@@ -1,5 +1,5 @@
 // compress_emit, compress_state: compressed entries and index keys that a step completes, and the
-// state the next step needs.
+// state the next step needs; attn_store_step: all that a step of one-token sequences stores.
 //
 // Source   `Compressor.forward` of the official release (section 7 of the model specification).
 // Inputs   u, s [n_tokens, coff * c] f32, s without ape    ape [ratio, coff * c] f32
@@ -7,8 +7,10 @@
 //          state_u, state_s [n_slots, ring, coff * c] f32, by position, s with ape
 // Outputs  emit: rows of the block store (584 or 68 bytes) for every position that ends a group
 //          state: the step's last `ring` positions
+//          attn_store_step: both, and what `attn_store_kv` and `attn_commit_window` write
 // Launch   one block per row of the step, 128 threads; blocks whose position ends no group do
 //          nothing. compress_state runs after compress_emit, which still reads what it overwrites.
+//          attn_store_step: grid (n_tokens, 1 to 3): the KV row; the entry; the key.
 // Limit    memory: ratio rows of u and s per entry.
 // Arch     sm_80 and later.
 // CPU twin `CpuOps::compress`: the exponential differs by 2 ulp, so 1 bf16 ulp before the norm.
@@ -96,13 +98,11 @@ INLINE void emit(const float* u, const float* s, const float* ape, const float* 
 COMPRESS_EMIT(compress_emit_kv, HEAD_DIM, false)
 COMPRESS_EMIT(compress_emit_keys, INDEX_DIM, true)
 
-extern "C" __global__ void __launch_bounds__(THREADS) compress_state(
-    const float* __restrict__ u, const float* __restrict__ s, const float* __restrict__ ape,
-    float* __restrict__ state_u, float* __restrict__ state_s, const u32* __restrict__ positions,
-    const u32* __restrict__ sequence_of, const Sequence* __restrict__ sequences, u32 stride,
-    u32 ratio, u32 ring) {
-    const u32 row = blockIdx.x, position = positions[row];
-    const Sequence& sequence = sequences[sequence_of[row]];
+// The row into the state, if it is among the sequence's last `ring`.
+INLINE void keep(const float* u, const float* s, const float* ape, float* state_u, float* state_s, const Step& step,
+                 u32 stride, u32 ratio, u32 ring) {
+    const u32 row = blockIdx.x, position = step.positions[row];
+    const Sequence& sequence = step.sequences[step.sequence_of[row]];
     if (sequence.repeats()) return;
     if (position + ring < sequence.position + sequence.n_tokens) return;
     const u64 to = (static_cast<u64>(sequence.slot) * ring + position % ring) * stride;
@@ -112,4 +112,61 @@ extern "C" __global__ void __launch_bounds__(THREADS) compress_state(
         state_s[to + i] = add_rn(s[from + i], ape[position % ratio * stride + i]);
     }
 }
+
+extern "C" __global__ void __launch_bounds__(THREADS) compress_state(
+    const float* __restrict__ u, const float* __restrict__ s, const float* __restrict__ ape,
+    float* __restrict__ state_u, float* __restrict__ state_s, const u32* __restrict__ positions,
+    const u32* __restrict__ sequence_of, const Sequence* __restrict__ sequences, u32 stride,
+    u32 ratio, u32 ring) {
+    keep(u, s, ape, state_u, state_s, Step{positions, sequence_of, sequences, nullptr}, stride, ratio, ring);
+}
 EMU_KERNEL(compress_state)
+
+// What one compressor reads and writes; null where a layer has none.
+struct Compressor {
+    const float *u, *s, *ape, *weight;
+    float *state_u, *state_s;
+    u8* store;
+    u32 ring;
+    float eps;
+};
+
+// Emits, then keeps. No other row of the step is of the sequence, and all threads have read the state
+// that is overwritten when `emit` meets at its barrier.
+template <u32 Width, bool Keys>
+INLINE void advance(const Compressor& c, const float* frequencies, const Step& step, u32 ratio, u32 coff) {
+    emit<Width, Keys>(c.u, c.s, c.ape, c.state_u, c.state_s, c.weight, frequencies, step, c.store, ratio, coff,
+                      c.ring, c.eps);
+    keep(c.u, c.s, c.ape, c.state_u, c.state_s, step, coff * Width, ratio, c.ring);
+}
+
+// The state is written through the pointers it is read through: none of them is __restrict__.
+extern "C" __global__ void __launch_bounds__(THREADS) attn_store_step(
+    const bf16* kv, const float* weight, const float* frequencies, const u32* positions, const u32* sequence_of,
+    const Sequence* sequences, const u32* blocks, bf16* kv_out, u8* pending, u8* window, u32 window_ring, float eps,
+    u32 ratio, u32 coff, const float* u, const float* s, const float* ape, const float* entry_weight, float* state_u,
+    float* state_s, u8* entries, u32 ring, float entry_eps, const float* key_u, const float* key_s,
+    const float* key_ape, const float* key_weight, float* key_state_u, float* key_state_s, u8* keys, u32 key_ring,
+    float key_eps) {
+    const Step step = {positions, sequence_of, sequences, blocks};
+    const u32 row = blockIdx.x;
+    if (blockIdx.y == 1) {
+        const Compressor c = {u, s, ape, entry_weight, state_u, state_s, entries, ring, entry_eps};
+        advance<HEAD_DIM, false>(c, frequencies, step, ratio, coff);
+    } else if (blockIdx.y == 2) {
+        const Compressor c = {key_u, key_s, key_ape, key_weight, key_state_u, key_state_s, keys, key_ring, key_eps};
+        advance<INDEX_DIM, true>(c, frequencies, step, ratio, coff);
+    } else if (warp_id() == 0) {
+        u8* to = pending + static_cast<u64>(row) * KV_ROW_BYTES;
+        finish_kv_row(kv, weight, frequencies, positions[row], row, kv_out, to, eps);
+        const Sequence& sequence = sequences[sequence_of[row]];
+        if (sequence.repeats()) return;
+        // Of the window attention reads less than the ring holds, and not what this row replaces.
+        warp_sync();
+        const u64* from = reinterpret_cast<const u64*>(to);
+        u64* kept = reinterpret_cast<u64*>(
+            window + (static_cast<u64>(sequence.slot) * window_ring + positions[row] % window_ring) * KV_ROW_BYTES);
+        for (u32 i = lane_id(); i < KV_ROW_BYTES / 8; i += WARP) kept[i] = from[i];
+    }
+}
+EMU_KERNEL(attn_store_step)

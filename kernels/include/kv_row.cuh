@@ -8,6 +8,7 @@
 
 #include "formats.cuh"
 #include "reduce.cuh"
+#include "rows.cuh"
 #include "step.cuh"
 
 constexpr u32 KV_PER_LANE = HEAD_DIM / WARP, KEY_PER_LANE = INDEX_DIM / WARP;
@@ -73,6 +74,35 @@ INLINE void store_kv_row(float (&v)[KV_PER_LANE], u8* row) {
     }
 }
 
+// 512 bf16 values of a row.
+INLINE void load_row(const bf16* row, float (&v)[KV_PER_LANE]) {
+    float low[8], high[8];
+    load8(row + lane_id() * KV_PER_LANE, low);
+    load8(row + lane_id() * KV_PER_LANE + 8, high);
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) v[i] = low[i], v[i + 8] = high[i];
+}
+INLINE void store_row(const float (&v)[KV_PER_LANE], bf16* row) {
+    float low[8], high[8];
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) low[i] = v[i], high[i] = v[i + 8];
+    store8(row + lane_id() * KV_PER_LANE, low);
+    store8(row + lane_id() * KV_PER_LANE + 8, high);
+}
+
+// Row `row` of kv, not yet normalised, to `kv_out` as a later read returns it and to `stored` as it will lie
+// in the window.
+INLINE void finish_kv_row(const bf16* kv, const float* weight, const float* frequencies, u32 position, u32 row,
+                          bf16* kv_out, u8* stored, float eps) {
+    const u64 at = static_cast<u64>(row) * HEAD_DIM;
+    float v[KV_PER_LANE];
+    load_row(kv + at, v);
+    norm_row(v, weight, eps);
+    rope_row(v, frequencies, position, 1.0f);
+    store_kv_row(v, stored);
+    store_row(v, kv_out + at);
+}
+
 // Walsh-Hadamard transform of the warp's 128 values in natural order, times 128^-0.5, to bf16.
 INLINE void hadamard_row(float (&v)[KEY_PER_LANE]) {
     UNROLL
@@ -110,4 +140,16 @@ INLINE void store_key_row(const float (&v)[KEY_PER_LANE], u8* row) {
     for (u32 i = 0; i < KEY_PER_LANE; ++i) codes |= e2m1_from_f32(v[i] * e8m0_inverse(scale)) << 4 * i;
     reinterpret_cast<u16*>(row)[lane] = static_cast<u16>(codes);
     if (lane % 8 == 0) row[INDEX_DIM / 2 + lane / 8] = static_cast<u8>(scale);
+}
+
+// A head of the indexer's query: rotation, Hadamard, values on the FP4 grid.
+INLINE void finish_index_query(float (&v)[KEY_PER_LANE], const float* frequencies, u32 position) {
+    rope_row(v, frequencies, position, 1.0f);
+    hadamard_row(v);
+    const u32 scale = key_scale(v);
+    UNROLL
+    for (u32 i = 0; i < KEY_PER_LANE; ++i) v[i] = on_e2m1_grid(v[i], scale);
+}
+INLINE void store_index_query(const float (&v)[KEY_PER_LANE], bf16* head) {
+    reinterpret_cast<u32x2*>(head)[lane_id()] = u32x2{{pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3])}};
 }

@@ -1,7 +1,7 @@
-// Dense layers on the pipeline of `pipeline90.cuh`: what `linear/linear90.cu` and
-// `linear/linear90_bf16.cu` instantiate. Their headers say what goes in and comes out.
+// Dense layers on the pipeline of `pipeline90.cuh`: what `linear/linear90.cu`, `linear/linear90_bf16.cu`
+// and `linear/queries90.cu` instantiate. Their headers say what goes in and comes out.
 //
-// Included by these two only.
+// Included by these only.
 #pragma once
 
 #include "pipeline90.cuh"
@@ -53,14 +53,14 @@ INLINE void copy_matrix(P& s, R& ring, const Linear& l, const Work& work, const 
     });
 }
 
-// Share::K: a row tile, a segment of K for each of the 2 C groups of the cluster.
+// Share::K: row tile `tile`, a segment of K for each of the 2 C groups of the cluster.
 template <Format F, u32 N, u32 Stages, u32 Cluster>
-INLINE void split(const Linear& l, const TensorMap& weights, const Input& x) {
+INLINE void split(const Linear& l, const TensorMap& weights, const Input& x, u32 tile) {
     constexpr bool FROM_ROWS = F == Format::Fp8 && N == 8;
     using P = Pipeline<F, Share::K, N, Stages>;
     static_assert((2 * Cluster - 1) * sizeof(float) * N / 2 * GROUP <= sizeof(P::w) + sizeof(P::x));
     P& s = shared<P>();
-    const u32 rank = Cluster == 1 ? 0 : cluster_rank(), tile = blockIdx.x / Cluster;
+    const u32 rank = Cluster == 1 ? 0 : cluster_rank();
     const u32 first_token = blockIdx.y * N, count = min_u32(N, l.n_tokens - first_token);
     const u32 n_blocks = ceil_div(l.k, k_block<F>), per = per_segment(n_blocks, 2 * Cluster), warp = warp_id();
     const Work work = share_k(nullptr, 0, n_blocks, per, 2 * rank);

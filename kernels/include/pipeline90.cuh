@@ -193,10 +193,35 @@ INLINE void copy_x_panels(P& s, R& ring, const Work& work, const TensorMap& x, u
     }
 }
 
-// Warps 1 to 3, Share::K and N = 8: rows of bf16, quantised on the way. `row_of(token)` is the
-// token's row, or null; its values at and beyond k count as zeros.
+// RMSNorm of rows of x on their way, rounded to bf16; none without a weight.
+struct RowNorm {
+    const float* weight = nullptr;
+    float eps = 0.0f;
+};
+
+// The factor of a row of `width` values; the whole warp calls it. `rms_norm` adds in this order too, so
+// both have the same bits.
+INLINE float norm_factor(const bf16* row, u32 width, float eps) {
+    constexpr u32 THREADS = 256, MAX_CHUNKS = 4; // of `rms_norm`
+    float sum = 0.0f;
+    for (u32 first = 0; first < THREADS && first * PER_THREAD < width; first += WARP) {
+        float squares = 0.0f;
+        for (u32 chunk = 0; chunk < MAX_CHUNKS; ++chunk) {
+            const u32 i = (chunk * THREADS + first + lane_id()) * PER_THREAD;
+            float v[8] = {};
+            if (i < width) load8(row + i, v);
+            UNROLL
+            for (u32 j = 0; j < 8; ++j) squares = fma_rn(v[j], v[j], squares);
+        }
+        sum = add_rn(sum, warp_sum(squares));
+    }
+    return div_rn(1.0f, sqrt_rn(sum / static_cast<float>(width) + eps));
+}
+
+// Warps 1 to 3, Share::K and N = 8: rows of bf16, normed and quantised on the way. `row_of(token)` is
+// the token's row, or null; its values at and beyond k count as zeros.
 template <class P, class R, class RowOf>
-INLINE void fill_x(P& s, R& ring, const Work& work, u32 k, const RowOf& row_of) {
+INLINE void fill_x(P& s, R& ring, const Work& work, u32 k, const RowOf& row_of, const RowNorm& norm = {}) {
     // 16 rows of 128 values per stage, two at a time: 8 tokens for each group.
     constexpr u32 PAIRS = 8, PER_WARP = ceil_div(PAIRS, FILL_WARPS);
     const u32 warp = warp_id() - 1, lane = lane_id(), column = lane % 16 * PER_THREAD;
@@ -206,6 +231,18 @@ INLINE void fill_x(P& s, R& ring, const Work& work, u32 k, const RowOf& row_of) 
     for (u32 i = 0; i < PER_WARP; ++i) {
         const u32 row = 2 * (warp + FILL_WARPS * i) + lane / 16;
         rows[i] = row < 2 * PAIRS ? row_of(row % 8) : nullptr;
+    }
+    float factors[PER_WARP] = {};
+    if (norm.weight) {
+        UNROLL
+        for (u32 i = 0; i < PER_WARP; ++i)
+            for (u32 half = 0; half < 2; ++half) {
+                const u32 row = 2 * (warp + FILL_WARPS * i) + half;
+                const bf16* of_half = row < 2 * PAIRS ? row_of(row % 8) : nullptr;
+                if (!of_half) continue;
+                const float factor = norm_factor(of_half, k, norm.eps);
+                if (lane / 16 == half) factors[i] = factor;
+            }
     }
     const auto load = [&](u32 stage) {
         UNROLL
@@ -230,6 +267,14 @@ INLINE void fill_x(P& s, R& ring, const Work& work, u32 k, const RowOf& row_of) 
             const u32 pair = warp + FILL_WARPS * i, group = pair / 4 % 2;
             if (pair >= PAIRS) break;
             const u32 token = (2 * pair + lane / 16) % 8;
+            if (norm.weight) {
+                const u32 at = (of_group(work.first_block, group) + stage) * K_BLOCK + column;
+                float v[8];
+                unpack8(now[i], v);
+                UNROLL
+                for (u32 j = 0; j < 8; ++j) v[j] = at < k ? mul_rn(mul_rn(v[j], factors[i]), norm.weight[at + j]) : 0.0f;
+                now[i] = pack8(v);
+            }
             u32x2 codes;
             const u32 scale = quantise_codes(now[i], codes);
             *reinterpret_cast<u32x2*>(&s.x[ring.slot][group][swizzled(token, column)]) = codes;

@@ -10,6 +10,7 @@
 //          first block: for matrices with few rows. _128: grid (ceil(n_rows / 128),
 //          ceil(n_tokens / 128)), `n_segments` = 2 C of the form for few tokens: C belongs to the
 //          matrix, so the order of addition is the same in all.
+//          _pair_8_c4: two matrices of one x, the tiles of the second behind those of the first.
 //          May start before the launch before it has ended: weights come first.
 // Limit    memory for few tokens: every weight byte is read once per row of blocks.
 // Arch     sm_90a.
@@ -29,7 +30,7 @@
         body;                                                                                          \
     }
 #define SPLIT(name, tokens, stages, c)                                                                 \
-    LINEAR(name, __cluster_dims__(c), (split<Format::Fp8, tokens, stages, c>(l, weights, x)))                \
+    LINEAR(name, __cluster_dims__(c), (split<Format::Fp8, tokens, stages, c>(l, weights, x, blockIdx.x / c))) \
     EMU_KERNEL(name, .cluster = c, .dependent = true)
 
 SPLIT(linear90_8_c1, 8, 6, 1)
@@ -40,3 +41,15 @@ SPLIT(linear90_64_c2, 64, 4, 2)
 SPLIT(linear90_64_c4, 64, 4, 4)
 LINEAR(linear90_128, , (whole<Format::Fp8, 4>(l, weights, x, n_segments)))
 EMU_KERNEL(linear90_128, .dependent = true)
+
+extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) __cluster_dims__(4) linear90_pair_8_c4(
+    const __grid_constant__ TensorMap weights, const float* __restrict__ w_scales, bf16* __restrict__ out, u32 n_rows,
+    const __grid_constant__ TensorMap other_weights, const float* __restrict__ other_scales,
+    bf16* __restrict__ other_out, u32 other_rows, const bf16* __restrict__ rows, u32 k, u32 n_tokens) {
+    const u32 tile = blockIdx.x / 4, n_tiles = ceil_div(n_rows, TILE_ROWS);
+    const bool other = tile >= n_tiles;
+    const u32 n = other ? other_rows : n_rows;
+    const Linear l = {other ? other_scales : w_scales, other ? other_out : out, n, k, n_tokens, n, 0};
+    split<Format::Fp8, 8, 6, 4>(l, other ? other_weights : weights, {rows, k, {}, nullptr}, other ? tile - n_tiles : tile);
+}
+EMU_KERNEL(linear90_pair_8_c4, .cluster = 4, .dependent = true)

@@ -29,7 +29,7 @@
         body;                                                                                          \
     }
 #define SPLIT(name, format, stages, c)                                                                 \
-    LINEAR(name, __cluster_dims__(c), (split<Format::format, 64, stages, c>(l, weights, x)))           \
+    LINEAR(name, __cluster_dims__(c), (split<Format::format, 64, stages, c>(l, weights, x, blockIdx.x / c))) \
     EMU_KERNEL(name, .cluster = c, .dependent = true)
 
 SPLIT(linear90_bf16_64_c1, Bf16, 5, 1)

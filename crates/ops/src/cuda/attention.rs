@@ -9,6 +9,7 @@ use super::linear::Part;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
+use super::store::{Pending, check_compressor};
 use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
 use crate::error::check_len;
 use crate::layer::{AttentionWeights, CompressorWeights};
@@ -26,7 +27,7 @@ const SELECT_SHARED_90: u32 = (256 + 2 * 8 * 256 + 256 + 16 + 3 + 32) * 4;
 const ENTRIES_OF_A_BLOCK: usize = 16_384;
 /// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
 const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4;
-const COMPRESS_SHARED: u32 = 512 * 4;
+pub(super) const COMPRESS_SHARED: u32 = 512 * 4;
 const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
 /// Of `index_scores90`: 64 queries and their weights.
 const SCORE_SHARED_90: u32 = 17 * 1024;
@@ -64,6 +65,9 @@ impl AttentionOps for CudaOps {
         let (products, (qr, kv)) = self.memory.beside(
             || self.linear_each(&matrices, x),
             || {
+                if let Some([qr, kv]) = self.pair90([&weights.wq_a, &weights.wkv], &input)? {
+                    return Ok((qr, kv));
+                }
                 let qr = self.linear(&weights.wq_a, &input, Element::Bf16)?;
                 Ok::<_, OpError>((qr, self.linear(&weights.wkv, &input, Element::Bf16)?))
             },
@@ -87,6 +91,9 @@ impl AttentionOps for CudaOps {
         const OP: &str = "attn_finish_q";
         check_rope(OP, &weights.rope)?;
         check_len(OP, "qr", projected.qr.rows, step.n_rows)?;
+        if let Some(queries) = self.queries90(weights, &projected.qr, step)? {
+            return Ok(queries);
+        }
         let normed = self.rms_norm(&projected.qr, &weights.q_norm, true)?;
         let input = self.linear_input(&normed)?;
         let q = self.linear(&weights.wq_b, &input, Element::Bf16)?;
@@ -148,6 +155,13 @@ impl AttentionOps for CudaOps {
         check_len(OP, "kv_norm", weights.kv_norm.weight.len, HEAD_DIM)?;
         let out = self.tensor(n_tokens, HEAD_DIM, Element::Bf16)?;
         let pending = self.buffer(n_tokens * cache.spec.kv.row_bytes())?;
+        let ring = cache.spec.window_rows();
+        let stores = &mut cache.layers[layer];
+        if step.has_one_token_each() {
+            self.store_step(weights, projected, step, (stores, ring), (&out, &pending))?;
+            stores.pending = Some(Pending { rows: pending, is_in_window: true });
+            return Ok(out);
+        }
         // SAFETY: kv and out are [n_tokens, 512] bf16, `pending` has a row of 584 bytes per token.
         unsafe {
             self.launch(Call {
@@ -167,8 +181,7 @@ impl AttentionOps for CudaOps {
                 ],
             })?;
         }
-        let stores = &mut cache.layers[layer];
-        stores.pending = Some(pending);
+        stores.pending = Some(Pending { rows: pending, is_in_window: false });
         if let Some(compressor) = &weights.compressor {
             let us = projected.compressor.as_ref().ok_or(absent(OP, "compressor"))?;
             let to = ("compress_emit_kv", &stores.entries, &stores.state);
@@ -320,7 +333,7 @@ impl CudaOps {
         &self,
         weights: &AttentionWeights<Self>,
         q: &DeviceTensor,
-        pending: &Buffer,
+        pending: &Pending,
         selection: Option<&DeviceSelection>,
         step: &DeviceStep,
         stores: &LayerStores,
@@ -366,7 +379,7 @@ impl CudaOps {
                     args: &[
                         (&q.values).into(),
                         (&stores.window).into(),
-                        pending.into(),
+                        (&pending.rows).into(),
                         (&stores.entries).into(),
                         chosen,
                         counts,
@@ -408,11 +421,12 @@ impl CudaOps {
                     })
                 }
             };
-            if first + n < rows {
+            if first + n < rows || pending.is_in_window {
                 merge()?;
             } else {
                 // The window is read no more.
-                self.memory.beside(|| self.commit_window(pending, step, stores, ring), merge)?;
+                let commit = || self.commit_window(&pending.rows, step, stores, ring);
+                self.memory.beside(commit, merge)?;
             }
         }
         Ok(())
@@ -459,12 +473,8 @@ impl CudaOps {
         let rows = step.n_rows;
         let (ratio, coff) = (kind.ratio(), kind.compressor_width());
         let width = coff * weights.width;
+        check_compressor(kernel, weights, us, rows, kind, state)?;
         let [u, s] = us;
-        u.expect(kernel, "u", rows, width, Element::F32)?;
-        s.expect(kernel, "s", rows, width, Element::F32)?;
-        check_len(kernel, "ape", weights.ape.len, ratio * width)?;
-        check_len(kernel, "norm", weights.norm.weight.len, weights.width)?;
-        check_len(kernel, "state", state.width, width)?;
         let [positions, sequence_of, sequences] = step.row_args();
         let (u, s, ape) = (&u.values, &s.values, &weights.ape.values);
         // SAFETY: u and s are [rows, width] f32, the state [n_slots, ring, width]; entries of all

@@ -9,6 +9,7 @@ use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use super::memory::{Buffer, Memory, Place};
 use super::ops::{Call, CudaOps};
 use super::replay::Recordings;
+use super::store::Pending;
 use crate::OpError;
 use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
 use crate::cpu::unpack_rows;
@@ -31,7 +32,7 @@ pub(crate) struct LayerStores {
     pub(crate) state: StateStore,
     pub(crate) key_state: StateStore,
     /// This step's KV rows as they will enter the window.
-    pub(crate) pending: Option<Buffer>,
+    pub(crate) pending: Option<Pending>,
 }
 
 /// Raw `u` and `s` rows of a compressor, `[n_slots][rows][width]` f32 each.

@@ -23,15 +23,15 @@ use crate::weight::WeightData;
 use crate::{Activations, OpError, WeightSource};
 
 /// Threads of a block of every kernel here, and blocks that fill the largest Hopper card.
-const THREADS: u32 = 384;
+pub(super) const THREADS: u32 = 384;
 const MAX_BLOCKS: usize = 132;
 /// Rows of a tile, its bytes in FP8 and in FP4, and channels of a tile of gate and up.
-const TILE_ROWS: usize = 64;
+pub(super) const TILE_ROWS: usize = 64;
 const FP8_TILE: usize = 8192;
 const FP4_TILE: usize = 4352;
 const GATE_UP_CHANNELS: usize = 32;
 /// Tokens of a block of the forms for few tokens.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 
 /// Shared memory of `Pipeline` (`kernels/include/pipeline90.cuh`): `parts` blocks of x in a slot.
 /// `x_bytes` of a row of x.
@@ -47,7 +47,7 @@ const fn pipeline_bytes(
     let sums = (3 - parts) * tokens / 2 * 128 * 4;
     (weights + x + sums + 16 * slots).next_multiple_of(1024) as u32
 }
-const LINEAR_SHARED_8: u32 = pipeline_bytes(FP8_TILE, 2, FEW, 128, 6);
+pub(super) const LINEAR_SHARED_8: u32 = pipeline_bytes(FP8_TILE, 2, FEW, 128, 6);
 const LINEAR_SHARED_64: u32 = pipeline_bytes(FP8_TILE, 2, 64, 128, 4);
 const LINEAR_SHARED_128: u32 = pipeline_bytes(FP8_TILE, 1, 128, 128, 4);
 const EXPERTS_SHARED_8: u32 = pipeline_bytes(FP4_TILE, 2, FEW, 128, 8);
@@ -68,7 +68,7 @@ struct XTiles {
 }
 
 /// Blocks that share a row tile: by the matrix alone, so that the order of addition is too.
-fn cluster_of(n_tiles: usize) -> usize {
+pub(super) fn cluster_of(n_tiles: usize) -> usize {
     match n_tiles {
         120.. => 1,
         60..120 => 2,

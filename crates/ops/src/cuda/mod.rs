@@ -6,8 +6,8 @@
 //!   be needed;
 //! - [`memory`]: arenas and buffers;
 //! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
-//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `moe`; the forms
-//!   for sm_90a in `hopper`, for sm_100f in `blackwell`), over tensors, matrices, experts, caches and steps in device memory;
+//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `store`, `moe`; the forms
+//!   for sm_90a in `hopper` and `hopper_attention`, for sm_100f in `blackwell`), over tensors, matrices, experts, caches and steps in device memory;
 //!   `replay`: steps as one call.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
@@ -29,6 +29,7 @@ mod experts;
 pub mod gpu;
 mod hc;
 mod hopper;
+mod hopper_attention;
 mod linear;
 pub mod memory;
 mod moe;
@@ -40,6 +41,7 @@ mod sample;
 pub mod source;
 mod staging;
 mod step;
+mod store;
 mod tensor;
 pub mod tensor_map;
 mod timing;

@@ -164,6 +164,11 @@ impl DeviceStep {
         })
     }
 
+    /// Whether every row is the only one of its sequence: then no row needs what another stores.
+    pub(crate) fn has_one_token_each(&self) -> bool {
+        self.batch.sequences.len() == self.batch.n_tokens()
+    }
+
     /// Positions, sequence numbers and sequences, as most kernels take them.
     pub(crate) fn row_args(&self) -> [Arg; 3] {
         [Arg::from(&self.positions), Arg::from(&self.sequence_of), Arg::from(&self.sequences)]

@@ -20,5 +20,6 @@ mod planted;
 mod planted100;
 mod planted90;
 mod process;
+mod queries;
 mod sample;
 mod weights;

@@ -142,7 +142,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((24, 34), (20, 28), (20, 25)));
-        assert_eq!(counts("sm_80"), expected((26, 37), (22, 31), (22, 28)));
+        assert_eq!(counts("sm_90a"), expected((19, 24), (17, 22), (17, 21)));
+        assert_eq!(counts("sm_80"), expected((26, 32), (22, 28), (22, 27)));
     }
 }

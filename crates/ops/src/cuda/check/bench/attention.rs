@@ -7,6 +7,7 @@ use super::super::layers::{Shape as LayerShape, weights};
 use super::super::random::Random;
 use super::{Bench, Operator, Shape};
 use crate::cuda::cache::DeviceCache;
+use crate::cuda::store::Pending;
 use crate::cuda::tensor::{DeviceSelection, u32_bytes};
 use crate::cuda::{CudaOps, DeviceStep, DeviceTensor};
 use crate::layer::AttentionWeights;
@@ -113,7 +114,8 @@ pub(super) fn attention(
         let pending = ops.buffer(rows * cache.spec.kv.row_bytes())?;
         pending.fill(0x38)?;
         bench.time(shape, steps.len(), &mut |group| {
-            cache.layers[0].pending = Some(pending.clone());
+            let rows = pending.clone();
+            cache.layers[0].pending = Some(Pending { rows, is_in_window: true });
             let chosen = Some(&chosen_by_group[group]);
             ops.attend(&weights, &queries, &kv, chosen, &steps[group], &mut cache, 0).map(drop)
         })?;
