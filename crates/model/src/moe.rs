@@ -69,9 +69,9 @@ impl<O: Ops> Moe<O> {
         layer: usize,
         x: &O::Tensor,
     ) -> Result<O::Tensor, ModelError> {
-        let routing = pass.ops.route(&self.weights, x, pass.step)?;
+        let (routing, out) = pass.ops.route_and_moe(&self.weights, x, pass.step, pass.comm)?;
         pass.see(layer, Seen::Routing(&routing))?;
-        Ok(pass.ops.moe(&self.weights, x, &routing, pass.comm)?)
+        Ok(out)
     }
 }
 

@@ -6,11 +6,14 @@
 //! Each row's result depends on that row and its sequence's cache only, never on the other rows of
 //! the batch: that is what makes batching, chunking and preemption invisible in the tokens.
 
+mod moe;
+
 use std::fmt::Debug;
 
 use fathom_core::Numerics;
 
-use crate::layer::{AttentionWeights, HcHead, HcSite, MoeWeights, MtpInputWeights, Norm};
+pub use self::moe::MoeOps;
+use crate::layer::{AttentionWeights, HcHead, HcSite, MtpInputWeights, Norm};
 use crate::{Batch, CacheSpec, Communicator, OpError, WeightSource};
 
 /// What the inputs of FP8 and FP4 layers look like.
@@ -485,37 +488,6 @@ pub trait AttentionOps: Backend {
         &self,
         weights: &AttentionWeights<Self>,
         o: &Self::Tensor,
-        comm: &dyn Communicator,
-    ) -> Result<Self::Tensor, OpError>
-    where
-        Self: Sized;
-}
-
-/// The mixture of experts.
-pub trait MoeOps: Backend {
-    /// Chooses experts and weights for each row; hash layers choose by the row's token. Source:
-    /// `Gate.forward`.
-    ///
-    /// # Errors
-    /// [`OpError::Shape`] if the shapes do not fit.
-    fn route(
-        &self,
-        weights: &MoeWeights<Self>,
-        x: &Self::Tensor,
-        step: &Self::Step,
-    ) -> Result<Self::Routing, OpError>
-    where
-        Self: Sized;
-
-    /// Routed experts of all ranks plus the shared expert, `[T, D]`. Source: `MoE.forward`.
-    ///
-    /// # Errors
-    /// [`OpError::Shape`] if the shapes do not fit; [`OpError::RankLost`] if a rank is gone.
-    fn moe(
-        &self,
-        weights: &MoeWeights<Self>,
-        x: &Self::Tensor,
-        routing: &Self::Routing,
         comm: &dyn Communicator,
     ) -> Result<Self::Tensor, OpError>
     where

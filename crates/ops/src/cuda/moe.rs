@@ -80,34 +80,88 @@ impl MoeOps for CudaOps {
         routing: &DeviceRouting,
         comm: &dyn Communicator,
     ) -> Result<DeviceTensor, OpError> {
+        let (input, limit) = self.moe_input(weights, x, comm)?;
+        check_len("moe", "routing", routing.rows * routing.k, x.rows * weights.top_k)?;
+        let shared = || self.shared_expert(weights, &input, limit);
+        let routed = || self.routed_experts(&weights.experts, x, routing, limit);
+        let (shared, parts) = self.memory.beside(shared, routed)?;
+        self.combine(&parts, routing, &shared)
+    }
+
+    fn route_and_moe(
+        &self,
+        weights: &MoeWeights<Self>,
+        x: &DeviceTensor,
+        step: &DeviceStep,
+        comm: &dyn Communicator,
+    ) -> Result<(DeviceRouting, DeviceTensor), OpError> {
+        let (input, limit) = self.moe_input(weights, x, comm)?;
+        let shared = || self.shared_expert(weights, &input, limit);
+        let routed = || {
+            let routing = self.route(weights, x, step)?;
+            let parts = self.routed_experts(&weights.experts, x, &routing, limit)?;
+            Ok::<_, OpError>((routing, parts))
+        };
+        let (shared, (routing, parts)) = self.memory.beside(shared, routed)?;
+        let out = self.combine(&parts, &routing, &shared)?;
+        Ok((routing, out))
+    }
+}
+
+impl CudaOps {
+    /// The input of the shared expert, and the bound of the activation.
+    fn moe_input(
+        &self,
+        weights: &MoeWeights<Self>,
+        x: &DeviceTensor,
+        comm: &dyn Communicator,
+    ) -> Result<(DeviceTensor, f32), OpError> {
         const OP: &str = "moe";
         super::single_rank(OP, comm)?;
         let experts = &weights.experts;
-        let (width, k) = (experts.width, weights.top_k);
-        x.expect(OP, "x", x.rows, width, Element::Bf16)?;
-        check_len(OP, "routing", routing.rows * routing.k, x.rows * k)?;
+        x.expect(OP, "x", x.rows, experts.width, Element::Bf16)?;
         check_len(OP, "experts on this rank", experts.n_experts, weights.gate.rows)?;
         if experts.n_experts > GROUP_THREADS {
             let (got, limit) = (experts.n_experts, GROUP_THREADS);
             return Err(OpError::OutOfRange { op: OP, what: "expert", got, limit });
         }
-        let limit = weights.swiglu_limit.unwrap_or(f32::INFINITY);
-        let input = self.linear_input(x)?;
-        let shared = || self.shared_expert(weights, &input, limit);
-        let routed = || match &experts.layout {
+        Ok((self.linear_input(x)?, weights.swiglu_limit.unwrap_or(f32::INFINITY)))
+    }
+
+    /// The parts of each pair of token and expert, `[n_pairs, width]` bf16.
+    fn routed_experts(
+        &self,
+        experts: &DeviceExperts,
+        x: &DeviceTensor,
+        routing: &DeviceRouting,
+        limit: f32,
+    ) -> Result<DeviceTensor, OpError> {
+        match &experts.layout {
             ExpertLayout::Rows(format, matrices) => {
                 self.experts80(experts, (*format, matrices), x, routing, limit)
             }
             ExpertLayout::Tiles(tiles) => self.experts90(experts, tiles, x, routing, limit),
             ExpertLayout::Maps(maps) => self.experts100(experts, maps, x, routing, limit),
-        };
-        let (shared, parts) = self.memory.beside(shared, routed)?;
-        let out = self.tensor(x.rows, width, Element::Bf16)?;
+        }
+    }
+
+    /// The sum of a token's parts and the shared expert's.
+    fn combine(
+        &self,
+        parts: &DeviceTensor,
+        routing: &DeviceRouting,
+        shared: &DeviceTensor,
+    ) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "moe_combine";
+        let width = shared.cols;
+        parts.expect(OP, "parts", shared.rows * routing.k, width, Element::Bf16)?;
+        check_len(OP, "routing", routing.rows, shared.rows)?;
+        let out = self.tensor(shared.rows, width, Element::Bf16)?;
         // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
         unsafe {
             self.launch(Call {
-                kernel: "moe_combine",
-                grid: [width.div_ceil(1024), x.rows, 1],
+                kernel: OP,
+                grid: [width.div_ceil(1024), shared.rows, 1],
                 threads: 128,
                 shared_bytes: 0,
                 args: &[
@@ -115,16 +169,14 @@ impl MoeOps for CudaOps {
                     (&routing.ids).into(),
                     (&shared.values).into(),
                     (&out.values).into(),
-                    (k as u32).into(),
+                    (routing.k as u32).into(),
                     (width as u32).into(),
                 ],
             })?;
         }
         Ok(out)
     }
-}
 
-impl CudaOps {
     /// Tokens by expert, for items of up to `item_tokens`; each expert's list of pairs is filled up to
     /// a multiple of `align`.
     pub(crate) fn group_pairs(

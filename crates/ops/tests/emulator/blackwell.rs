@@ -57,8 +57,7 @@ fn run<B: Ops>(ops: &B, values: &[f32], ids: &[u32]) -> Vec<f32> {
     let x = ops.upload(n_tokens, WIDTH, values).unwrap();
     let tokens: Vec<u32> = ids.iter().copied().cycle().take(n_tokens).collect();
     let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
-    let routing = ops.route(&weights, &x, &step).unwrap();
-    let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+    let (_, out) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
     ops.download(&out).unwrap()
 }
 

@@ -66,8 +66,7 @@ fn run<B: Ops>(ops: &B, n_tokens: usize, ids: &[u32], is_wide: bool) -> Vec<f32>
     let x = ops.upload(n_tokens, WIDTH, &values).unwrap();
     let tokens: Vec<u32> = ids.iter().copied().cycle().take(n_tokens).collect();
     let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
-    let routing = ops.route(&weights, &x, &step).unwrap();
-    let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+    let (_, out) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
     ops.download(&out).unwrap()
 }
 
@@ -114,8 +113,7 @@ fn a_token_has_the_same_bits_however_many_others_are_in_the_step() {
                 let x = ops.upload(n_tokens, WIDTH, &values[..n_tokens * WIDTH]).unwrap();
                 let batch = Batch::single(0, 0, &vec![3; n_tokens], &[0]);
                 let step = ops.prepare_step(&batch).unwrap();
-                let routing = ops.route(&weights, &x, &step).unwrap();
-                let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
+                let (_, out) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
                 ops.download(&out).unwrap()
             })
             .into();

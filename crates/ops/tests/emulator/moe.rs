@@ -63,9 +63,8 @@ fn run<B: Ops>(ops: &B, n_tokens: usize, hashes: bool) -> Results {
     let x = ops.upload(n_tokens, WIDTH, &random.values(n_tokens * WIDTH, 1.5)).unwrap();
     let tokens: Vec<u32> = (0..n_tokens).map(|_| random.below(VOCAB as u32)).collect();
     let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
-    let routing = ops.route(&weights, &x, &step).unwrap();
+    let (routing, out) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
     let (ids, factors) = ops.read_routing(&routing).unwrap();
-    let out = ops.moe(&weights, &x, &routing, &Solo).unwrap();
     Results { ids, weights: factors, out: ops.download(&out).unwrap() }
 }
 

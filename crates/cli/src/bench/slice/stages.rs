@@ -142,7 +142,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((19, 24), (17, 22), (17, 21)));
-        assert_eq!(counts("sm_80"), expected((26, 32), (22, 28), (22, 27)));
+        assert_eq!(counts("sm_90a"), expected((18, 24), (16, 22), (16, 21)));
+        assert_eq!(counts("sm_80"), expected((25, 32), (21, 28), (21, 27)));
     }
 }
