@@ -18,7 +18,7 @@ use fathom_ops::cuda::{
 use fathom_ops::{Batch, CacheSpec, Ops, Solo};
 use fathom_weights::Checkpoint;
 
-fn emulator() -> Option<Arc<dyn Device>> {
+pub(crate) fn emulator() -> Option<Arc<dyn Device>> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");

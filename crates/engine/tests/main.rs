@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod device;
+mod device_mtp;
 mod ending;
 mod faults;
 mod interleavings;

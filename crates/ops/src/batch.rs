@@ -142,6 +142,28 @@ impl Batch {
         n_blocks: usize,
         vocab_size: usize,
     ) -> Result<(), OpError> {
+        self.check(n_slots, n_blocks, vocab_size, true)
+    }
+
+    /// Checks the order of sequences and rows alone, of a batch with or without blocks.
+    pub(crate) fn validate_rows(&self) -> Result<(), OpError> {
+        self.check(usize::MAX, usize::MAX, usize::MAX, self.has_blocks())
+    }
+
+    /// Whether its sequences have blocks; those of a batch for layers that see nothing but their
+    /// window need none.
+    #[must_use]
+    pub fn has_blocks(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    fn check(
+        &self,
+        n_slots: usize,
+        n_blocks: usize,
+        vocab_size: usize,
+        needs_blocks: bool,
+    ) -> Result<(), OpError> {
         const OP: &str = "batch";
         let below = |what, got: u32, limit: usize| {
             let got = got as usize;
@@ -160,7 +182,8 @@ impl Batch {
             }
             next_row += sequence.n_tokens as usize;
             let end = sequence.positions().end;
-            let (got, expected) = (sequence.blocks.len(), end.div_ceil(BLOCK_TOKENS));
+            let needed = if needs_blocks { end.div_ceil(BLOCK_TOKENS) } else { 0 };
+            let (got, expected) = (sequence.blocks.len(), needed);
             if got < expected || sequence.blocks.end as usize > self.blocks.len() {
                 return Err(OpError::Shape { op: OP, arg: "blocks", got, expected });
             }

@@ -9,10 +9,11 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 use fathom_core::Rank;
+use fathom_core::model_config::WINDOW;
 use fathom_model::{LoadOptions, NoProbe, Transformer};
 use fathom_ops::cuda::rehearsal::Rehearsal;
-use fathom_ops::cuda::{CudaOps, Memory, MemoryInfo, Place};
-use fathom_ops::{Activations, BLOCK_TOKENS, Backend, Batch, CacheSpec, Solo};
+use fathom_ops::cuda::{CudaOps, DeviceCache, DeviceTensor, Memory, MemoryInfo, Place};
+use fathom_ops::{Activations, BLOCK_TOKENS, Backend, Batch, CacheSpec, HeadOps, Solo};
 use fathom_weights::Checkpoint;
 
 use crate::bytes::readable;
@@ -92,8 +93,8 @@ impl Rehearsed {
             n_slots: max_num_seqs,
             n_blocks,
             n_snapshots: 0,
-            spare_rows: 0,
-            draft_width: 0,
+            spare_rows: max_drafts,
+            draft_width: self.model.draft_width(),
             kv,
             index_keys,
         };
@@ -139,9 +140,58 @@ impl Rehearsed {
             batches.push(batch);
         }
         let mut cache = self.model.new_cache(&spec)?;
+        let drafts = spec.draft_width > 0;
         for batch in &batches {
-            self.model.forward(batch, &mut cache, &Solo, false, &mut NoProbe)?;
+            let output = self.model.forward(batch, &mut cache, &Solo, drafts, &mut NoProbe)?;
+            drop(output.logits);
+            if let Some(x) = output.copies {
+                self.follow(batch, &x, &mut cache)?;
+            }
         }
+        if drafts {
+            self.draft(max_num_seqs, &mut cache)?;
+        }
+        Ok(())
+    }
+
+    /// The rows of the MTP block that run beside the copies `x` of `batch`: of each sequence as many
+    /// as its window and the ring of copies can ask for.
+    fn follow(&self, batch: &Batch, x: &DeviceTensor, cache: &mut DeviceCache) -> Result<()> {
+        let n_kept = cache.spec().copies_rows();
+        let mut rows = Batch::default();
+        for of in &batch.sequences {
+            let end = of.positions().end;
+            let n = (n_kept + of.n_tokens as usize).min(WINDOW).min(end - 1);
+            if n > 0 {
+                rows.push(of.slot, (end - 1 - n) as u32, &vec![0; n], &[], false);
+            }
+        }
+        let ops = self.model.ops();
+        if rows.n_tokens() > 0 {
+            let kept = ops.kept_copies(&rows, Some((batch, x)), cache)?;
+            let next = rows.tokens.clone();
+            self.model.draft(&rows, &next, &kept, cache, &Solo, false, &mut NoProbe)?;
+        }
+        Ok(ops.keep_copies(batch, x, cache)?)
+    }
+
+    /// The first pass of a draft for `n_seqs` sequences, with all rows that may wait, then a further
+    /// one on its own copies.
+    fn draft(&self, n_seqs: usize, cache: &mut DeviceCache) -> Result<()> {
+        let (ops, n_kept) = (self.model.ops(), cache.spec().copies_rows());
+        let (mut first, mut second) = (Batch::default(), Batch::default());
+        for slot in 0..n_seqs as u32 {
+            first.push(slot, 0, &vec![0; n_kept], &[], true);
+            second.push(slot, n_kept as u32, &[0], &[], true);
+        }
+        let last = first.logit_rows.clone();
+        let x = ops.kept_copies(&first, None, cache)?;
+        let next = first.tokens.clone();
+        let output = self.model.draft(&first, &next, &x, cache, &Solo, true, &mut NoProbe)?;
+        let copies = output.copies.context("the MTP block leaves no copies")?;
+        let x = ops.select_rows(&copies, &last)?;
+        let next = second.tokens.clone();
+        self.model.draft(&second, &next, &x, cache, &Solo, true, &mut NoProbe)?;
         Ok(())
     }
 }

@@ -195,10 +195,6 @@ fn on_gpu(
         "one server uses one GPU so far; --tensor-parallel-size {} needs --device cpu",
         parallel.tensor
     );
-    ensure!(
-        config.speculation.method != DraftMethod::Mtp,
-        "the MTP block does not draft on a GPU so far: --speculate ngram does, or --device cpu"
-    );
     let model_len = checkpoint.config().max_position_embeddings;
     let limits = StepLimits {
         max_num_batched_tokens: config.max_num_batched_tokens as usize,

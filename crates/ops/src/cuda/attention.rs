@@ -150,6 +150,7 @@ impl AttentionOps for CudaOps {
         const OP: &str = "attn_store_kv";
         let n_tokens = step.n_rows;
         step.check_cache(OP, &cache.spec)?;
+        step.check_blocks(OP, cache.layers[layer].kind)?;
         check_rope(OP, &weights.rope)?;
         projected.kv.expect(OP, "kv", n_tokens, HEAD_DIM, Element::Bf16)?;
         check_len(OP, "kv_norm", weights.kv_norm.weight.len, HEAD_DIM)?;
@@ -205,6 +206,7 @@ impl AttentionOps for CudaOps {
         layer: usize,
     ) -> Result<DeviceSelection, OpError> {
         const OP: &str = "index_scores";
+        step.check_blocks(OP, cache.layers[layer].kind)?;
         let indexer = weights.indexer.as_ref().ok_or(absent(OP, "indexer"))?;
         let q = queries.index.as_ref().ok_or(absent(OP, "queries"))?;
         let w = projected.index_weights.as_ref().ok_or(absent(OP, "index_weights"))?;
@@ -298,6 +300,7 @@ impl AttentionOps for CudaOps {
         let (rows, n_heads) = (step.n_rows, weights.n_heads);
         queries.q.expect(OP, "q", rows, n_heads * HEAD_DIM, Element::Bf16)?;
         kv.expect(OP, "kv", rows, HEAD_DIM, Element::Bf16)?;
+        step.check_blocks(OP, cache.layers[layer].kind)?;
         check_len(OP, "attn_sink", weights.attn_sink.len, n_heads)?;
         check_rope(OP, &weights.rope)?;
         let ring = cache.spec.window_rows();

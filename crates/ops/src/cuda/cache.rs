@@ -111,6 +111,12 @@ impl DeviceCache {
         })
     }
 
+    /// What it was made for.
+    #[must_use]
+    pub const fn spec(&self) -> &CacheSpec {
+        &self.spec
+    }
+
     fn window_offset(&self, slot: usize, position: usize) -> usize {
         let ring = self.spec.window_rows();
         (slot * ring + position % ring) * self.spec.kv.row_bytes()

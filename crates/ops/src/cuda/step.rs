@@ -16,6 +16,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use fathom_core::LayerKind;
+
 use super::device::Arg;
 use super::memory::{Buffer, Memory, Place};
 use super::tensor::u32_bytes;
@@ -90,7 +92,7 @@ impl DeviceStep {
     /// [`OpError`] if the batch breaks an invariant of [`Batch`], or there is no room.
     pub(crate) fn new(memory: &Memory, batch: &Batch, may_grow: bool) -> Result<Self, OpError> {
         // Kernels trust rows, positions and block lists; ids are compared with the cache later.
-        batch.validate(usize::MAX, usize::MAX, usize::MAX)?;
+        batch.validate_rows()?;
         let shape = if may_grow && memory.is_planned() { Shape::of(batch) } else { None };
         let n_rows = shape.map_or(batch.n_tokens(), |shape| shape.rows);
         let n_sequences = shape.map_or(batch.sequences.len(), |shape| shape.rows);
@@ -112,7 +114,8 @@ impl DeviceStep {
         let mut first_blocks = 0..0;
         for (index, sequence) in batch.sequences.iter().enumerate() {
             // No more than its positions need: then the room for a shape suffices.
-            let needed = sequence.positions().end.div_ceil(BLOCK_TOKENS);
+            let end = sequence.positions().end;
+            let needed = if batch.has_blocks() { end.div_ceil(BLOCK_TOKENS) } else { 0 };
             let own = blocks.len() as u32..(blocks.len() + needed) as u32;
             blocks.extend_from_slice(&batch.blocks_of(sequence)[..needed]);
             let (slot, row, n_tokens) = (sequence.slot, sequence.row, sequence.n_tokens);
@@ -190,6 +193,14 @@ impl DeviceStep {
         self.token_limit.load(Ordering::Relaxed)
     }
 
+    /// Refuses a step without blocks, for a layer that reads them.
+    pub(crate) fn check_blocks(&self, op: &'static str, kind: LayerKind) -> Result<(), OpError> {
+        if kind == LayerKind::Window || self.batch.has_blocks() {
+            return Ok(());
+        }
+        Err(OpError::Shape { op, arg: "blocks", got: 0, expected: 1 })
+    }
+
     /// Refuses a step that names slots or blocks a cache of `spec` does not have.
     pub(crate) fn check_cache(&self, op: &'static str, spec: &CacheSpec) -> Result<(), OpError> {
         let ids = [("slot", self.max_slot, spec.n_slots), ("block", self.max_block, spec.n_blocks)];
@@ -244,6 +255,20 @@ mod tests {
         let short = layout(&decode(&[0, 0, 0]));
         assert_eq!(short, layout(&decode(&[1000, 1023, 700])));
         assert_ne!(short, layout(&decode(&[1024, 0, 0])));
+    }
+
+    #[test]
+    fn a_step_without_blocks_is_for_layers_that_see_their_window_alone() {
+        let memory = Rehearsal::memory("sm_80");
+        let mut batch = Batch::default();
+        batch.push(1, 700, &[3, 4], &[], true);
+        let step = DeviceStep::new(&memory, &batch, true).unwrap();
+        assert!(step.check_blocks("test", LayerKind::Window).is_ok());
+        assert!(step.check_blocks("test", LayerKind::Csa).is_err());
+        assert!(step.check_blocks("test", LayerKind::Hca).is_err());
+        // Blocks for some positions and not for others are a mistake.
+        batch.push(2, 700, &[3], &[0], true);
+        assert!(DeviceStep::new(&memory, &batch, true).is_err());
     }
 
     #[test]
