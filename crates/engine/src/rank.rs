@@ -20,7 +20,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use fathom_core::{ParallelConfig, TokenId};
+use fathom_core::{ParallelConfig, SamplingParams, TokenId};
 use fathom_model::{ModelError, Transformer};
 use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
@@ -261,6 +261,19 @@ impl<O: Ops> RankRunner<O> {
     }
 }
 
+impl<O: Ops> RankRunner<O> {
+    /// Two passes of the MTP block for sequences of one token: all later ones are like one of them.
+    fn warm_up_drafts(&mut self, n_sequences: usize) -> Result<(), StepError> {
+        let sampling = Arc::new(SamplingParams::greedy(1));
+        let input = |slot| {
+            let sampling = Arc::clone(&sampling);
+            DraftInput { slot, position: 1, token: 0, n_drafts: 2, sampling }
+        };
+        let input: Vec<_> = (0..n_sequences as u32).map(input).collect();
+        self.draft(&Arc::new(input), &mut vec![Vec::new(); n_sequences])
+    }
+}
+
 fn start<O: Ops>(
     models: &[Arc<Transformer<O>>],
     parallel: ParallelConfig,
@@ -312,6 +325,9 @@ impl<O: Ops> StepRunner for RankRunner<O> {
                 input.batch.push(slot, 0, &[0], &[0], true);
             }
             self.step(&Arc::new(input), &mut StepOutput::default())?;
+            if self.has_draft_model() {
+                self.warm_up_drafts(n_sequences)?;
+            }
         }
         Ok(())
     }

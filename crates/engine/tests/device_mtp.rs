@@ -8,10 +8,11 @@ use fathom_core::{Numerics, ParallelConfig, Rank, SamplingParams, TokenId};
 use fathom_engine::{
     DraftInput, RankRunner, SnapshotCopy, StateRef, StepInput, StepOutput, StepRunner,
 };
-use fathom_model::{LoadOptions, Transformer};
+use fathom_model::{LoadOptions, NoProbe, Transformer};
 use fathom_ops::cpu::CpuOps;
-use fathom_ops::cuda::{Activations, CudaOps};
-use fathom_ops::{CacheSpec, Ops};
+use fathom_ops::cuda::rehearsal::Rehearsal;
+use fathom_ops::cuda::{Activations, ArenaSizes, CudaOps, Memory, Place};
+use fathom_ops::{Backend, Batch, CacheSpec, Ops, Solo};
 use fathom_weights::Checkpoint;
 
 use crate::device::emulator;
@@ -137,4 +138,46 @@ fn a_device_drafts_from_a_snapshot_and_a_block_that_a_cpu_wrote() {
     let mut kept = Vec::new();
     gpu.0.read_state(&places, &mut kept).unwrap();
     assert!(kept == state, "a device gives back the bytes it was given");
+}
+
+/// Logits and copies of three passes over two rows and one over three, each from other copies.
+fn passes(model: &Transformer<CudaOps>) -> (Vec<Vec<f32>>, usize) {
+    let mut cache = model.new_cache(&CacheSpec { n_slots: 3, ..spec(model) }).unwrap();
+    let (ops, width) = (model.ops(), model.draft_width());
+    let mut found = Vec::new();
+    for (turn, n) in [2, 2, 2, 3].into_iter().enumerate() {
+        let mut rows = Batch::default();
+        for slot in 0..n as u32 {
+            rows.push(slot, 3 * slot + turn as u32, &[0], &[], true);
+        }
+        let next = &prompt(turn as u32, 3)[..n];
+        let values: Vec<f32> =
+            (0..n * width).map(|i| ((i * 7 + turn * 3) % 13) as f32 - 6.0).collect();
+        let x = ops.upload(n, width, &values).unwrap();
+        let output = model.draft(&rows, next, x, &mut cache, &Solo, true, &mut NoProbe).unwrap();
+        for tensor in [output.logits.unwrap(), output.copies.unwrap()] {
+            found.push(ops.download(&tensor).unwrap());
+        }
+    }
+    (found, ops.n_replays(&cache))
+}
+
+#[test]
+fn draft_passes_of_one_shape_are_replayed_with_the_bits_of_passes_launched_one_by_one() {
+    let Some(device) = emulator() else { return };
+    let rehearsal = Rehearsal::memory("sm_80");
+    passes(&load(CudaOps::over(rehearsal.clone(), Activations::Fp8Grid)));
+    let sizes = ArenaSizes {
+        weights: rehearsal.reach(Place::Weights),
+        cache: rehearsal.reach(Place::Cache),
+        workspace: rehearsal.reach(Place::Workspace),
+    };
+    let memory = Memory::planned(Arc::clone(&device), sizes).unwrap();
+    let planned = passes(&load(CudaOps::over(memory.clone(), Activations::Fp8Grid)));
+    // Plain, recorded and replayed, replayed; three rows become four: plain.
+    assert_eq!(planned.1, 2);
+    assert_eq!(memory.used(Place::Workspace), 0);
+    let plain = passes(&load(CudaOps::new(device, Activations::Fp8Grid)));
+    assert_eq!(plain.1, 0);
+    assert!(planned.0 == plain.0);
 }

@@ -110,7 +110,7 @@ impl<'m, O: Ops> Session<'m, O> {
         probe: &mut dyn Probe<O>,
     ) -> Result<StepOutput<O>, ModelError> {
         let batch = self.batch(position, next_tokens, rows)?;
-        self.model.draft(&batch, next_tokens, x, &mut self.cache, self.comm, true, probe)
+        self.model.draft(&batch, next_tokens, x.clone(), &mut self.cache, self.comm, true, probe)
     }
 
     /// Compressed entry `entry` of `layer`, see [`Backend::read_entry`](fathom_ops::Backend).

@@ -187,7 +187,7 @@ impl<O: Ops> Transformer<O> {
         &self,
         batch: &Batch,
         next_tokens: &[TokenId],
-        x: &O::Tensor,
+        x: O::Tensor,
         cache: &mut O::Cache,
         comm: &dyn Communicator,
         wants_copies: bool,
@@ -199,11 +199,22 @@ impl<O: Ops> Transformer<O> {
             return Err(OpError::Shape { op: "mtp", arg: "next_tokens", got, expected }.into());
         }
         let batch = &Batch { tokens: next_tokens.to_vec(), ..batch.clone() };
-        let (ops, step) = (&self.ops, &self.ops.prepare_exact_step(batch)?);
-        let x = mtp.forward(&mut Pass { ops, step, cache, comm, probe }, &self.embed, x)?;
-        let wants_logits = !batch.logit_rows.is_empty();
-        let logits =
-            wants_logits.then(|| mtp.head.logits(ops, &self.head, &x, step, comm)).transpose()?;
-        Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
+        let (ops, watches) = (&self.ops, probe.watches());
+        let (step, x) = if watches {
+            (ops.prepare_exact_step(batch)?, x)
+        } else {
+            ops.prepare_step_over(batch, x, cache)?
+        };
+        let (step, wants_logits) = (&step, !batch.logit_rows.is_empty());
+        let mut run = |cache: &mut O::Cache| {
+            let pass = &mut Pass { ops, step, cache, comm, probe };
+            let x = mtp.forward(pass, &self.embed, &x)?;
+            let logits = wants_logits
+                .then(|| mtp.head.logits(ops, &self.head, &x, step, comm))
+                .transpose()?;
+            Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
+        };
+        let name = if wants_copies { "mtp with copies" } else { "mtp" };
+        if watches { run(cache) } else { ops.run_pass(name, step, cache, run) }
     }
 }

@@ -140,6 +140,22 @@ pub trait Backend: Debug + Send + Sync + 'static {
         self.prepare_step(batch)
     }
 
+    /// [`prepare_step`](Self::prepare_step) for a pass that begins with `x [T, ..]` instead of
+    /// embeddings: the step, and `x` with as many rows as tensors of the step have, where a pass over
+    /// `cache` that is repeated finds it. It is the pass's until the next call.
+    ///
+    /// # Errors
+    /// As [`prepare_step`](Self::prepare_step).
+    fn prepare_step_over(
+        &self,
+        batch: &Batch,
+        x: Self::Tensor,
+        cache: &mut Self::Cache,
+    ) -> Result<(Self::Step, Self::Tensor), OpError> {
+        let _ = cache;
+        Ok((self.prepare_exact_step(batch)?, x))
+    }
+
     /// Runs the operators of `side` and of `main`, neither of which uses what the other makes: at the
     /// same time where the backend can, else in this order.
     ///

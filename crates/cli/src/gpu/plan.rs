@@ -170,7 +170,7 @@ impl Rehearsed {
         if rows.n_tokens() > 0 {
             let kept = ops.kept_copies(&rows, Some((batch, x)), cache)?;
             let next = rows.tokens.clone();
-            self.model.draft(&rows, &next, &kept, cache, &Solo, false, &mut NoProbe)?;
+            self.model.draft(&rows, &next, kept, cache, &Solo, false, &mut NoProbe)?;
         }
         Ok(ops.keep_copies(batch, x, cache)?)
     }
@@ -187,11 +187,11 @@ impl Rehearsed {
         let last = first.logit_rows.clone();
         let x = ops.kept_copies(&first, None, cache)?;
         let next = first.tokens.clone();
-        let output = self.model.draft(&first, &next, &x, cache, &Solo, true, &mut NoProbe)?;
+        let output = self.model.draft(&first, &next, x, cache, &Solo, true, &mut NoProbe)?;
         let copies = output.copies.context("the MTP block leaves no copies")?;
         let x = ops.select_rows(&copies, &last)?;
         let next = second.tokens.clone();
-        self.model.draft(&second, &next, &x, cache, &Solo, true, &mut NoProbe)?;
+        self.model.draft(&second, &next, x, cache, &Solo, true, &mut NoProbe)?;
         Ok(())
     }
 }

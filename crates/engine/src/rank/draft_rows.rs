@@ -130,7 +130,7 @@ impl DraftRows {
         if self.rows.n_tokens() > 0 {
             let copies = model.ops().kept_copies(&self.rows, Some((batch, x)), cache)?;
             let (rows, next) = (&self.rows, &self.next);
-            model.draft(rows, next, &copies, cache, comm, false, &mut NoProbe)?;
+            model.draft(rows, next, copies, cache, comm, false, &mut NoProbe)?;
         }
         for of in &batch.sequences {
             let keep = (of.n_tokens as usize).min(self.n_kept);
@@ -168,7 +168,7 @@ impl DraftRows {
                 |draft: &usize| drafts[*draft].len() + 1 < input[*draft].n_drafts as usize;
             let wants_copies = drafting.iter().any(goes_on);
             let (rows, next) = (&self.rows, &self.next);
-            let output = model.draft(rows, next, &x, cache, comm, wants_copies, &mut NoProbe)?;
+            let output = model.draft(rows, next, x, cache, comm, wants_copies, &mut NoProbe)?;
             let (Some(logits), last_rows) = (output.logits, rows.logit_rows.clone()) else { break };
             let vocab_size = ops.shape(&logits).1;
             let mut logits = ops.download(&logits)?;

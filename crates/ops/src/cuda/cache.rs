@@ -9,6 +9,7 @@ use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use super::memory::{Buffer, Memory, Place};
 use super::ops::{Call, CudaOps};
 use super::replay::Recordings;
+use super::step::rounded_up;
 use super::store::Pending;
 use crate::OpError;
 use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
@@ -51,6 +52,8 @@ pub struct DeviceCache {
     pub(crate) layers: Vec<LayerStores>,
     /// `[n_slots][copies_rows]` rows of copies, bf16.
     pub(crate) copies: Buffer,
+    /// Copies that a recorded pass of the MTP block reads, a row for each slot, rounded up.
+    pub(crate) staged: Buffer,
     /// `[n_snapshots][snapshot_bytes]`.
     snapshots: Buffer,
     /// Which of them hold something.
@@ -105,6 +108,7 @@ impl DeviceCache {
             spec: spec.clone(),
             layers: spec.layers.iter().map(layer).collect::<Result<_, OpError>>()?,
             copies: zeros(spec.n_slots * spec.copies_rows() * spec.copies_row_bytes())?,
+            staged: zeros(2 * rounded_up(spec.n_slots) * spec.draft_width)?,
             snapshots: memory.buffer(Place::Cache, spec.n_snapshots * spec.snapshot_bytes())?,
             is_captured: vec![false; spec.n_snapshots],
             recordings: Recordings::default(),

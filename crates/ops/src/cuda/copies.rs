@@ -9,6 +9,7 @@ use super::DeviceCache;
 use super::device::Arg;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
+use super::step::Shape;
 use super::tensor::{DeviceTensor, Element, u32_bytes};
 use crate::copies::{CopiesAt, locate};
 use crate::error::check_len;
@@ -72,6 +73,28 @@ impl CudaOps {
             row += run.len();
         }
         Ok(out)
+    }
+
+    /// Puts the copies `x [T, 4 * D]` where recorded passes over `cache` read them, with as many rows
+    /// as the shape that `batch` is rounded up to; `None` if it is rounded up to none.
+    pub(super) fn stage_copies(
+        &self,
+        batch: &Batch,
+        x: &DeviceTensor,
+        cache: &DeviceCache,
+    ) -> Result<Option<DeviceTensor>, OpError> {
+        const OP: &str = "stage_copies";
+        let width = cache.spec.draft_width;
+        let Some(shape) = Shape::in_memory(&self.memory, batch).filter(|_| width > 0) else {
+            return Ok(None);
+        };
+        x.expect(OP, "x", batch.n_tokens(), width, Element::Bf16)?;
+        // Rows beyond the batch repeat the first.
+        let n_repeated = shape.rows - x.rows;
+        let list: Vec<u32> = (0..x.rows as u32).chain(std::iter::repeat_n(0, n_repeated)).collect();
+        self.gather(&x.values, &list, &cache.staged, 0, 2 * width)?;
+        let values = cache.staged.part(0, 2 * width * shape.rows)?;
+        DeviceTensor::of(shape.rows, width, Element::Bf16, values).map(Some)
     }
 
     /// Copies the rows `list` of `source` to the rows of `target` from `first` on.

@@ -247,6 +247,22 @@ impl Backend for CudaOps {
         DeviceStep::new(&self.memory, batch, false)
     }
 
+    fn prepare_step_over(
+        &self,
+        batch: &Batch,
+        x: DeviceTensor,
+        cache: &mut DeviceCache,
+    ) -> Result<(DeviceStep, DeviceTensor), OpError> {
+        match self.stage_copies(batch, &x, cache)? {
+            Some(staged) => {
+                // Recorded launches find the step's block where nothing else is in the workspace.
+                drop(x);
+                Ok((self.prepare_step(batch)?, staged))
+            }
+            None => Ok((self.prepare_exact_step(batch)?, x)),
+        }
+    }
+
     fn beside<A, B, E: From<OpError>>(
         &self,
         side: impl FnOnce() -> Result<A, E>,

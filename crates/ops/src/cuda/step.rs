@@ -38,6 +38,8 @@ pub(crate) struct Shape {
     pub(crate) rows: usize,
     /// Positions that every sequence may have at most.
     pub(crate) context: usize,
+    /// Whether there are blocks: launches that read some serve no step without.
+    has_blocks: bool,
 }
 
 impl Shape {
@@ -46,13 +48,25 @@ impl Shape {
         let n_tokens = batch.n_tokens();
         let is_decode = batch.sequences.len() == n_tokens && batch.wants_all_rows();
         let rows = BUCKETS.into_iter().find(|&rows| rows >= n_tokens)?;
-        let longest = max_context(batch);
+        // Who sees the window alone launches the same for any context.
+        let longest = if batch.has_blocks() { max_context(batch) } else { 0 };
         let mut context = FIRST_CONTEXT;
         while context < longest {
             context *= 4;
         }
-        (is_decode && n_tokens > 0).then_some(Self { rows, context })
+        let has_blocks = batch.has_blocks();
+        (is_decode && n_tokens > 0).then_some(Self { rows, context, has_blocks })
     }
+
+    /// The shape that `batch` is rounded up to over `memory`; only in arenas do addresses repeat.
+    pub(crate) fn in_memory(memory: &Memory, batch: &Batch) -> Option<Self> {
+        if memory.is_planned() { Self::of(batch) } else { None }
+    }
+}
+
+/// Rows that steps of `n_sequences` or fewer are rounded up to at most.
+pub(crate) fn rounded_up(n_sequences: usize) -> usize {
+    BUCKETS.into_iter().find(|&rows| rows >= n_sequences).unwrap_or(BUCKETS[BUCKETS.len() - 1])
 }
 
 /// The largest position of the batch plus one.
@@ -93,7 +107,7 @@ impl DeviceStep {
     pub(crate) fn new(memory: &Memory, batch: &Batch, may_grow: bool) -> Result<Self, OpError> {
         // Kernels trust rows, positions and block lists; ids are compared with the cache later.
         batch.validate_rows()?;
-        let shape = if may_grow && memory.is_planned() { Shape::of(batch) } else { None };
+        let shape = if may_grow { Shape::in_memory(memory, batch) } else { None };
         let n_rows = shape.map_or(batch.n_tokens(), |shape| shape.rows);
         let n_sequences = shape.map_or(batch.sequences.len(), |shape| shape.rows);
         let context = shape.map_or_else(|| max_context(batch), |shape| shape.context);
