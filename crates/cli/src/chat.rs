@@ -9,6 +9,7 @@ mod client;
 mod session;
 mod sse;
 
+use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -156,13 +157,13 @@ impl Terminal {
                 Delta::Reasoning(text) => {
                     let begin = if reasoning { "" } else { dim };
                     reasoning = true;
-                    print!("{begin}{text}");
+                    print!("{begin}{}", printable(&text));
                 }
                 Delta::Content(text) => {
                     let end = if reasoning { "\n" } else { "" };
                     let reset = if reasoning { plain } else { "" };
                     reasoning = false;
-                    print!("{reset}{end}{text}");
+                    print!("{reset}{end}{}", printable(&text));
                     shown.content.push_str(&text);
                 }
                 Delta::Finish(reason) => shown.note.push_str(&reason),
@@ -177,6 +178,20 @@ impl Terminal {
         }
         Ok(shown)
     }
+}
+
+/// `text` with control characters as their pictures: a model may say what a terminal would obey.
+fn printable(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let picture = |c: char| match c as u32 {
+        code @ 0..0x20 => char::from_u32(0x2400 + code).unwrap_or(char::REPLACEMENT_CHARACTER),
+        0x7F => '\u{2421}',
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    text.chars().map(|c| if is_obeyed(c) { picture(c) } else { c }).collect()
 }
 
 struct Shown {
@@ -196,4 +211,16 @@ fn read_lines() -> mpsc::UnboundedReceiver<String> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_as_pictures() {
+        let said = "a\u{1b}[2J\u{7}\r\u{7f}\u{9b}b\n\tc\u{e9}";
+        assert_eq!(printable(said), "a\u{241b}[2J\u{2407}\u{240d}\u{2421}\u{fffd}b\n\tc\u{e9}");
+        assert_eq!(printable("plain\ttext\n"), "plain\ttext\n");
+    }
 }
