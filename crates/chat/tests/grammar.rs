@@ -177,6 +177,24 @@ fn reasoning_is_free_and_its_end_is_forced_when_the_budget_is_spent() {
 }
 
 #[test]
+fn white_space_and_unseen_calls_are_no_answer_where_one_is_required() {
+    let tokenizer = tokenizer();
+    let (eos, marker) = (tokenizer.special().eos(), tokenizer.special().dsml());
+    let must_answer = || AnswerRules { must_answer: true, ..rules(None) };
+    let mut constraint = AnswerConstraint::new(must_answer(), &tokenizer).unwrap();
+    // The ideographic space may be several tokens, none of which is white space by itself.
+    for id in spelled(" \n\n\u{3000}\t") {
+        assert!(!allowed(Some(&mut constraint), &tokenizer).contains(&eos));
+        constraint.commit(id).unwrap();
+    }
+    let before = allowed(Some(&mut constraint), &tokenizer);
+    // Without tools, calls are dropped.
+    assert!(!before.contains(&eos) && !before.contains(&marker));
+    constraint.commit(spelled("a")[0]).unwrap();
+    assert!(allowed(Some(&mut constraint), &tokenizer).contains(&eos));
+}
+
+#[test]
 fn a_choice_an_expression_and_a_language_are_kept_to() {
     let tokenizer = tokenizer();
     let say =

@@ -331,7 +331,8 @@ fn thoughts_without_an_answer_are_counted_and_can_be_ruled_out() {
 
     let rig = Rig::configured(|config| config.reasoning.require_answer = true);
     let said = choice(&rig.say("only thoughts", &thinking));
-    assert!(said.get("finish_details").is_none_or(|details| details["thought_only"] == false));
+    let details = said.get("finish_details");
+    assert!(details.is_none_or(|details| details["thought_only"] == false), "{said}");
     assert!(said["finish_reason"] == "length" || said["message"]["content"] != "");
 }
 

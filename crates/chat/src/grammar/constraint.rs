@@ -54,7 +54,7 @@ pub struct AnswerRules {
 /// What an answer without a grammar may call.
 #[derive(Debug, Clone)]
 pub enum Calls {
-    /// The model may write what it likes.
+    /// The model may write what it likes; nobody sees calls, so they are no answer.
     Free,
     /// Nothing: the marker never comes.
     Forbidden,
@@ -68,7 +68,7 @@ enum State {
     Reasoning {
         left: Option<u32>,
     },
-    /// `begun`: something was said.
+    /// `begun`: something was said, white space aside.
     Text {
         begun: bool,
     },
@@ -93,6 +93,8 @@ pub struct AnswerConstraint {
     state: State,
     /// Whether the text so far ends with `<`.
     after_angle: bool,
+    /// The bytes of a character that the text so far ends amid, until something was said.
+    unfinished: Vec<u8>,
 }
 
 impl AnswerConstraint {
@@ -111,7 +113,8 @@ impl AnswerConstraint {
         } else {
             State::of_answer(&rules)
         };
-        Some(Self { rules, tokenizer: tokenizer.clone(), state, after_angle: false })
+        let tokenizer = tokenizer.clone();
+        Some(Self { rules, tokenizer, state, after_angle: false, unfinished: Vec::new() })
     }
 
     /// The grammar's mask, computed now or before.
@@ -132,7 +135,8 @@ impl AnswerConstraint {
             clear(mask, special.eos());
         }
         let may_call = match self.rules.calls {
-            Calls::Free => true,
+            // Nobody would see these calls: they are no answer.
+            Calls::Free => !self.rules.must_answer,
             Calls::Forbidden => false,
             Calls::Constrained(_) => self.after_angle,
         };
@@ -160,7 +164,12 @@ impl AnswerConstraint {
                 };
             }
             State::Reasoning { left } => *left = left.map(|left| left.saturating_sub(1)),
-            State::Text { begun } => *begun = true,
+            State::Text { begun } => {
+                if !*begun && special.of(token).is_none() {
+                    self.unfinished.extend_from_slice(text);
+                    *begun = says_something(&mut self.unfinished);
+                }
+            }
             State::Grammar(running) => {
                 running.ready = None;
                 running.matcher.consume_token(token).map_err(|error| failed(&error))?;
@@ -261,6 +270,18 @@ impl Drop for AnswerConstraint {
     fn drop(&mut self) {
         self.finish_grammar();
     }
+}
+
+/// Whether there is more than white space in `text`. Leaves of it what begins a character.
+fn says_something(text: &mut Vec<u8>) -> bool {
+    let n_known = match std::str::from_utf8(text) {
+        Ok(text) => text.len(),
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        // Shown as a replacement character.
+        Err(_) => return true,
+    };
+    let known = text.drain(..n_known).collect();
+    String::from_utf8(known).is_ok_and(|known| !known.trim().is_empty())
 }
 
 fn clear(mask: &mut [u32], token: TokenId) {
