@@ -28,16 +28,19 @@
 
 INLINE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
 INLINE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }
+INLINE u64 double_bits(double x) { return __builtin_bit_cast(u64, x); }
+INLINE double bits_double(u64 x) { return __builtin_bit_cast(double, x); }
 
 INLINE float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE float mul_rn(float a, float b) { return a * b; }
 INLINE float add_rn(float a, float b) { return a + b; }
 INLINE float div_rn(float a, float b) { return a / b; }
 INLINE float sqrt_rn(float x) { return sqrtf(x); }
+INLINE double mul_rn64(double a, double b) { return a * b; }
+INLINE double add_rn64(double a, double b) { return a + b; }
+INLINE double div_rn64(double a, double b) { return a / b; }
 INLINE float exp_f32(float x) { return expf(x); }
 INLINE float log1p_f32(float x) { return log1pf(x); }
-INLINE double exp_f64(double x) { return exp(x); }
-INLINE double log_f64(double x) { return log(x); }
 INLINE void sincos_f32(float x, float& sin, float& cos) { sin = sinf(x), cos = cosf(x); }
 INLINE float exp2_approx(float x) {
     const float y = exp2f(x);

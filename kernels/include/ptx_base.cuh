@@ -5,6 +5,8 @@
 
 INLINE u32 float_bits(float x) { return __float_as_uint(x); }
 INLINE float bits_float(u32 x) { return __uint_as_float(x); }
+INLINE u64 double_bits(double x) { return static_cast<u64>(__double_as_longlong(x)); }
+INLINE double bits_double(u64 x) { return __longlong_as_double(static_cast<long long>(x)); }
 
 // One rounding each, never contracted: for results whose bits are compared.
 INLINE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -12,13 +14,13 @@ INLINE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 INLINE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 INLINE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 INLINE float sqrt_rn(float x) { return __fsqrt_rn(x); }
+INLINE double mul_rn64(double a, double b) { return __dmul_rn(a, b); }
+INLINE double add_rn64(double a, double b) { return __dadd_rn(a, b); }
+INLINE double div_rn64(double a, double b) { return __ddiv_rn(a, b); }
 
 // Full range and accuracy; slower than the approximations of the special function unit.
 INLINE float exp_f32(float x) { return expf(x); }
 INLINE float log1p_f32(float x) { return log1pf(x); }
-// For decisions that must be those of the CPU; slow, few are taken.
-INLINE double exp_f64(double x) { return exp(x); }
-INLINE double log_f64(double x) { return log(x); }
 INLINE void sincos_f32(float x, float& sin, float& cos) { sincosf(x, &sin, &cos); }
 // 2^x with a relative error of 2^-22; 0 below the normal range.
 INLINE float exp2_approx(float x) {

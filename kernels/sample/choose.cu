@@ -1,10 +1,11 @@
 // choose_tokens, verify_drafts: from rows of logits to one token each, with its log-probabilities, and
 // how many drafted tokens those choices confirm.
 //
-// Source   the engine's sampler (`fathom-engine`, `sample`), stage by stage: penalties, bias, mask,
-//          forbidden tokens, temperature, top-k, top-p, min-p, draw. Noise is Gumbel noise of a
-//          Philox number per (seed, choice, position, token), so the draw is that of the CPU.
-// Inputs   logits [n_rows, vocab] f32, as the model made them    rows [n_rows] of `Row`
+// Source   `ops::sample::choose_token`, stage by stage: penalties, bias, mask, forbidden tokens,
+//          temperature, top-k, top-p, min-p, draw. Noise is Gumbel noise of a Philox number per (seed,
+//          choice, position, token).
+// Inputs   logits [.., vocab] f32, as the model made them    rows [n_rows] of `Row`, each naming a row
+//          of the logits
 //          seen [..] of (token, times generated), each token once per row    bias [..] of (token, f32
 //          bits), in the request's order    forbidden [..] tokens    masks [..] words, bit set =
 //          allowed, ceil(vocab / 32) per masked row
@@ -16,17 +17,16 @@
 //          verify_drafts: accepted [n]: leading rows of the range whose token is the drafted one
 // Launch   choose_tokens: one block of 512 threads per row. verify_drafts: one thread per range.
 // Limit    latency of some ten passes over a row in the second-level cache.
-// Arch     sm_80 and later. Doubles decide near-ties as the CPU does; a tail of tokens whose weights
-//          are below 2^-46 of the likeliest counts as nothing in top-p.
-// CPU twin `RequestSampler`; equal tokens unless two scores or cumulative weights differ by less than
-//          1e-9, log-probabilities 1e-6.
+// Arch     sm_80 and later.
+// CPU twin `ops::sample::choose_token`: every bit of tokens and log-probabilities is the same. Sums are
+//          of integers (`weight`), everything else is rounded where the twin rounds (`real.cuh`).
 
+#include "../include/real.cuh"
 #include "../include/reduce.cuh"
 
 constexpr u32 THREADS = 512, WARPS = THREADS / WARP, BINS = 256, MAX_TOP = 20, NONE = 0xffffffffu;
 // Tokens further below the likeliest, in scaled logits, cannot win.
 constexpr double REACH = 40.0;
-constexpr double WEIGHT_ONE = 0x1p46;
 
 struct Row {
     float temperature, top_p, min_p;
@@ -36,7 +36,7 @@ struct Row {
     u32 first_seen, n_seen, first_bias, n_bias, first_forbidden, n_forbidden;
     u32 first_mask; // NONE: no mask
     u32 n_top;      // NONE: no log-probabilities
-    u32 unused;
+    u32 source;     // row of the logits
 };
 
 struct ChooseShared {
@@ -71,13 +71,18 @@ INLINE void block_argmax(ChooseShared& s, float& value, u32& index) {
     block_sync();
 }
 
-// The sum over the block in thread order.
-INLINE double block_sum64(ChooseShared& s, double x) {
-    s.scores[threadIdx.x] = x;
+INLINE u64 shfl_xor64(u64 x, u32 lanes) {
+    const u32 low = shfl_xor(static_cast<u32>(x), lanes), high = shfl_xor(static_cast<u32>(x >> 32), lanes);
+    return static_cast<u64>(high) << 32 | low;
+}
+
+// The sum over the block, in every thread. The bins are used.
+INLINE u64 block_sum64(ChooseShared& s, u64 x) {
+    for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) x += shfl_xor64(x, lanes);
+    if (lane_id() == 0) s.bins[warp_id()] = x;
     block_sync();
-    double sum = 0.0;
-    // Every thread adds all of them in the same order.
-    for (u32 i = 0; i < THREADS; ++i) sum += s.scores[i];
+    u64 sum = 0;
+    for (u32 w = 0; w < WARPS; ++w) sum += s.bins[w];
     block_sync();
     return sum;
 }
@@ -95,8 +100,8 @@ INLINE void philox(const Row& row, u32 group, u32 (&c)[4]) {
     }
 }
 INLINE double gumbel(u32 bits) {
-    const double uniform = (static_cast<double>(bits) + 0.5) * 0x1p-32;
-    return -log_f64(-log_f64(uniform));
+    const double uniform = mul_rn64(add_rn64(static_cast<double>(bits), 0.5), 0x1p-32);
+    return -ln(-ln(uniform));
 }
 
 // Penalties, bias, mask and forbidden tokens: `shaped` from `logits`. False if a logit is not finite.
@@ -223,7 +228,7 @@ INLINE u32 block_best(ChooseShared& s, double score, u32 token) {
 
 // Draw from everything that is allowed.
 INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most) {
-    const double scale = 1.0 / static_cast<double>(row.temperature);
+    const double scale = div_rn64(1.0, row.temperature);
     double best = -1e300;
     u32 token = NONE;
     for (u32 group = threadIdx.x; group * 4 < vocab; group += THREADS) {
@@ -232,10 +237,10 @@ INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u
         for (u32 lane = 0; lane < 4 && group * 4 + lane < vocab; ++lane) {
             const float x = shaped[group * 4 + lane];
             if (x == negative_infinity()) continue;
-            const double scaled = (static_cast<double>(x) - static_cast<double>(most)) * scale;
+            const double scaled = mul_rn64(add_rn64(x, -static_cast<double>(most)), scale);
             // No noise is above 22.88.
-            if (scaled + 22.88 < best) continue;
-            const double score = scaled + gumbel(words[lane]);
+            if (add_rn64(scaled, 22.88) < best) continue;
+            const double score = add_rn64(scaled, gumbel(words[lane]));
             if (score > best) best = score, token = group * 4 + lane;
         }
     }
@@ -246,10 +251,11 @@ INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u
 INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most) {
     const u32 t = threadIdx.x, lane = lane_id(), warp = warp_id();
     const double temperature = row.temperature, top = most;
-    const float least = static_cast<float>(top - REACH * temperature);
-    const auto weight_of = [&](float x) {
-        return static_cast<u64>(exp_f64((static_cast<double>(x) - top) / temperature) * WEIGHT_ONE + 0.5);
-    };
+    float least = static_cast<float>(add_rn64(top, -mul_rn64(REACH, temperature)));
+    // Below every finite number are the forbidden ones; both zeros are above the lower one.
+    least = least == 0.0f ? -0.0f : max_f32(least, -0x1.fffffep127f);
+    const auto scaled_of = [&](float x) { return div_rn64(add_rn64(x, -top), temperature); };
+    const auto weight_of = [&](float x) { return weight(scaled_of(x)); };
     // Kept are values above `threshold` and the first `n_equal` tokens equal to it.
     u32 threshold = ordered(least), n_equal = NONE;
     if (row.top_k > 0) {
@@ -261,25 +267,24 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
         // Tokens equal to top-k's threshold count as often as it kept them.
         const u64 extra = n_equal == NONE ? 0 : n_equal * weight_of(unordered(threshold));
         const u32 at = threshold;
-        const auto weight = [&](float x, u32 value) -> u64 {
+        const auto kept_weight = [&](float x, u32 value) -> u64 {
             const bool is_kept = n_equal == NONE ? x >= least : value > at;
             return is_kept ? weight_of(x) : 0;
         };
-        double own = 0.0;
-        for (u32 i = t; i < vocab; i += THREADS) own += static_cast<double>(weight(shaped[i], ordered(shaped[i])));
-        // Integers below 2^53 per thread, and the sum is rounded once per thread: 2^-52 of it.
-        const double total = block_sum64(s, own) + static_cast<double>(extra);
-        const double wanted = static_cast<double>(row.top_p) * total;
+        u64 own = 0;
+        for (u32 i = t; i < vocab; i += THREADS) own += kept_weight(shaped[i], ordered(shaped[i]));
+        const u64 total = block_sum64(s, own) + extra;
+        const double wanted = mul_rn64(row.top_p, static_cast<double>(total));
         u64 goal = static_cast<u64>(wanted);
         goal += static_cast<double>(goal) < wanted;
-        select(s, shaped, vocab, goal ? goal : 1, at, extra, weight);
+        select(s, shaped, vocab, goal ? goal : 1, at, extra, kept_weight);
         const u64 each = weight_of(unordered(s.threshold));
         const u64 needed = each ? (s.wanted + each - 1) / each : NONE;
         threshold = s.threshold, n_equal = needed < NONE ? static_cast<u32>(needed) : NONE;
         block_sync();
     }
-    const double least_scaled = row.min_p > 0.0f ? log_f64(static_cast<double>(row.min_p)) : -1e300;
-    const double scale = 1.0 / temperature;
+    const double least_scaled = row.min_p > 0.0f ? ln(row.min_p) : -1e300;
+    const double scale = div_rn64(1.0, temperature);
     double best = -1e300;
     u32 token = NONE, n_before = 0;
     for (u32 first = 0; first < vocab; first += THREADS) {
@@ -297,13 +302,13 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
         }
         block_sync();
         const bool is_kept = x != negative_infinity() && (value > threshold || (is_equal && rank < n_equal));
-        if (!is_kept || (static_cast<double>(x) - top) / temperature < least_scaled) continue;
-        const double scaled = (static_cast<double>(x) - top) * scale;
-        if (scaled + 22.88 < best) continue;
+        if (!is_kept || scaled_of(x) < least_scaled) continue;
+        const double scaled = mul_rn64(add_rn64(x, -top), scale);
+        if (add_rn64(scaled, 22.88) < best) continue;
         u32 words[4];
         philox(row, i / 4, words);
         const u32 word = i % 4 == 0 ? words[0] : i % 4 == 1 ? words[1] : i % 4 == 2 ? words[2] : words[3];
-        const double score = scaled + gumbel(word);
+        const double score = add_rn64(scaled, gumbel(word));
         if (score > best) best = score, token = i;
     }
     return block_best(s, best, token);
@@ -326,10 +331,10 @@ INLINE void report(ChooseShared& s, const float* logits, u32 vocab, u32 chosen, 
         }
         block_argmax(s, value, token);
         if (k == 0) {
-            double own = 0.0;
-            for (u32 i = t; i < vocab; i += THREADS)
-                own += exp_f64(static_cast<double>(logits[i]) - static_cast<double>(value));
-            total = static_cast<double>(value) + log_f64(block_sum64(s, own));
+            u64 own = 0;
+            for (u32 i = t; i < vocab; i += THREADS) own += weight(add_rn64(logits[i], -static_cast<double>(value)));
+            const double sum = div_rn64(static_cast<double>(block_sum64(s, own)), WEIGHT_ONE);
+            total = add_rn64(value, ln(sum));
             if (t == 0)
                 logprobs[0] = min_f32(static_cast<float>(static_cast<double>(logits[chosen]) - total), 0.0f);
         }
@@ -350,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose_tokens(
     ChooseShared& s = shared<ChooseShared>();
     const u32 t = threadIdx.x;
     const Row row = rows[blockIdx.x];
-    logits += static_cast<u64>(blockIdx.x) * vocab;
+    logits += static_cast<u64>(row.source) * vocab;
     shaped += static_cast<u64>(blockIdx.x) * vocab;
     if (!shape_row(s, row, logits, shaped, seen, bias, forbidden, masks, vocab)) {
         if (t == 0) tokens[blockIdx.x] = NONE, status[blockIdx.x] = 1;
@@ -366,8 +371,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose_tokens(
         return;
     }
     u32 chosen = likeliest;
-    // Temperatures too small to divide by are as good as zero.
-    if (row.temperature >= 0x1p-126f && row.top_p > 0.0f && row.top_k != 1) {
+    // Temperatures too small to divide by are as good as zero; nothing is near an infinite logit.
+    const bool is_infinite = most == -negative_infinity();
+    if (row.temperature >= 0x1p-126f && row.top_p > 0.0f && row.top_k != 1 && !is_infinite) {
         const bool truncates = row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f;
         chosen = truncates ? draw_from_some(s, row, shaped, vocab, most)
                            : draw_from_all(s, row, shaped, vocab, most);

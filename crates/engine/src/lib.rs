@@ -34,8 +34,8 @@ pub use handle::{
 };
 pub use rank::RankRunner;
 pub use runner::{
-    DraftInput, RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError, StepInput,
-    StepOutput, StepRunner,
+    DraftInput, OutputRow, RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError,
+    StepInput, StepOutput, StepRunner,
 };
 pub use scripted::ScriptedRunner;
 pub use speculate::{DraftMethod, DraftRequest, Drafter, SpeculationConfig};

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use fathom_core::{ParallelConfig, SamplingParams, TokenId};
 use fathom_model::{ModelError, Transformer};
+use fathom_ops::sample::Chosen;
 use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
 use self::draft_rows::DraftRows;
@@ -48,8 +49,8 @@ impl<O: Ops> Worker<O> {
         Ok(Self { model: Arc::clone(model), cache, comm, drafts: DraftRows::new(spec) })
     }
 
-    /// Restores, batch, captures; the logits of rank 0 go into `logits`.
-    fn run(&mut self, input: &StepInput, logits: &mut Vec<f32>) -> Result<(), StepError> {
+    /// Restores, batch, captures; what rank 0 made of the wanted rows goes into `left`.
+    fn run(&mut self, input: &StepInput, left: &mut StepOutput) -> Result<(), StepError> {
         let ops = self.model.ops();
         for copy in &input.restores {
             ops.restore(&mut self.cache, copy.snapshot, copy.slot, copy.position)
@@ -67,7 +68,11 @@ impl<O: Ops> Worker<O> {
             if let Some(tensor) = output.logits
                 && comm.rank().index() == 0
             {
-                *logits = ops.download(&tensor).map_err(|error| device(&error))?;
+                let rows = input.choices.iter().map(|row| Some(row.as_ref()?.borrowed()));
+                let Chosen { choices, logits } = ops
+                    .choose_rows(&tensor, &rows.collect::<Vec<_>>())
+                    .map_err(|error| device(&error))?;
+                *left = StepOutput { choices, logits };
             }
             if let (Some(drafts), Some(x)) = (&mut self.drafts, &output.copies) {
                 drafts
@@ -92,9 +97,9 @@ enum Order {
     Write(Arc<Vec<(StateRef, Bytes)>>),
 }
 
-/// What a rank answers: rank 0 with the logits of a step, the others with none.
+/// What a rank answers: rank 0 with the rows of a step, the others with none.
 enum Done {
-    Logits(Vec<f32>),
+    Rows(StepOutput),
     Drafts(Vec<Vec<TokenId>>),
     State(Vec<Bytes>),
     Written,
@@ -104,8 +109,8 @@ impl<O: Ops> Worker<O> {
     fn obey(&mut self, order: &Order) -> Result<Done, StepError> {
         match order {
             Order::Step(input) => {
-                let mut logits = Vec::new();
-                self.run(input, &mut logits).map(|()| Done::Logits(logits))
+                let mut output = StepOutput::default();
+                self.run(input, &mut output).map(|()| Done::Rows(output))
             }
             Order::Draft(input) => self.draft(input).map(Done::Drafts),
             Order::Read(items) => self.read(items).map(Done::State),
@@ -332,22 +337,26 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         Ok(())
     }
 
+    fn chooses_tokens(&self) -> bool {
+        self.models.first().is_some_and(|model| model.ops().chooses_tokens())
+    }
+
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
         let limits = (self.spec.n_slots, self.spec.n_blocks, self.capacity.vocab_size as usize);
         input
             .batch
             .validate(limits.0, limits.1, limits.2)
             .map_err(|error| StepError::Step { message: error.to_string() })?;
-        output.logits.clear();
+        output.clear();
         match &mut self.group {
             Group::Inline(worker) => {
                 // A single rank waits for nobody.
                 let model = Arc::clone(&worker.model);
-                model.ops().enter(|| worker.run(input, &mut output.logits))
+                model.ops().enter(|| worker.run(input, output))
             }
             Group::Threads(ranks) => {
-                if let Done::Logits(logits) = command(ranks, &Order::Step(Arc::clone(input)))? {
-                    output.logits = logits;
+                if let Done::Rows(rows) = command(ranks, &Order::Step(Arc::clone(input)))? {
+                    *output = rows;
                 }
                 Ok(())
             }
@@ -375,7 +384,7 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             }
             Group::Threads(ranks) => match command(ranks, &Order::Draft(Arc::clone(input)))? {
                 Done::Drafts(made) => made,
-                Done::Logits(_) | Done::State(_) | Done::Written => Vec::new(),
+                Done::Rows(_) | Done::State(_) | Done::Written => Vec::new(),
             },
             Group::Gone => return Err(reset_failed()),
         };
@@ -401,7 +410,7 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             Group::Inline(worker) => worker.read(items)?,
             Group::Threads(ranks) => match command(&ranks[..1], &Order::Read(items.into()))? {
                 Done::State(state) => state,
-                Done::Logits(_) | Done::Drafts(_) | Done::Written => Vec::new(),
+                Done::Rows(_) | Done::Drafts(_) | Done::Written => Vec::new(),
             },
             Group::Gone => return Err(reset_failed()),
         };

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fathom_core::{SamplingParams, TokenId};
 use fathom_ops::Batch;
+use fathom_ops::sample::{Choice, OwnedRowChoice};
 
 /// What a runner has room for; constant for its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +38,16 @@ pub struct SnapshotCopy {
     pub position: u32,
 }
 
-/// Everything one step does, in this order: restores, the batch, captures.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Everything one step does, in this order: restores, the batch, choices, captures.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInput {
     /// Snapshot to slot, before the batch.
     pub restores: Vec<SnapshotCopy>,
     /// The tokens to run.
     pub batch: Batch,
+    /// How the tokens after the wanted rows are chosen, one per row; `None` where only the engine can
+    /// choose. Empty if the engine wants all logits. Those of a row behind drafts take them for right.
+    pub choices: Vec<Option<OwnedRowChoice>>,
     /// Slot to snapshot, after the batch.
     pub captures: Vec<SnapshotCopy>,
 }
@@ -63,11 +67,42 @@ pub struct DraftInput {
     pub sampling: Arc<SamplingParams>,
 }
 
-/// Logits on the host, reused from step to step.
+/// What a step leaves on the host, reused from step to step.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// `[n_rows, vocab_size]` f32: one row per entry of `batch.logit_rows`, in that order.
+    /// What was chosen: one per entry of `batch.logit_rows`, in that order, `None` where the row is
+    /// among `logits`. Empty if all are.
+    pub choices: Vec<Option<Choice>>,
+    /// `[n_rows, vocab_size]` f32: the rows without a choice, in that order.
     pub logits: Vec<f32>,
+}
+
+/// What became of a wanted row.
+#[derive(Debug, PartialEq)]
+pub enum OutputRow<'a> {
+    /// The runner has chosen.
+    Chosen(Choice),
+    /// `[vocab_size]` to choose from.
+    Logits(&'a mut [f32]),
+}
+
+impl StepOutput {
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.choices.clear();
+        self.logits.clear();
+    }
+
+    /// The wanted rows, in order; each can be taken once.
+    pub fn rows(&mut self, vocab_size: usize) -> impl Iterator<Item = OutputRow<'_>> {
+        let mut logits = self.logits.chunks_exact_mut(vocab_size);
+        let n_rows = self.choices.len().max(logits.len());
+        let mut choices = self.choices.iter_mut();
+        (0..n_rows).map_while(move |_| match choices.next().and_then(Option::take) {
+            Some(choice) => Some(OutputRow::Chosen(choice)),
+            None => logits.next().map(OutputRow::Logits),
+        })
+    }
 }
 
 /// A piece of the runner's cache memory.
@@ -91,7 +126,7 @@ pub struct StateLayout {
     pub format: String,
 }
 
-/// A step did not produce logits.
+/// A step did not produce what was wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
 #[non_exhaustive]
@@ -117,8 +152,13 @@ pub trait StepRunner: Send {
         Ok(())
     }
 
-    /// Runs one step and leaves the wanted rows in `output`. The input is shared so that ranks on
-    /// other threads can read it without a copy.
+    /// Whether steps choose tokens where their input says how. If not, nobody need say.
+    fn chooses_tokens(&self) -> bool {
+        false
+    }
+
+    /// Runs one step and leaves what became of the wanted rows in `output`. The input is shared so
+    /// that ranks on other threads can read it without a copy.
     ///
     /// # Errors
     /// [`StepError`]; a panic counts as [`StepError::Device`].

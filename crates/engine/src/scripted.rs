@@ -180,7 +180,7 @@ impl StepRunner for ScriptedRunner {
         }
 
         let vocab_size = vocab_size as usize;
-        output.logits.clear();
+        output.clear();
         output.logits.resize(batch.logit_rows.len() * vocab_size, 0.0);
         let mut sequences = batch.sequences.iter().peekable();
         for (index, &row) in batch.logit_rows.iter().enumerate() {

@@ -353,6 +353,22 @@ impl StepLoop {
         }
         let input = Arc::get_mut(&mut self.input).expect("nobody else has a new input");
         batch_build::build(&self.scheduler, &self.speculation, &self.plan, input);
+        if self.runner.chooses_tokens() {
+            for entry in self.plan.entries.iter().filter(|entry| entry.wants_logits) {
+                let drafts = self.speculation.drafts(entry);
+                let mut active = self.requests[entry.index as usize].as_mut();
+                let choice = |n_before: usize| {
+                    let sampler = &mut active.as_mut()?.sampler;
+                    let last = entry.position + entry.n_tokens - entry.n_drafts;
+                    let (before, position) = (&drafts[..n_before], last + n_before as u32);
+                    let known =
+                        || sampler.choice_after(before, position, &self.eos, self.vocab_size);
+                    // A panic happens again where the token is sampled, and is that request's.
+                    catch_unwind(AssertUnwindSafe(known)).unwrap_or(None)
+                };
+                input.choices.extend((0..=drafts.len()).map(choice));
+            }
+        }
 
         let before = Instant::now();
         let result = guard(|| self.runner.step(&self.input, &mut self.output));
@@ -384,7 +400,7 @@ impl StepLoop {
         let now = Instant::now();
         self.outcomes.clear();
         let mut n_sampled = 0;
-        let mut rows = self.output.logits.chunks_exact_mut(self.vocab_size);
+        let mut rows = self.output.rows(self.vocab_size);
         for entry in self.plan.entries.iter().filter(|entry| entry.wants_logits) {
             let active = self.requests[entry.index as usize]
                 .as_mut()
@@ -396,7 +412,7 @@ impl StepLoop {
                 let row = rows.next().expect("a runner returns one row per wanted row");
                 let position = entry.position + entry.n_tokens - entry.n_drafts + n_accepted as u32;
                 let sampled = catch_unwind(AssertUnwindSafe(|| {
-                    active.sampler.sample(row, position, &self.eos, &mut self.scratch)
+                    active.sampler.sample_row(row, position, &self.eos, &mut self.scratch)
                 }));
                 let sampled = sampled.unwrap_or_else(|panic| {
                     Err(fathom_core::ConstraintError(message_of(panic)).into())

@@ -12,9 +12,9 @@ use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::emulator::{Emulator, MODES, build};
 use fathom_ops::cuda::rehearsal::Rehearsal;
 use fathom_ops::cuda::{
-    Activations, ArenaSizes, Buffer, Choice, CudaOps, Device, DeviceTensor, Element, Memory, Place,
-    RowChoice,
+    Activations, ArenaSizes, Buffer, CudaOps, Device, DeviceTensor, Element, Memory, Place,
 };
+use fathom_ops::sample::{Choice, RowChoice};
 use fathom_ops::{Batch, CacheSpec, Ops, Solo};
 use fathom_weights::Checkpoint;
 

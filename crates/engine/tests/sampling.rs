@@ -1,8 +1,8 @@
 //! The sampler against a plain definition in f64, and against the distribution it should have.
 
 use fathom_core::{SamplingParams, TokenId};
-use fathom_engine::sample::rng::Noise;
 use fathom_engine::sample::{RequestSampler, SampleScratch};
+use fathom_ops::sample::noise::Noise;
 use proptest::prelude::*;
 
 fn sample(params: &SamplingParams, logits: &[f32], position: u32) -> TokenId {

@@ -1,4 +1,7 @@
-//! Drafts decide how many tokens a step gives, never which.
+//! Drafts decide how many tokens a step gives, never which, wherever tokens are chosen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fathom_core::{
     ConstraintError, FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob, Usage,
@@ -10,6 +13,7 @@ use fathom_engine::{
     ScriptedRunner, StartError, StepError, StepRunner, TokenEvent, TokenStream,
 };
 
+use crate::chooser::Chooser;
 use crate::prophet::{self, Prophet, always};
 use crate::sampling::assert_follows;
 use crate::support::{EOS, Ending, VOCABULARY, capacity, config, greedy, prompt, read};
@@ -50,15 +54,29 @@ fn ids(answers: &[Answer]) -> Vec<Vec<TokenId>> {
 fn assert_same_events(
     requests: impl Fn() -> Vec<GenerateRequest>,
     max_drafts: u32,
-    errs: impl Fn(u64, usize) -> bool + Send + 'static,
+    errs: impl Fn(u64, usize) -> bool + Send + Sync + 'static,
 ) {
     let plain = EngineHandle::start(spread(), config()).unwrap();
     let expected = ask_all(&plain, requests());
-    let prophet = Prophet::new(&requests(), &ids(&expected), VOCABULARY, errs);
-    let engine = prophet::start(spread(), prophet, max_drafts, config());
-    let answers = ask_all(&engine, requests());
-    for (request, (answer, expected)) in requests().iter().zip(answers.iter().zip(&expected)) {
-        assert_eq!(answer, expected, "{request:?}");
+    let errs = Arc::new(errs);
+    let n_chosen = Arc::new(AtomicU64::new(0));
+    let choosing = Box::new(Chooser::new(*spread(), &n_chosen));
+    let runners: [Box<dyn StepRunner>; 2] = [spread(), choosing];
+    for runner in runners {
+        let errs = Arc::clone(&errs);
+        let errs = move |seed, position| errs(seed, position);
+        let prophet = Prophet::new(&requests(), &ids(&expected), VOCABULARY, errs);
+        let engine = prophet::start(runner, prophet, max_drafts, config());
+        assert_answers(&engine, requests(), &expected);
+    }
+    assert!(n_chosen.load(Ordering::Relaxed) > 0);
+}
+
+/// Asks, and expects these answers, with some drafts right and some wrong.
+fn assert_answers(engine: &EngineHandle, requests: Vec<GenerateRequest>, expected: &[Answer]) {
+    let answers = ask_all(engine, requests);
+    for (index, (answer, expected)) in answers.iter().zip(expected).enumerate() {
+        assert_eq!(answer, expected, "request {index}");
     }
     let counts = engine.stats().drafts;
     let (accepted, drafted): (u64, u64) =

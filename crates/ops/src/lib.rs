@@ -8,6 +8,7 @@
 //! - [`weight`]: a matrix as it lies in the checkpoint, before a backend prepares it;
 //! - [`batch`], [`cache_spec`]: what one step runs, and the cache it runs over;
 //! - [`row_formats`], [`cache_page`]: how its rows are stored, and how kernels want them laid out;
+//! - [`sample`]: from logits to tokens;
 //! - [`comm`]: collectives between ranks.
 //!
 //! Not here: the order in which layers call operators (`fathom-model`), files (`fathom-weights`).
@@ -22,6 +23,7 @@ pub mod cuda;
 pub mod error;
 pub mod layer;
 pub mod row_formats;
+pub mod sample;
 pub mod traits;
 pub mod weight;
 

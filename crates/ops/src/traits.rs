@@ -14,6 +14,7 @@ use fathom_core::Numerics;
 
 pub use self::moe::MoeOps;
 use crate::layer::{AttentionWeights, HcHead, HcSite, MtpInputWeights, Norm};
+use crate::sample::ChoiceOps;
 use crate::{Batch, CacheSpec, Communicator, OpError, WeightSource};
 
 /// What the inputs of FP8 and FP4 layers look like.
@@ -580,6 +581,6 @@ pub trait HeadOps: Backend {
 }
 
 /// All operators of DeepSeek-V4.
-pub trait Ops: HyperConnectionOps + AttentionOps + MoeOps + HeadOps {}
+pub trait Ops: HyperConnectionOps + AttentionOps + MoeOps + HeadOps + ChoiceOps {}
 
-impl<B: HyperConnectionOps + AttentionOps + MoeOps + HeadOps> Ops for B {}
+impl<B: HyperConnectionOps + AttentionOps + MoeOps + HeadOps + ChoiceOps> Ops for B {}

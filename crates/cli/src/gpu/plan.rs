@@ -143,6 +143,9 @@ impl Rehearsed {
         let drafts = spec.draft_width > 0;
         for batch in &batches {
             let output = self.model.forward(batch, &mut cache, &Solo, drafts, &mut NoProbe)?;
+            if let Some(logits) = &output.logits {
+                self.model.ops().rehearse_choices(logits)?;
+            }
             drop(output.logits);
             if let Some(x) = output.copies {
                 self.follow(batch, &x, &mut cache)?;

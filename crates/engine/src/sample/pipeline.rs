@@ -1,23 +1,26 @@
-//! The stages in their order, for one request.
+//! The choices of one request, one after the other.
+//!
+//! Not here: the arithmetic of a choice ([`fathom_ops::sample`]).
 
 use std::sync::Arc;
 
 use fathom_core::{FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob};
+use fathom_ops::sample::{
+    Choice, ChoiceScratch, OwnedRowChoice, RowChoice, add_bias, choose_token, draw,
+};
 
 use super::ahead::{HeldConstraint, MaskThreads};
-use super::logprobs::{highest, logprobs};
-use super::mask::{apply_constraint, forbid};
-use super::penalties::{Penalties, add_bias};
-use super::rng::{MAX_GUMBEL, Noise};
-use super::truncate::{self, Candidates, truncate};
+use super::mask::fill_mask;
+use super::seen::Seen;
 use crate::handle::GenerateError;
+use crate::runner::OutputRow;
 
 /// Memory that is reused from token to token and from request to request.
 #[derive(Debug, Default)]
 pub struct SampleScratch {
-    raw: Vec<f32>,
     mask: Vec<u32>,
-    kept: Candidates,
+    forbidden: Vec<TokenId>,
+    choice: ChoiceScratch,
 }
 
 /// A sampled token.
@@ -34,7 +37,7 @@ pub struct Sampled {
 /// How one request chooses its tokens.
 pub struct RequestSampler {
     params: Arc<SamplingParams>,
-    penalties: Penalties,
+    seen: Seen,
     constraint: Option<HeldConstraint>,
     n_generated: u32,
 }
@@ -47,9 +50,9 @@ impl RequestSampler {
         prompt: &[TokenId],
         constraint: Option<Box<dyn TokenConstraint>>,
     ) -> Self {
-        let penalties = Penalties::new(&params, prompt);
+        let seen = Seen::new(&params, prompt);
         let constraint = constraint.map(HeldConstraint::new);
-        Self { params: Arc::new(params), penalties, constraint, n_generated: 0 }
+        Self { params: Arc::new(params), seen, constraint, n_generated: 0 }
     }
 
     /// The request's parameters.
@@ -79,21 +82,101 @@ impl RequestSampler {
         eos: &[TokenId],
         scratch: &mut SampleScratch,
     ) -> Result<Sampled, GenerateError> {
-        // No early exit: the loop then runs at memory speed.
-        if !logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) {
-            return Err(GenerateError::NonFiniteLogits { position });
-        }
-        if self.params.logprobs.is_some() {
-            scratch.raw.clear();
-            scratch.raw.extend_from_slice(logits);
-        }
-        self.shape(logits, eos, scratch)?;
-        let token = choose(&self.params, logits, position, scratch)
-            .ok_or(GenerateError::NothingAllowed { position })?;
+        let SampleScratch { mask, forbidden, choice } = scratch;
+        let is_masked = self.restrict(&[], eos, logits.len(), mask, forbidden)?;
+        let row = RowChoice {
+            params: &self.params,
+            position,
+            seen: self.seen.counts(),
+            mask: is_masked.then_some(mask.as_slice()),
+            forbidden,
+        };
+        let chosen = choose_token(&row, logits, choice);
+        self.take(chosen, position, eos)
+    }
 
-        let logprob = self.params.logprobs.map(|n_top| logprobs(&scratch.raw, token, n_top));
+    /// Takes what the runner made of the row before `position`: a choice, or logits to choose from.
+    ///
+    /// # Errors
+    /// As [`RequestSampler::sample`].
+    pub fn sample_row(
+        &mut self,
+        row: OutputRow<'_>,
+        position: u32,
+        eos: &[TokenId],
+        scratch: &mut SampleScratch,
+    ) -> Result<Sampled, GenerateError> {
+        match row {
+            OutputRow::Logits(logits) => self.sample(logits, position, eos, scratch),
+            OutputRow::Chosen(choice) => self.take(choice, position, eos),
+        }
+    }
+
+    /// How the token at `position` is to be chosen if `drafts` are the tokens before it that are not
+    /// sampled yet; `None` if that cannot be known, or not without an error, ahead.
+    pub fn choice_after(
+        &mut self,
+        drafts: &[TokenId],
+        position: u32,
+        eos: &[TokenId],
+        vocab_size: usize,
+    ) -> Option<OwnedRowChoice> {
+        if self.constraint.is_some() && !drafts.is_empty() {
+            // A grammar knows what follows tokens that it was given, not those that it may be.
+            return None;
+        }
+        let (mut mask, mut forbidden) = (Vec::new(), Vec::new());
+        let is_masked = self.restrict(drafts, eos, vocab_size, &mut mask, &mut forbidden).ok()?;
+        Some(OwnedRowChoice {
+            params: Arc::clone(&self.params),
+            position,
+            seen: self.seen.counts_after(drafts),
+            mask: is_masked.then_some(mask),
+            forbidden,
+        })
+    }
+
+    /// What may not come after `drafts`: fills `forbidden` and, if there is a constraint, `mask`.
+    /// Whether there is one.
+    fn restrict(
+        &mut self,
+        drafts: &[TokenId],
+        eos: &[TokenId],
+        vocab_size: usize,
+        mask: &mut Vec<u32>,
+        forbidden: &mut Vec<TokenId>,
+    ) -> Result<bool, GenerateError> {
+        let mut may_go_on = true;
+        if let Some(constraint) = &mut self.constraint {
+            let constraint = constraint.get()?;
+            may_go_on = !constraint.is_finished();
+            fill_mask(constraint, eos, vocab_size, mask)?;
+        }
+        forbidden.clear();
+        // A complete grammar wins over `min_tokens`: after it there is nothing else to say.
+        if self.n_generated + (drafts.len() as u32) < self.params.min_tokens && may_go_on {
+            forbidden.extend_from_slice(&self.params.stop_token_ids);
+            if !self.params.ignore_eos {
+                forbidden.extend_from_slice(eos);
+            }
+        }
+        Ok(self.constraint.is_some())
+    }
+
+    /// Goes on with what was chosen for `position`.
+    fn take(
+        &mut self,
+        choice: Choice,
+        position: u32,
+        eos: &[TokenId],
+    ) -> Result<Sampled, GenerateError> {
+        let (token, logprob) = match choice {
+            Choice::Token(token, logprob) => (token, logprob),
+            Choice::NotFinite => return Err(GenerateError::NonFiniteLogits { position }),
+            Choice::NothingAllowed => return Err(GenerateError::NothingAllowed { position }),
+        };
         self.n_generated += 1;
-        self.penalties.note(token);
+        self.seen.note(token);
         let end = self.end(token, eos);
         if end.is_none()
             && let Some(constraint) = &mut self.constraint
@@ -101,31 +184,6 @@ impl RequestSampler {
             constraint.get()?.commit(token)?;
         }
         Ok(Sampled { token, logprob, end })
-    }
-
-    /// Penalties, bias and masks.
-    fn shape(
-        &mut self,
-        logits: &mut [f32],
-        eos: &[TokenId],
-        scratch: &mut SampleScratch,
-    ) -> Result<(), GenerateError> {
-        self.penalties.apply(logits);
-        add_bias(&self.params.logit_bias, logits);
-        let mut may_go_on = true;
-        if let Some(constraint) = &mut self.constraint {
-            let constraint = constraint.get()?;
-            may_go_on = !constraint.is_finished();
-            apply_constraint(constraint, eos, &mut scratch.mask, logits)?;
-        }
-        // A complete grammar wins over `min_tokens`: after it there is nothing else to say.
-        if self.n_generated < self.params.min_tokens && may_go_on {
-            forbid(&self.params.stop_token_ids, logits);
-            if !self.params.ignore_eos {
-                forbid(eos, logits);
-            }
-        }
-        Ok(())
     }
 
     fn end(&self, token: TokenId, eos: &[TokenId]) -> Option<FinishReason> {
@@ -149,66 +207,5 @@ pub fn guess(
     scratch: &mut SampleScratch,
 ) -> Option<TokenId> {
     add_bias(&params.logit_bias, logits);
-    choose(params, logits, position, scratch)
-}
-
-/// Temperature, filters and draw; `None` if every token is forbidden.
-fn choose(
-    params: &SamplingParams,
-    logits: &[f32],
-    position: u32,
-    scratch: &mut SampleScratch,
-) -> Option<TokenId> {
-    let (likeliest, most) = argmax(logits)?;
-    let &SamplingParams { temperature, top_p, top_k, seed, choice, .. } = params;
-    // Temperatures too small to divide by are as good as zero.
-    if temperature < f32::MIN_POSITIVE || top_p <= 0.0 || top_k == 1 {
-        return Some(likeliest);
-    }
-    let noise = Noise::new(seed, choice, position);
-    let scale = 1.0 / f64::from(temperature);
-    if truncate::is_on(params) {
-        truncate(params, logits, most, &mut scratch.kept);
-        let score = |&(token, logit): &(TokenId, f32)| {
-            (f64::from(logit) - f64::from(most)) * scale + noise.gumbel(token)
-        };
-        let best = scratch.kept.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
-        return best.map(|&(token, _)| token);
-    }
-    Some(draw_from_all(logits, (likeliest, most), scale, &noise))
-}
-
-/// The highest logit and its token, the lowest id on ties; `None` if all are negative infinity.
-fn argmax(logits: &[f32]) -> Option<(TokenId, f32)> {
-    let most = highest(logits);
-    let token = logits.iter().position(|&logit| logit == most)?;
-    (most > f32::NEG_INFINITY).then_some((token as TokenId, most))
-}
-
-/// Draws from the whole vocabulary: the token with the highest scaled logit plus noise.
-fn draw_from_all(
-    logits: &[f32],
-    (likeliest, most): (TokenId, f32),
-    scale: f64,
-    noise: &Noise,
-) -> TokenId {
-    let mut best = (noise.gumbel(likeliest), likeliest);
-    // Noise is bounded, so a group far below the best so far cannot win and needs none. Most of a
-    // trained model's vocabulary is that unlikely, and noise is what costs time here.
-    let reach = |best: f64| ((best - MAX_GUMBEL) / scale + f64::from(most)) as f32;
-    let mut least = reach(best.0);
-    for (group, logits) in logits.chunks(4).enumerate() {
-        if logits.iter().all(|&logit| logit < least) {
-            continue;
-        }
-        let noise = noise.gumbel_group(group as u32);
-        for (lane, (&logit, noise)) in logits.iter().zip(noise).enumerate() {
-            let score = (f64::from(logit) - f64::from(most)) * scale + noise;
-            if score > best.0 {
-                best = (score, 4 * group as u32 + lane as u32);
-                least = reach(score);
-            }
-        }
-    }
-    best.1
+    draw(params, logits, position, &mut scratch.choice)
 }

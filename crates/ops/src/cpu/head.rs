@@ -15,6 +15,9 @@ use crate::layer::{HcHead, MtpInputWeights, Norm};
 use crate::traits::HeadOps;
 use crate::{Batch, Communicator, OpError};
 
+/// The host samples: what would choose here has the logits already.
+impl crate::sample::ChoiceOps for CpuOps {}
+
 impl HeadOps for CpuOps {
     fn hc_head(
         &self,

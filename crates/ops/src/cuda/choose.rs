@@ -1,16 +1,20 @@
 //! Choosing tokens on the device: launchers of `sample/choose.cu`.
 //!
+//! Choices are queued behind the step that made the logits: one copy brings all lists, one launch
+//! chooses, one copy takes what was chosen.
+//!
 //! Not here: what a request has seen and what its grammar allows (the engine keeps both), when an
 //! answer ends.
 
-use fathom_core::{SamplingParams, TokenId, TokenLogprob};
+use fathom_core::{TokenId, TokenLogprob};
 
 use super::device::Arg;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_values, u32_bytes, u32_values};
-use crate::OpError;
 use crate::error::check_len;
+use crate::sample::{Choice, ChoiceOps, Chosen, RowChoice, penalises};
+use crate::{Backend, OpError};
 
 /// Threads of a block, shared memory of `ChooseShared`.
 const THREADS: u32 = 512;
@@ -18,32 +22,11 @@ const CHOOSE_SHARED: u32 = 256 * 8 + 512 * 8 + 512 * 4 + 3 * 16 * 4 + 16;
 /// Most likely tokens that can be reported beside the chosen one.
 pub const MAX_TOP: usize = 20;
 const NONE: u32 = u32::MAX;
-
-/// How the token after one row of logits is chosen.
-#[derive(Debug, Clone, Copy)]
-pub struct RowChoice<'a> {
-    /// Temperature, filters, penalties, bias, seed. Stop tokens and lengths are not looked at.
-    pub params: &'a SamplingParams,
-    /// Position of the token to choose.
-    pub position: u32,
-    /// Tokens that penalties concern, each once, with how often they were generated.
-    pub seen: &'a [(TokenId, u32)],
-    /// One bit per token, set where it is allowed; all are without it.
-    pub mask: Option<&'a [u32]>,
-    /// Tokens that may not come now.
-    pub forbidden: &'a [TokenId],
-}
-
-/// What became of a row.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Choice {
-    /// The token, and its log-probabilities if the parameters ask for them.
-    Token(TokenId, Option<TokenLogprob>),
-    /// A logit is NaN or infinite.
-    NotFinite,
-    /// Every token is forbidden.
-    NothingAllowed,
-}
+const OP: &str = "choose_tokens";
+/// Words of `Row`.
+const ROW_WORDS: usize = 20;
+/// Words that the kernel writes per row.
+const OUT_WORDS: usize = 3 + 2 * MAX_TOP;
 
 /// Rows and lists as the kernel reads them.
 #[derive(Default)]
@@ -56,11 +39,10 @@ struct Tables {
 }
 
 impl Tables {
-    fn push(&mut self, row: &RowChoice<'_>) {
+    /// Adds row `source` of the logits.
+    fn push(&mut self, source: u32, row: &RowChoice<'_>) {
         let p = row.params;
-        let penalises =
-            p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0;
-        let seen = if penalises { row.seen } else { &[] };
+        let seen = if penalises(p) { row.seen } else { &[] };
         let first_mask = row.mask.map_or(NONE, |_| self.masks.len() as u32);
         self.rows.extend([p.temperature, p.top_p, p.min_p].map(f32::to_bits));
         self.rows.push(p.top_k);
@@ -70,15 +52,63 @@ impl Tables {
         self.rows.extend([self.seen.len() as u32 / 2, seen.len() as u32]);
         self.rows.extend([self.bias.len() as u32 / 2, p.logit_bias.len() as u32]);
         self.rows.extend([self.forbidden.len() as u32, row.forbidden.len() as u32, first_mask]);
-        self.rows.extend([p.logprobs.unwrap_or(NONE), 0]);
+        self.rows.extend([p.logprobs.unwrap_or(NONE), source]);
         self.seen.extend(seen.iter().flat_map(|&(token, count)| [token, count]));
         self.bias.extend(p.logit_bias.iter().flat_map(|&(token, value)| [token, value.to_bits()]));
         self.forbidden.extend_from_slice(row.forbidden);
         self.masks.extend_from_slice(row.mask.unwrap_or_default());
     }
+
+    /// All of them, back to back: pairs first, so that each is aligned to its size.
+    const fn parts(&self) -> [&Vec<u32>; 5] {
+        [&self.rows, &self.seen, &self.bias, &self.forbidden, &self.masks]
+    }
+}
+
+/// What choosing takes on the device, for `n` rows.
+struct Room {
+    tables: Buffer,
+    shaped: Buffer,
+    /// Tokens, states, log-probabilities, likeliest tokens: `[n]`, `[n]`, `[n, 21]`, `[n, 20]`.
+    out: Buffer,
+}
+
+/// Words of the lists of one row, without its mask.
+fn list_words(row: &RowChoice<'_>) -> usize {
+    let n_seen = if penalises(row.params) { row.seen.len() } else { 0 };
+    2 * (n_seen + row.params.logit_bias.len()) + row.forbidden.len()
+}
+
+/// Whether the device chooses for a row: more log-probabilities than it keeps room for, or lists that
+/// are a large part of what they would save, are the host's.
+fn can_choose(row: &RowChoice<'_>, vocab: usize) -> bool {
+    row.params.logprobs.unwrap_or(0) as usize <= MAX_TOP && list_words(row) <= most_words(vocab)
+}
+
+/// The longest lists of a row that the device chooses for.
+const fn most_words(vocab: usize) -> usize {
+    vocab / 4
 }
 
 impl CudaOps {
+    fn room(&self, n: usize, vocab: usize, table_words: usize) -> Result<Room, OpError> {
+        Ok(Room {
+            tables: self.buffer(4 * table_words)?,
+            shaped: self.buffer(4 * n * vocab)?,
+            out: self.buffer(4 * n * OUT_WORDS)?,
+        })
+    }
+
+    /// Takes the memory that choosing for every row of `logits` could take, and gives it back.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if there is not as much.
+    pub fn rehearse_choices(&self, logits: &DeviceTensor) -> Result<(), OpError> {
+        let (n, vocab) = (logits.rows, logits.cols);
+        let words = ROW_WORDS + most_words(vocab) + vocab.div_ceil(32);
+        self.room(n, vocab, n * words).map(drop)
+    }
+
     /// Chooses a token for each row of `logits [rows, vocab]` f32, which stay as they are.
     ///
     /// # Errors
@@ -90,11 +120,23 @@ impl CudaOps {
         logits: &DeviceTensor,
         rows: &[RowChoice<'_>],
     ) -> Result<Vec<Choice>, OpError> {
-        const OP: &str = "choose_tokens";
-        let vocab = logits.cols;
-        logits.expect(OP, "logits", rows.len(), vocab.max(1), Element::F32)?;
+        check_len(OP, "rows", rows.len(), logits.rows)?;
+        self.choose_some(logits, &(0..).zip(rows.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// Chooses a token for some rows of `logits [.., vocab]` f32.
+    fn choose_some(
+        &self,
+        logits: &DeviceTensor,
+        rows: &[(u32, RowChoice<'_>)],
+    ) -> Result<Vec<Choice>, OpError> {
+        let (n, vocab) = (rows.len(), logits.cols);
+        logits.expect(OP, "logits", logits.rows, vocab.max(1), Element::F32)?;
+        if n == 0 {
+            return Ok(Vec::new());
+        }
         let mut tables = Tables::default();
-        for row in rows {
+        for (source, row) in rows {
             if let Some(mask) = row.mask {
                 check_len(OP, "words of a mask", mask.len(), vocab.div_ceil(32))?;
             }
@@ -103,19 +145,22 @@ impl CudaOps {
                 let what = "log-probability";
                 return Err(OpError::OutOfRange { op: OP, what, got, limit: MAX_TOP });
             }
-            tables.push(row);
+            tables.push(*source, row);
         }
-        let list = |words: &[u32]| self.uploaded(&u32_bytes(words));
-        let (settings, seen) = (list(&tables.rows)?, list(&tables.seen)?);
-        let (bias, forbidden) = (list(&tables.bias)?, list(&tables.forbidden)?);
-        let masks = list(&tables.masks)?;
-        let shaped = self.tensor(rows.len(), vocab, Element::F32)?;
-        // Tokens, status, log-probabilities, likeliest tokens: read back at once.
-        let n = rows.len();
-        let out = self.buffer(4 * n * (3 + 2 * MAX_TOP))?;
-        let at = |words: usize| Arg::Address(out.address() + 4 * (words * n) as u64);
-        // SAFETY: logits and `shaped` are [n, vocab] f32; each row's lists lie in the tables made
-        // above, masks have a bit per token; `out` holds 2 + 21 + 20 words per row.
+        let parts = tables.parts();
+        let words: Vec<u32> = parts.into_iter().flatten().copied().collect();
+        let room = self.room(n, vocab, words.len())?;
+        room.tables.write(0, &u32_bytes(&words))?;
+        let mut address = room.tables.address();
+        let [settings, seen, bias, forbidden, masks] = parts.map(|part| {
+            let start = address;
+            address += 4 * part.len() as u64;
+            Arg::Address(start)
+        });
+        let at = |words: usize| Arg::Address(room.out.address() + 4 * (words * n) as u64);
+        // SAFETY: each row's source is a row of the logits (callers count them); `shaped` is [n,
+        // vocab] f32; each row's lists lie in the tables made above, masks have a bit per token;
+        // `out` holds 2 + 21 + 20 words per row.
         unsafe {
             self.launch(Call {
                 kernel: OP,
@@ -124,12 +169,12 @@ impl CudaOps {
                 shared_bytes: CHOOSE_SHARED,
                 args: &[
                     (&logits.values).into(),
-                    (&settings).into(),
-                    (&seen).into(),
-                    (&bias).into(),
-                    (&forbidden).into(),
-                    (&masks).into(),
-                    (&shaped.values).into(),
+                    settings,
+                    seen,
+                    bias,
+                    forbidden,
+                    masks,
+                    (&room.shaped).into(),
                     at(0),
                     at(1),
                     at(2),
@@ -138,10 +183,9 @@ impl CudaOps {
                 ],
             })?;
         }
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        let bytes = out.read(0, 4 * n * (3 + 2 * MAX_TOP))?;
+        let reports = rows.iter().any(|(_, row)| row.params.logprobs.is_some());
+        // The first words of all rows are their tokens and states.
+        let bytes = room.out.read(0, 4 * n * if reports { OUT_WORDS } else { 2 })?;
         let (words, floats) = (u32_values(&bytes), f32_values(&bytes));
         let logprob = |row: usize, n_top: usize| {
             let values = &floats[2 * n + row * (MAX_TOP + 1)..];
@@ -149,16 +193,15 @@ impl CudaOps {
             let top = tokens.iter().copied().zip(values[1..].iter().copied());
             TokenLogprob { logprob: values[0], top: top.take(n_top.min(vocab)).collect() }
         };
-        Ok((0..n)
-            .map(|row| match words[n + row] {
-                0 => {
-                    let n_top = rows[row].params.logprobs;
-                    Choice::Token(words[row], n_top.map(|n_top| logprob(row, n_top as usize)))
-                }
-                1 => Choice::NotFinite,
-                _ => Choice::NothingAllowed,
-            })
-            .collect())
+        let choice = |(index, (_, row)): (usize, &(u32, RowChoice<'_>))| match words[n + index] {
+            0 => {
+                let n_top = row.params.logprobs;
+                Choice::Token(words[index], n_top.map(|n_top| logprob(index, n_top as usize)))
+            }
+            1 => Choice::NotFinite,
+            _ => Choice::NothingAllowed,
+        };
+        Ok(rows.iter().enumerate().map(choice).collect())
     }
 
     /// How many leading rows of each range `(first row, rows)` have the token of `tokens` that was
@@ -201,5 +244,40 @@ impl CudaOps {
             })?;
         }
         Ok(u32_values(&accepted.read(0, 4 * ranges.len())?))
+    }
+}
+
+impl ChoiceOps for CudaOps {
+    fn chooses_tokens(&self) -> bool {
+        true
+    }
+
+    fn choose_rows(
+        &self,
+        logits: &DeviceTensor,
+        rows: &[Option<RowChoice<'_>>],
+    ) -> Result<Chosen, OpError> {
+        if rows.is_empty() {
+            return Ok(Chosen { choices: Vec::new(), logits: self.download(logits)? });
+        }
+        check_len(OP, "rows", rows.len(), logits.rows)?;
+        let known = (0..).zip(rows).filter_map(|(index, row)| Some((index, (*row)?)));
+        let chosen: Vec<_> = known.filter(|(_, row)| can_choose(row, logits.cols)).collect();
+        let mut choices = vec![None; rows.len()];
+        for ((index, _), choice) in chosen.iter().zip(self.choose_some(logits, &chosen)?) {
+            choices[*index as usize] = Some(choice);
+        }
+        let mut left = Vec::new();
+        let mut next = 0;
+        // Neighbours are copied at once.
+        for run in choices.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let row_bytes = 4 * logits.cols;
+            if run[0].is_none() {
+                let bytes = logits.values.read(next * row_bytes, run.len() * row_bytes)?;
+                left.extend(f32_values(&bytes));
+            }
+            next += run.len();
+        }
+        Ok(Chosen { choices, logits: left })
     }
 }

@@ -47,7 +47,7 @@ pub mod tensor_map;
 mod timing;
 
 pub use cache::DeviceCache;
-pub use choose::{Choice, MAX_TOP, RowChoice};
+pub use choose::MAX_TOP;
 pub use code::{KernelSources, Origin};
 pub use device::{Arg, Device, DeviceError, Launch, MemoryInfo, Stamp};
 pub use driver::DriverDevice;

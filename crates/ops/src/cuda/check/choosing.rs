@@ -4,9 +4,10 @@ use fathom_core::SamplingParams;
 
 use super::{Report, Size};
 use crate::OpError;
-use crate::cuda::choose::{Choice, MAX_TOP, RowChoice};
+use crate::cuda::choose::MAX_TOP;
 use crate::cuda::memory::Buffer;
 use crate::cuda::tensor::{DeviceTensor, Element, f32_bytes};
+use crate::sample::{Choice, RowChoice};
 
 /// Greedy tokens, log-probabilities, and draws inside of what the filters leave.
 pub(super) fn choosing(report: &mut Report<'_>) -> Result<(), OpError> {

@@ -6,29 +6,32 @@
 
 use fathom_core::{SamplingParams, TokenId};
 
+use super::real::{ln, weight};
+
 /// Candidates that are sorted first; four times as many if they do not suffice.
 const FIRST_HEAD: usize = 64;
 
 /// Tokens further below the most likely one, in scaled logits, are not looked at: even the luckiest
-/// noise (26 in all, see `rng`) could not make them win, and all of them together weigh 1e-12.
+/// noise (26 in all, see `noise`) could not make them win, and all of them together weigh 1e-12.
 const REACH: f64 = 40.0;
 
 /// Tokens in the running, with their logits.
-pub type Candidates = Vec<(TokenId, f32)>;
+pub(super) type Candidates = Vec<(TokenId, f32)>;
 
 /// Whether any of the three filters is on.
-#[must_use]
-pub fn is_on(params: &SamplingParams) -> bool {
+pub(super) fn is_on(params: &SamplingParams) -> bool {
     params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0
 }
 
 /// Fills `kept` with the tokens that stay, in no particular order. `logits` is `[vocab_size]`, finite
 /// or negative infinity (forbidden); `most` is the highest of them and finite.
-pub fn truncate(params: &SamplingParams, logits: &[f32], most: f32, kept: &mut Candidates) {
+pub(super) fn truncate(params: &SamplingParams, logits: &[f32], most: f32, kept: &mut Candidates) {
     kept.clear();
     let temperature = f64::from(params.temperature);
     let scaled = |logit: f32| (f64::from(logit) - f64::from(most)) / temperature;
     let least = (f64::from(most) - REACH * temperature) as f32;
+    // Below every finite number are the forbidden ones; both zeros are above the lower one.
+    let least = if least == 0.0 { -0.0 } else { least.max(f32::MIN) };
     let candidates = logits.iter().enumerate().filter(|&(_, &logit)| logit >= least);
     kept.extend(candidates.map(|(token, &logit)| (token as TokenId, logit)));
 
@@ -37,23 +40,23 @@ pub fn truncate(params: &SamplingParams, logits: &[f32], most: f32, kept: &mut C
         kept.truncate(params.top_k as usize);
     }
     if params.top_p < 1.0 {
-        let weight = |logit: f32| scaled(logit).exp();
-        let total: f64 = kept.iter().map(|&(_, logit)| weight(logit)).sum();
-        let n_kept = nucleus(kept, f64::from(params.top_p) * total, weight);
+        let total: u64 = kept.iter().map(|&(_, logit)| weight(scaled(logit))).sum();
+        let wanted = (f64::from(params.top_p) * total as f64).ceil() as u64;
+        let n_kept = nucleus(kept, wanted, |logit| weight(scaled(logit)));
         kept.truncate(n_kept);
     }
     if params.min_p > 0.0 {
-        let least = f64::from(params.min_p).ln();
+        let least = ln(f64::from(params.min_p));
         kept.retain(|&(_, logit)| scaled(logit) >= least);
     }
 }
 
 /// Sorts a growing head until its weights reach `wanted`; returns how many that takes, at least 1.
-fn nucleus(candidates: &mut Candidates, wanted: f64, weight: impl Fn(f32) -> f64) -> usize {
+fn nucleus(candidates: &mut Candidates, wanted: u64, weight: impl Fn(f32) -> u64) -> usize {
     let mut head = FIRST_HEAD;
     loop {
         sort_head(candidates, head);
-        let mut sum = 0.0;
+        let mut sum = 0;
         for (index, &(_, logit)) in candidates.iter().take(head).enumerate() {
             sum += weight(logit);
             if sum >= wanted {
@@ -61,7 +64,6 @@ fn nucleus(candidates: &mut Candidates, wanted: f64, weight: impl Fn(f32) -> f64
             }
         }
         if head >= candidates.len() {
-            // Rounding: all weights together fall short of their own sum.
             return candidates.len();
         }
         head *= 4;

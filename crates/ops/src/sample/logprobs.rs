@@ -2,6 +2,8 @@
 
 use fathom_core::{TokenId, TokenLogprob};
 
+use super::real::{WEIGHT_ONE, ln, weight};
+
 /// The highest logit; negative infinity if there is none. No logit is NaN.
 #[must_use]
 pub fn highest(logits: &[f32]) -> f32 {
@@ -17,12 +19,13 @@ pub fn highest(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Natural logarithm of the sum of exponentials. `logits` are finite.
+/// Natural logarithm of the sum of exponentials, of which those below 2^-47 of the largest count as
+/// nothing. `logits` are finite.
 #[must_use]
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let most = f64::from(highest(logits));
-    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
-    most + sum.ln()
+    let sum: u64 = logits.iter().map(|&logit| weight(f64::from(logit) - most)).sum();
+    most + ln(sum as f64 / WEIGHT_ONE)
 }
 
 /// The `n_top` highest logits, descending, ties by lower id: as many as there are.

@@ -9,6 +9,8 @@
 
 use fathom_core::TokenId;
 
+use super::real::ln;
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: u32 = 10;
@@ -68,7 +70,7 @@ impl Noise {
 /// Standard Gumbel noise from 32 random bits, by inversion; always finite.
 fn gumbel(bits: u32) -> f64 {
     let uniform = (f64::from(bits) + 0.5) * 2f64.powi(-32);
-    -(-uniform.ln()).ln()
+    -ln(-ln(uniform))
 }
 
 #[cfg(test)]
