@@ -6,8 +6,8 @@
 //          block store of 584-byte rows
 //          chosen [n_tokens, top_k] u32, counts [n_tokens]: ratio 4; null for ratio 128 (all
 //          complete entries) and for window-only layers (ratio 0)
-// Outputs  attn_sparse: per split of 256 keys, acc [n_tokens, n_splits, n_heads, 512] f32 not
-//          normalised, stats [n_tokens, n_splits, n_heads, 2] f32 (maximum, sum)
+// Outputs  attn_sparse: per split of `split_blocks` blocks of 64 keys, acc [n_tokens, n_splits,
+//          n_heads, 512] f32 not normalised, stats [n_tokens, n_splits, n_heads, 2] f32 (maximum, sum)
 //          attn_merge: o [n_tokens, n_heads, 512] bf16, rotated back to position 0
 // Launch   attn_sparse: grid (n_splits, ceil(n_heads / 16), n_tokens), 128 threads. A block holds
 //          16 heads; keys come in blocks of 64: the window's, then the entries'. Each warp scores
@@ -22,7 +22,7 @@
 #include "../include/kv_row.cuh"
 #include "../include/rows.cuh"
 
-constexpr u32 HEADS = 16, KEYS = 64, THREADS = 128, WARPS = 4, SPLIT_KEYS = 256;
+constexpr u32 HEADS = 16, KEYS = 64, THREADS = 128, WARPS = 4;
 constexpr u32 STRIDE = HEAD_DIM + 8, P_STRIDE = KEYS + 8;
 constexpr float SOFTMAX_SCALE = 0.044194173f; // 512^-0.5
 
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
     const u32* __restrict__ positions, const u32* __restrict__ sequence_of,
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
     float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
-    u32 ratio, u32 top_k) {
+    u32 ratio, u32 top_k, u32 split_blocks) {
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
     const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS;
@@ -75,8 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
     const u32 n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (position + 1) / ratio;
     const u32 window_blocks = ceil_div(n_window, KEYS);
     const u32 n_blocks = window_blocks + ceil_div(n_entries, KEYS);
-    const u32 first_block = blockIdx.x * (SPLIT_KEYS / KEYS);
-    const u32 end_block = min_u32(n_blocks, first_block + SPLIT_KEYS / KEYS);
+    const u32 first_block = blockIdx.x * split_blocks, end_block = min_u32(n_blocks, first_block + split_blocks);
 
     for (u32 i = t; i < HEADS * (HEAD_DIM / 8); i += THREADS) {
         const u32 head = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8;

@@ -1,8 +1,8 @@
 // attn_sparse90: attention of each token over its window and its compressed entries, 64 heads a block.
 //
 // Source   `sparse_attn` of the official release.
-// Inputs, outputs: those of `attn_sparse` (`sparse.cu`): per split of 256 keys, sums that are not
-//          normalised, maximum and denominator; `attn_merge` adds the splits.
+// Inputs, outputs: those of `attn_sparse` (`sparse.cu`): per split of `split_blocks` blocks of 64
+//          keys, sums that are not normalised, maximum and denominator; `attn_merge` adds the splits.
 // Launch   grid (n_splits, ceil(n_heads / 64), n_tokens), 384 threads, 211 KB of shared memory: one
 //          block per SM. The first warpgroup scores a block of 64 keys, takes the softmax and owns
 //          channels 0 .. 255 of the output; the second owns 256 .. 511; the third gathers and expands
@@ -19,7 +19,7 @@
 #include "../include/step.cuh"
 #include "../include/swizzle.cuh"
 
-constexpr u32 HEADS = 64, KEYS = 64, GROUP = 128, THREADS = 3 * GROUP, SPLIT_KEYS = 256;
+constexpr u32 HEADS = 64, KEYS = 64, GROUP = 128, THREADS = 3 * GROUP;
 // 64 rows (heads or keys) of 64 channels, swizzled; a row of 512 channels is 8 tiles.
 constexpr u32 TILE = 8192, TILES = HEAD_DIM / 64, HALF = HEAD_DIM / 2;
 constexpr float SOFTMAX_SCALE = 0.044194173f; // 512^-0.5
@@ -222,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse90(
     const u32* __restrict__ positions, const u32* __restrict__ sequence_of,
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
     float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
-    u32 ratio, u32 top_k) {
+    u32 ratio, u32 top_k, u32 split_blocks) {
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
     const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS, t = threadIdx.x;
@@ -236,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse90(
     keys.n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (keys.position + 1) / ratio;
     keys.window_blocks = ceil_div(keys.n_window, KEYS);
     const u32 n_blocks = keys.window_blocks + ceil_div(keys.n_entries, KEYS);
-    const u32 first = blockIdx.x * (SPLIT_KEYS / KEYS), end = min_u32(n_blocks, first + SPLIT_KEYS / KEYS);
+    const u32 first = blockIdx.x * split_blocks, end = min_u32(n_blocks, first + split_blocks);
 
     if (t == 0) {
         for (u32 slot = 0; slot < 2; ++slot) {

@@ -8,6 +8,7 @@ use super::device::Arg;
 use super::linear::Part;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
+use super::splits::{blocks_per_split, most_short_splits};
 use super::step::DeviceStep;
 use super::store::{Pending, check_compressor};
 use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
@@ -16,8 +17,7 @@ use crate::layer::{AttentionWeights, CompressorWeights};
 use crate::traits::{AttentionOps, Projected, Queries};
 use crate::{Communicator, OpError};
 
-/// Keys of one split and of one block of `attn_sparse`, heads of its tile.
-const SPLIT_KEYS: usize = 256;
+/// Keys of a block of `attn_sparse`, heads of its tile.
 const KEY_BLOCK: usize = 64;
 const HEAD_TILE: usize = 16;
 /// Shared memory of the forms for sm_90a.
@@ -358,15 +358,20 @@ impl CudaOps {
         };
         let top_k = selection.map_or(0, |selection| selection.top_k);
         let key_blocks = WINDOW.min(context).div_ceil(KEY_BLOCK) + max_entries.div_ceil(KEY_BLOCK);
-        let n_splits = key_blocks.div_ceil(SPLIT_KEYS / KEY_BLOCK);
-        let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
-        let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
-        let (kernel, head_tile, threads, shared_bytes) = match self.memory.device().arch() {
+        let arch = self.memory.device().arch();
+        let (kernel, head_tile, threads, shared_bytes) = match arch {
             "sm_90a" => ("attn_sparse90", 64, 384, SPARSE_SHARED_90),
             _ => (OP, HEAD_TILE, 128, SPARSE_SHARED),
         };
-        let acc = self.buffer(4 * run * n_splits * n_heads * HEAD_DIM)?;
-        let stats = self.buffer(4 * run * n_splits * n_heads * 2)?;
+        let n_tiles = rows * n_heads.div_ceil(head_tile);
+        let split_blocks = blocks_per_split(arch, self.is_deterministic(), n_tiles, key_blocks);
+        let n_splits = key_blocks.div_ceil(split_blocks);
+        let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
+        let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
+        // More rows in longer splits may need less: never less than any shorter ones would.
+        let n_parts = (run * n_splits * n_heads).max(most_short_splits(arch) * head_tile);
+        let acc = self.buffer(4 * n_parts * HEAD_DIM)?;
+        let stats = self.buffer(4 * n_parts * 2)?;
         let [positions, sequence_of, sequences] = step.row_args();
         for first in (0..rows).step_by(run) {
             let n = run.min(rows - first);
@@ -397,6 +402,7 @@ impl CudaOps {
                         (ring as u32).into(),
                         u32::from(ratio as u16).into(),
                         (top_k as u32).into(),
+                        (split_blocks as u32).into(),
                     ],
                 })?;
             }

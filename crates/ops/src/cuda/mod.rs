@@ -39,6 +39,7 @@ pub mod rehearsal;
 mod replay;
 mod sample;
 pub mod source;
+mod splits;
 mod staging;
 mod step;
 mod store;

@@ -106,7 +106,9 @@ struct Pair {
 
 impl Pair {
     fn new(device: &Arc<dyn Device>, kind: LayerKind) -> Self {
-        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+        // Few tokens are divided into splits of one block of keys, or of four in deterministic mode.
+        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid)
+            .with_determinism(kind == LayerKind::Hca);
         Self { cpu: Side::new(CpuOps::new(Numerics::Bf16), kind), device: Side::new(ops, kind) }
     }
 
