@@ -2,7 +2,8 @@
 //
 // Source   `Block.hc_pre` (its matrix product), `Block.hc_post` of the official release.
 // Inputs   x [n_tokens, 4, width] bf16    fn [n_mix, 4 width] f32, n_mix 24 or 4
-//          y [n_tokens, width] bf16    post [n_tokens, 4] f32    comb [n_tokens, 4, 4] f32
+//          y [n_tokens, width] bf16, or with top_k > 0 what is added to it: parts [n_tokens, top_k,
+//          width] bf16 and order [n_tokens, top_k] u32 of `moe_route`    post [n_tokens, 4] f32    comb [n_tokens, 4, 4] f32
 // Outputs  partial [n_tokens, n_splits, n_mix + 1] f32: sums over 128 channels of all four copies of
 //          `fn x`, last the sum of squares of x
 //          hc_post_mix, hc_post: x_out = bf16(post y + comb^T x); partial is of x_out
@@ -63,8 +64,21 @@ INLINE void split3(const f32x4& f, u32 (&parts)[3][2]) {
         }
 }
 
+// What a sublayer leaves: its output, or the experts' that make it up.
+struct Output {
+    const bf16 *y, *parts;
+    const u32* order;
+    u32 top_k; // 0: y is all
+
+    INLINE void load(u64 token, u32 width, u32 channel, float (&v)[8]) const {
+        if (top_k == 0) return load8(y + token * width + channel, v);
+        load_combined8(y, parts, order, top_k, token, width, channel, v);
+        round8(v);
+    }
+};
+
 template <u32 Mix, bool Post>
-INLINE void mix(const bf16* x, const float* fn, float* partial, const bf16* y, const float* post,
+INLINE void mix(const bf16* x, const float* fn, float* partial, const Output& output, const float* post,
                 const float* comb, bf16* x_out, u32 width, u32 n_tokens) {
     MixShared& s = shared<MixShared>();
     const u32 lane = lane_id(), g = lane / 4, quad = lane % 4, first_token = blockIdx.y * TOKENS;
@@ -84,7 +98,7 @@ INLINE void mix(const bf16* x, const float* fn, float* partial, const bf16* y, c
             for (u32 j = 0; j < HC; ++j) load8(x + (token * HC + j) * width + channel, v[j]);
             if (Post) {
                 float from[8];
-                load8(y + token * width + channel, from);
+                output.load(token, width, channel, from);
                 add_output(from, post + token * HC, comb + token * HC * HC, v);
             }
             UNROLL
@@ -151,7 +165,7 @@ INLINE void mix(const bf16* x, const float* fn, float* partial, const bf16* y, c
 extern "C" __global__ void __launch_bounds__(THREADS) hc_mix(
     const bf16* __restrict__ x, const float* __restrict__ fn, float* __restrict__ partial,
     u32 width, u32 n_tokens) {
-    mix<24, false>(x, fn, partial, nullptr, nullptr, nullptr, nullptr, width, n_tokens);
+    mix<24, false>(x, fn, partial, {}, nullptr, nullptr, nullptr, width, n_tokens);
 }
 EMU_KERNEL(hc_mix)
 
@@ -159,28 +173,30 @@ EMU_KERNEL(hc_mix)
 extern "C" __global__ void __launch_bounds__(THREADS) hc_mix_head(
     const bf16* __restrict__ x, const float* __restrict__ fn, float* __restrict__ partial,
     u32 width, u32 n_tokens) {
-    mix<4, false>(x, fn, partial, nullptr, nullptr, nullptr, nullptr, width, n_tokens);
+    mix<4, false>(x, fn, partial, {}, nullptr, nullptr, nullptr, width, n_tokens);
 }
 EMU_KERNEL(hc_mix_head)
 
 extern "C" __global__ void __launch_bounds__(THREADS) hc_post_mix(
     const bf16* __restrict__ x, const float* __restrict__ fn, float* __restrict__ partial,
     const bf16* __restrict__ y, const float* __restrict__ post, const float* __restrict__ comb,
-    bf16* __restrict__ x_out, u32 width, u32 n_tokens) {
-    mix<24, true>(x, fn, partial, y, post, comb, x_out, width, n_tokens);
+    bf16* __restrict__ x_out, u32 width, u32 n_tokens, const bf16* __restrict__ parts,
+    const u32* __restrict__ order, u32 top_k) {
+    mix<24, true>(x, fn, partial, {y, parts, order, top_k}, post, comb, x_out, width, n_tokens);
 }
 EMU_KERNEL(hc_post_mix)
 
 extern "C" __global__ void __launch_bounds__(THREADS) hc_post(
     const bf16* __restrict__ x, const bf16* __restrict__ y, const float* __restrict__ post,
-    const float* __restrict__ comb, bf16* __restrict__ x_out, u32 width) {
+    const float* __restrict__ comb, bf16* __restrict__ x_out, u32 width, const bf16* __restrict__ parts,
+    const u32* __restrict__ order, u32 top_k) {
     const u32 channel = (blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
     const u64 token = blockIdx.y;
     if (channel >= width) return;
     float v[HC][8], from[8];
     UNROLL
     for (u32 j = 0; j < HC; ++j) load8(x + (token * HC + j) * width + channel, v[j]);
-    load8(y + token * width + channel, from);
+    Output{y, parts, order, top_k}.load(token, width, channel, from);
     add_output(from, post + token * HC, comb + token * HC * HC, v);
     UNROLL
     for (u32 j = 0; j < HC; ++j) store8(x_out + (token * HC + j) * width + channel, v[j]);

@@ -27,6 +27,22 @@ INLINE void load8(const bf16* p, float (&v)[8]) {
     unpack8(packed, v);
 }
 INLINE void store8(bf16* p, const float (&v)[8]) { *reinterpret_cast<u32x4*>(p) = pack8(v); }
+// Eight channels of a token's experts, routed ones added in the order of their ids and the shared one
+// last; not yet rounded. `parts` is [n_tokens, top_k, width], `order` [n_tokens, top_k] of `moe_route`.
+INLINE void load_combined8(const bf16* shared_part, const bf16* parts, const u32* order, u32 top_k, u64 token,
+                           u32 width, u32 channel, float (&sum)[8]) {
+    float part[8];
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) sum[i] = 0.0f;
+    for (u32 k = 0; k < top_k; ++k) {
+        load8(parts + (token * top_k + order[token * top_k + k]) * width + channel, part);
+        UNROLL
+        for (u32 i = 0; i < 8; ++i) sum[i] = add_rn(sum[i], part[i]);
+    }
+    load8(shared_part + token * width + channel, part);
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) sum[i] = add_rn(sum[i], part[i]);
+}
 INLINE void round8(float (&v)[8]) {
     UNROLL
     for (u32 i = 0; i < 8; ++i) v[i] = round_bf16(v[i]);

@@ -2,13 +2,13 @@
 //
 // Source   `Expert.forward`, `MoE.forward` of the official release.
 // Inputs   swiglu: gate, up [n] bf16
-//          moe_combine: parts [n_tokens, top_k, width] bf16, ids [n_tokens, top_k] u32,
+//          moe_combine: parts [n_tokens, top_k, width] bf16, order [n_tokens, top_k] u32,
 //          shared_part [n_tokens, width] bf16
 // Outputs  swiglu: out [n] bf16 = silu(min(gate, limit)) * clamp(up, -limit, limit)
 //          moe_combine: out [n_tokens, width] bf16, parts added in f32 in ascending expert id, then
 //          the shared expert, one rounding
 // Launch   swiglu: one thread per 8 values. moe_combine: grid (ceil(width / 1024), n_tokens), 128
-//          threads of 8 channels; top_k at most 32; width a multiple of 8.
+//          threads of 8 channels; width a multiple of 8.
 // Limit    memory.
 // Arch     sm_80 and later.
 // CPU twin `MoeOps::moe`; moe_combine equal bits, swiglu 1 bf16 ulp.
@@ -33,29 +33,12 @@ extern "C" __global__ void __launch_bounds__(128) swiglu(
 EMU_KERNEL(swiglu)
 
 extern "C" __global__ void __launch_bounds__(128) moe_combine(
-    const bf16* __restrict__ parts, const u32* __restrict__ ids, const bf16* __restrict__ shared_part,
+    const bf16* __restrict__ parts, const u32* __restrict__ order, const bf16* __restrict__ shared_part,
     bf16* __restrict__ out, u32 top_k, u32 width) {
-    const u32 token = blockIdx.y, lane = lane_id();
-    // Lane s knows the place of choice s in ascending order of expert ids.
-    const u32 id = lane < top_k ? ids[token * top_k + lane] : 0xffffffffu;
-    u32 place = 0;
-    for (u32 i = 0; i < top_k; ++i) place += shfl(id, i) < id;
     const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
-    float sum[8] = {};
-    for (u32 k = 0; k < top_k; ++k) {
-        const u32 mask = ballot(lane < top_k && place == k);
-        const u32 choice = 31 - count_leading_zeros(mask);
-        if (i >= width) continue;
-        float part[8];
-        load8(parts + (static_cast<u64>(token) * top_k + choice) * width + i, part);
-        UNROLL
-        for (u32 j = 0; j < 8; ++j) sum[j] = add_rn(sum[j], part[j]);
-    }
     if (i >= width) return;
-    float part[8];
-    load8(shared_part + static_cast<u64>(token) * width + i, part);
-    UNROLL
-    for (u32 j = 0; j < 8; ++j) sum[j] = add_rn(sum[j], part[j]);
-    store8(out + static_cast<u64>(token) * width + i, sum);
+    float sum[8];
+    load_combined8(shared_part, parts, order, top_k, blockIdx.y, width, i, sum);
+    store8(out + static_cast<u64>(blockIdx.y) * width + i, sum);
 }
 EMU_KERNEL(moe_combine)

@@ -33,8 +33,8 @@ const SCALES: usize = 512;
 /// Rows of scales of activations behind the last.
 const X_SCALES_PAD: usize = 32;
 /// Tokens of a block of the forms for few tokens and for many.
-const FEW: usize = 32;
-const MANY: usize = 128;
+pub(super) const FEW: usize = 32;
+pub(super) const MANY: usize = 128;
 
 /// Shared memory of `Pipeline` (`kernels/include/pipeline100.cuh`).
 const fn pipeline_bytes(tokens: usize, slots: usize) -> u32 {
@@ -314,9 +314,8 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         let (width, channels, k) = (experts.width, experts.channels, routing.k);
         let n_pairs = routing.rows * k;
-        // An expert is chosen at most once by a token.
         let is_few = routing.rows <= FEW;
-        let groups = self.group_pairs(experts, routing, if is_few { FEW } else { MANY }, 8)?;
+        let groups = self.grouped(experts, routing)?;
         let shared_bytes = if is_few { SHARED_FEW } else { SHARED_MANY };
         let run = |kernels: [&'static str; 2],
                    mapped: &ScaledMap,

@@ -7,7 +7,7 @@ use super::device::Arg;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
-use super::tensor::{DeviceTensor, Element};
+use super::tensor::{Addends, DeviceTensor, Element};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, MtpInputWeights, Norm};
 use crate::traits::{HcMix, HcPre, HeadOps, HyperConnectionOps};
@@ -34,6 +34,14 @@ fn check_width(op: &'static str, width: usize) -> Result<(), OpError> {
         return Ok(());
     }
     Err(OpError::OutOfRange { op, what: "width (a multiple of 8)", got: width, limit: MAX_WIDTH })
+}
+
+/// What is still to be added to `y`, as kernels take it.
+fn addend_args(y: &DeviceTensor) -> [Arg; 3] {
+    match &y.addends {
+        Some(Addends { parts, order, k }) => [parts.into(), order.into(), (*k as u32).into()],
+        None => [Arg::NULL, Arg::NULL, 0_u32.into()],
+    }
 }
 
 /// Sums over slices of the channels, as `hc_mix` leaves them.
@@ -199,7 +207,7 @@ impl CudaOps {
         mix: &HcMix<DeviceTensor>,
     ) -> Result<(), OpError> {
         check_width(op, y.cols)?;
-        y.expect(op, "y", y.rows, y.cols, Element::Bf16)?;
+        y.expect_sum(op, "y", y.rows, y.cols, Element::Bf16)?;
         x.expect(op, "x", y.rows, HC_MULT * y.cols, Element::Bf16)?;
         mix.post.expect(op, "post", y.rows, HC_MULT, Element::F32)?;
         mix.comb.expect(op, "comb", y.rows, HC_MULT * HC_MULT, Element::F32)
@@ -234,7 +242,8 @@ impl HyperConnectionOps for CudaOps {
         const OP: &str = "hc_post";
         self.check_post(OP, x, y, mix)?;
         let out = self.tensor(x.rows, x.cols, Element::Bf16)?;
-        // SAFETY: `check_post` checked every shape; `out` has that of x.
+        let [parts, order, k] = addend_args(y);
+        // SAFETY: `check_post` checked every shape; `out` has that of x; addends have y's rows.
         unsafe {
             self.launch(Call {
                 kernel: OP,
@@ -248,6 +257,9 @@ impl HyperConnectionOps for CudaOps {
                     (&mix.comb.values).into(),
                     (&out.values).into(),
                     (y.cols as u32).into(),
+                    parts,
+                    order,
+                    k,
                 ],
             })?;
         }
@@ -271,6 +283,7 @@ impl HyperConnectionOps for CudaOps {
         let n_splits = width.div_ceil(SLICE);
         let partial = self.buffer(4 * x.rows * n_splits * (HC_MIX + 1))?;
         let out = self.tensor(x.rows, x.cols, Element::Bf16)?;
+        let [parts, order, k] = addend_args(y);
         // SAFETY: as for `hc_mix` and `hc_post`, whose checks are all above.
         unsafe {
             self.launch(Call {
@@ -288,6 +301,9 @@ impl HyperConnectionOps for CudaOps {
                     (&out.values).into(),
                     (width as u32).into(),
                     (x.rows as u32).into(),
+                    parts,
+                    order,
+                    k,
                 ],
             })?;
         }

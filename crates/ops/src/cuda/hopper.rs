@@ -396,9 +396,8 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         let (width, channels, k) = (experts.width, experts.channels, routing.k);
         let n_pairs = routing.rows * k;
-        // An expert is chosen at most once by a token.
         let is_few = routing.rows <= FEW;
-        let groups = self.group_pairs(experts, routing, if is_few { FEW } else { 128 }, 8)?;
+        let groups = self.grouped(experts, routing)?;
         let shared_bytes = if is_few { EXPERTS_SHARED_8 } else { EXPERTS_SHARED_128 };
         let run = |kernels: [&'static str; 4],
                    (matrix, is_wide): &(Buffer, bool),

@@ -2,13 +2,15 @@
 //!
 //! One rank only so far: slices of experts and foreign experts are refused.
 
+use super::blackwell::MANY;
 use super::device::Arg;
 use super::experts::{DeviceExperts, ExpertFormat, ExpertLayout};
 use super::linear::GEMM_SHARED_8;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
-use super::tensor::{DeviceRouting, DeviceTensor, Element};
+use super::tensor::{Addends, DeviceRouting, DeviceTensor, Element};
+use super::{blackwell, hopper};
 use crate::error::check_len;
 use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
@@ -20,7 +22,11 @@ const ITEM_TOKENS: usize = 8;
 const GROUP_THREADS: usize = 512;
 const GROUP_SHARED: u32 = 16 * (2 + 512) * 4;
 
+/// Most tokens whose routing and grouping are one launch of one block.
+const FEW_ROUTED: usize = 16;
+
 /// Work items of a step, as `moe_group` makes them.
+#[derive(Debug, Clone)]
 pub(crate) struct Groups {
     /// `[max_items, 3]` u32 and `[2]` u32.
     pub(crate) items: Buffer,
@@ -31,6 +37,25 @@ pub(crate) struct Groups {
     pub(crate) max_listed: usize,
 }
 
+impl Groups {
+    fn args(&self) -> [Arg; 3] {
+        [(&self.items).into(), (&self.n_items).into(), (&self.pairs).into()]
+    }
+}
+
+/// Most tokens of an item, and what lists are filled up to a multiple of.
+struct Grouping {
+    item_tokens: usize,
+    align: usize,
+}
+
+impl Grouping {
+    fn args(&self, experts: &DeviceExperts) -> [Arg; 4] {
+        let first = experts.first_id;
+        [first, experts.n_experts, self.item_tokens, self.align].map(|n| Arg::U32(n as u32))
+    }
+}
+
 impl MoeOps for CudaOps {
     fn route(
         &self,
@@ -38,39 +63,7 @@ impl MoeOps for CudaOps {
         x: &DeviceTensor,
         step: &DeviceStep,
     ) -> Result<DeviceRouting, OpError> {
-        const OP: &str = "route";
-        check_len(OP, "tokens", step.n_rows, x.rows)?;
-        let (k, n_experts) = (weights.top_k, weights.gate.rows);
-        for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
-            if got > limit {
-                return Err(OpError::OutOfRange { op: OP, what, got, limit });
-            }
-        }
-        let logits = self.linear(&weights.gate, x, Element::F32)?;
-        let (ids, chosen) = (self.buffer(4 * x.rows * k)?, self.buffer(4 * x.rows * k)?);
-        let (kernel, mut args) = match &weights.router {
-            Router::Hash(table) => {
-                check_len(OP, "tid2eid", table.k, k)?;
-                step.check_tokens(OP, table.n_tokens)?;
-                let args =
-                    vec![Arg::from(&logits.values), (&table.ids).into(), (&step.tokens).into()];
-                ("moe_route_hash", args)
-            }
-            Router::Score(bias) => {
-                check_len(OP, "bias", bias.len, n_experts)?;
-                ("moe_route_score", vec![Arg::from(&logits.values), (&bias.values).into()])
-            }
-        };
-        args.extend([Arg::from(&ids), Arg::from(&chosen)]);
-        args.extend([x.rows, n_experts, k].map(|n| Arg::U32(n as u32)));
-        args.push(weights.routed_scaling_factor.into());
-        // SAFETY: logits are [rows, n_experts] f32, both outputs [rows, k]; tokens are inside of
-        // the table, whose ids were checked against the expert count with the checkpoint.
-        unsafe {
-            let grid = [x.rows.div_ceil(4), 1, 1];
-            self.launch(Call { kernel, grid, threads: 128, shared_bytes: 0, args: &args })?;
-        }
-        Ok(DeviceRouting { rows: x.rows, k, ids, weights: chosen })
+        self.routed(weights, x, step, None)
     }
 
     fn moe(
@@ -85,7 +78,7 @@ impl MoeOps for CudaOps {
         let shared = || self.shared_expert(weights, &input, limit);
         let routed = || self.routed_experts(&weights.experts, x, routing, limit);
         let (shared, parts) = self.memory.beside(shared, routed)?;
-        self.combine(&parts, routing, &shared)
+        self.added(&self.unfinished(parts, routing, shared)?)
     }
 
     fn route_and_moe(
@@ -98,12 +91,13 @@ impl MoeOps for CudaOps {
         let (input, limit) = self.moe_input(weights, x, comm)?;
         let shared = || self.shared_expert(weights, &input, limit);
         let routed = || {
-            let routing = self.route(weights, x, step)?;
+            let routing = self.routed(weights, x, step, Some(&weights.experts))?;
             let parts = self.routed_experts(&weights.experts, x, &routing, limit)?;
             Ok::<_, OpError>((routing, parts))
         };
         let (shared, (routing, parts)) = self.memory.beside(shared, routed)?;
-        let out = self.combine(&parts, &routing, &shared)?;
+        // Who reads the sum adds it up.
+        let out = self.unfinished(parts, &routing, shared)?;
         Ok((routing, out))
     }
 }
@@ -145,31 +139,40 @@ impl CudaOps {
         }
     }
 
-    /// The sum of a token's parts and the shared expert's.
-    fn combine(
+    /// The shared expert's output, to which the parts of each token are to be added.
+    fn unfinished(
         &self,
-        parts: &DeviceTensor,
+        parts: DeviceTensor,
         routing: &DeviceRouting,
-        shared: &DeviceTensor,
+        shared: DeviceTensor,
     ) -> Result<DeviceTensor, OpError> {
-        const OP: &str = "moe_combine";
-        let width = shared.cols;
-        parts.expect(OP, "parts", shared.rows * routing.k, width, Element::Bf16)?;
+        const OP: &str = "moe";
+        let k = routing.k;
+        parts.expect(OP, "parts", shared.rows * k, shared.cols, Element::Bf16)?;
         check_len(OP, "routing", routing.rows, shared.rows)?;
-        let out = self.tensor(shared.rows, width, Element::Bf16)?;
-        // SAFETY: `parts` and ids have k rows per token, the shared part and `out` one.
+        let addends = Some(Addends { parts: parts.values, order: routing.order.clone(), k });
+        Ok(DeviceTensor { addends, quantised: None, ..shared })
+    }
+
+    /// `tensor` with what was still to be added to it.
+    pub(crate) fn added(&self, tensor: &DeviceTensor) -> Result<DeviceTensor, OpError> {
+        const OP: &str = "moe_combine";
+        let Some(Addends { parts, order, k }) = &tensor.addends else { return Ok(tensor.clone()) };
+        let (rows, width) = (tensor.rows, tensor.cols);
+        let out = self.tensor(rows, width, Element::Bf16)?;
+        // SAFETY: `parts` and `order` have k rows per token, the tensor and `out` one.
         unsafe {
             self.launch(Call {
                 kernel: OP,
-                grid: [width.div_ceil(1024), shared.rows, 1],
+                grid: [width.div_ceil(1024), rows, 1],
                 threads: 128,
                 shared_bytes: 0,
                 args: &[
-                    (&parts.values).into(),
-                    (&routing.ids).into(),
-                    (&shared.values).into(),
+                    parts.into(),
+                    order.into(),
+                    (&tensor.values).into(),
                     (&out.values).into(),
-                    (routing.k as u32).into(),
+                    (*k as u32).into(),
                     (width as u32).into(),
                 ],
             })?;
@@ -177,22 +180,120 @@ impl CudaOps {
         Ok(out)
     }
 
-    /// Tokens by expert, for items of up to `item_tokens`; each expert's list of pairs is filled up to
-    /// a multiple of `align`.
-    pub(crate) fn group_pairs(
+    /// Experts and weights for each row; with `experts`, few rows are grouped for them at once.
+    fn routed(
+        &self,
+        weights: &MoeWeights<Self>,
+        x: &DeviceTensor,
+        step: &DeviceStep,
+        experts: Option<&DeviceExperts>,
+    ) -> Result<DeviceRouting, OpError> {
+        const OP: &str = "route";
+        check_len(OP, "tokens", step.n_rows, x.rows)?;
+        let (rows, k, n_experts) = (x.rows, weights.top_k, weights.gate.rows);
+        for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
+            if got > limit {
+                return Err(OpError::OutOfRange { op: OP, what, got, limit });
+            }
+        }
+        let logits = self.linear(&weights.gate, x, Element::F32)?;
+        let [ids, chosen, order] =
+            [self.buffer(4 * rows * k)?, self.buffer(4 * rows * k)?, self.buffer(4 * rows * k)?];
+        let mut args = vec![Arg::from(&logits.values)];
+        let by_hash = match &weights.router {
+            Router::Hash(table) => {
+                check_len(OP, "tid2eid", table.k, k)?;
+                step.check_tokens(OP, table.n_tokens)?;
+                args.extend([Arg::from(&table.ids), (&step.tokens).into()]);
+                true
+            }
+            Router::Score(bias) => {
+                check_len(OP, "bias", bias.len, n_experts)?;
+                args.push((&bias.values).into());
+                false
+            }
+        };
+        args.extend([Arg::from(&ids), Arg::from(&order), Arg::from(&chosen)]);
+        args.extend([rows, n_experts, k].map(|n| Arg::U32(n as u32)));
+        args.push(weights.routed_scaling_factor.into());
+        let groups = match experts.filter(|_| rows <= FEW_ROUTED) {
+            Some(experts) => Some(self.room_for_groups(experts, rows * k, rows)?),
+            None => None,
+        };
+        let kernel = match (groups.is_some(), by_hash) {
+            (true, true) => "moe_route_group_hash",
+            (true, false) => "moe_route_group_score",
+            (false, true) => "moe_route_hash",
+            (false, false) => "moe_route_score",
+        };
+        let mut call = Call {
+            kernel,
+            grid: [rows.div_ceil(4), 1, 1],
+            threads: 128,
+            shared_bytes: 0,
+            args: &[],
+        };
+        if let (Some(groups), Some(experts)) = (&groups, experts) {
+            args.extend(groups.args());
+            args.extend(self.grouping(experts, rows).args(experts));
+            call = Call {
+                grid: [1; 3],
+                threads: GROUP_THREADS as u32,
+                shared_bytes: GROUP_SHARED,
+                ..call
+            };
+        }
+        // SAFETY: logits are [rows, n_experts] f32, the outputs [rows, k]; tokens are inside of the
+        // table, whose ids were checked against the expert count with the checkpoint; lists hold the
+        // most items and pairs there can be.
+        unsafe { self.launch(Call { args: &args, ..call })? };
+        Ok(DeviceRouting { rows, k, ids, weights: chosen, order, groups })
+    }
+
+    /// How pairs are grouped for `experts`.
+    fn grouping(&self, experts: &DeviceExperts, n_tokens: usize) -> Grouping {
+        // An expert is chosen at most once by a token.
+        let tile = |few: usize| if n_tokens <= few { few } else { MANY };
+        match &experts.layout {
+            ExpertLayout::Rows(..) => Grouping { item_tokens: ITEM_TOKENS, align: 1 },
+            ExpertLayout::Tiles(_) => Grouping { item_tokens: tile(hopper::FEW), align: 8 },
+            ExpertLayout::Maps(_) => Grouping { item_tokens: tile(blackwell::FEW), align: 8 },
+        }
+    }
+
+    /// Memory for the lists of `n_pairs` pairs of `n_tokens` tokens.
+    fn room_for_groups(
         &self,
         experts: &DeviceExperts,
-        routing: &DeviceRouting,
-        item_tokens: usize,
-        align: usize,
+        n_pairs: usize,
+        n_tokens: usize,
     ) -> Result<Groups, OpError> {
-        let n_pairs = routing.rows * routing.k;
+        let Grouping { item_tokens, align } = self.grouping(experts, n_tokens);
         // An expert's last item may be partial; there are no more of those than experts or pairs.
         let n_used = experts.n_experts.min(n_pairs);
         let max_items = n_pairs / item_tokens + n_used;
         let max_listed = (n_pairs + (align - 1) * n_used).next_multiple_of(align);
         let (items, n_items) = (self.buffer(12 * max_items)?, self.buffer(8)?);
         let pairs = self.buffer(4 * max_listed)?;
+        Ok(Groups { items, n_items, pairs, max_items, max_listed })
+    }
+
+    /// Tokens by expert, in items of as many as its kernels take; each expert's list of pairs is filled
+    /// up to a multiple of what they need.
+    pub(crate) fn grouped(
+        &self,
+        experts: &DeviceExperts,
+        routing: &DeviceRouting,
+    ) -> Result<Groups, OpError> {
+        if let Some(groups) = &routing.groups {
+            return Ok(groups.clone());
+        }
+        let n_pairs = routing.rows * routing.k;
+        let groups = self.room_for_groups(experts, n_pairs, routing.rows)?;
+        let mut args = vec![Arg::from(&routing.ids)];
+        args.extend(groups.args());
+        args.push((n_pairs as u32).into());
+        args.extend(self.grouping(experts, routing.rows).args(experts));
         // SAFETY: ids are [n_pairs]; the outputs hold the most items and listed pairs there can be.
         unsafe {
             self.launch(Call {
@@ -200,20 +301,10 @@ impl CudaOps {
                 grid: [1; 3],
                 threads: GROUP_THREADS as u32,
                 shared_bytes: GROUP_SHARED,
-                args: &[
-                    (&routing.ids).into(),
-                    (&items).into(),
-                    (&n_items).into(),
-                    (&pairs).into(),
-                    (n_pairs as u32).into(),
-                    (experts.first_id as u32).into(),
-                    (experts.n_experts as u32).into(),
-                    (item_tokens as u32).into(),
-                    (align as u32).into(),
-                ],
+                args: &args,
             })?;
         }
-        Ok(Groups { items, n_items, pairs, max_items, max_listed })
+        Ok(groups)
     }
 
     /// The experts' parts of each pair, `[n_pairs, width]` bf16; `x` as it is.
@@ -227,8 +318,7 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         let (width, channels, k) = (experts.width, experts.channels, routing.k);
         let n_pairs = routing.rows * k;
-        let Groups { items, n_items, pairs, max_items, .. } =
-            self.group_pairs(experts, routing, ITEM_TOKENS, 1)?;
+        let Groups { items, n_items, pairs, max_items, .. } = self.grouped(experts, routing)?;
         let input = self.rounded_input(x)?;
         let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
         let (gate_up, down) = match format {

@@ -112,7 +112,7 @@ impl CudaOps {
         element: Element,
     ) -> Result<DeviceTensor, OpError> {
         let values = self.buffer(rows * cols * element.bytes())?;
-        Ok(DeviceTensor { rows, cols, element, values, quantised: None })
+        Ok(DeviceTensor { rows, cols, element, values, quantised: None, addends: None })
     }
 
     pub(crate) fn buffer(&self, bytes: usize) -> Result<Buffer, OpError> {
@@ -133,6 +133,7 @@ impl CudaOps {
         list: &Buffer,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "select_rows";
+        tensor.expect(OP, "x", tensor.rows, tensor.cols, tensor.element)?;
         let limit = tensor.rows;
         if let Some(&row) = rows.iter().find(|&&row| row as usize >= limit) {
             return Err(OpError::OutOfRange { op: OP, what: "row", got: row as usize, limit });
@@ -162,6 +163,19 @@ impl CudaOps {
 impl DeviceTensor {
     /// Refuses a tensor that is not `[rows, cols]` of `element`.
     pub(crate) fn expect(
+        &self,
+        op: &'static str,
+        arg: &'static str,
+        rows: usize,
+        cols: usize,
+        element: Element,
+    ) -> Result<(), OpError> {
+        self.expect_sum(op, arg, rows, cols, element)?;
+        check_len(op, "parts to add first", self.addends.as_ref().map_or(0, |parts| parts.k), 0)
+    }
+
+    /// The same, and takes one to which something is still to be added.
+    pub(crate) fn expect_sum(
         &self,
         op: &'static str,
         arg: &'static str,
@@ -290,10 +304,14 @@ impl Backend for CudaOps {
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<DeviceTensor, OpError> {
         check_len("upload", "values", values.len(), rows * cols)?;
         let values = self.uploaded(&bf16_bytes(values))?;
-        Ok(DeviceTensor { rows, cols, element: Element::Bf16, values, quantised: None })
+        let (quantised, addends) = (None, None);
+        Ok(DeviceTensor { rows, cols, element: Element::Bf16, values, quantised, addends })
     }
 
     fn download(&self, tensor: &DeviceTensor) -> Result<Vec<f32>, OpError> {
+        if tensor.addends.is_some() {
+            return self.download(&self.added(tensor)?);
+        }
         let bytes = tensor.values.read(0, tensor.rows * tensor.cols * tensor.element.bytes())?;
         Ok(match tensor.element {
             Element::Bf16 => bf16_values(&bytes),

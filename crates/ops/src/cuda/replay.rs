@@ -81,7 +81,7 @@ impl Left {
             got: memory.used(Place::Workspace),
             limit: 0,
         })?;
-        Ok(DeviceTensor { rows, cols, element, values, quantised: None })
+        Ok(DeviceTensor { rows, cols, element, values, quantised: None, addends: None })
     }
 }
 

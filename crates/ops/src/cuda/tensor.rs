@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::memory::Buffer;
+use super::moe::Groups;
 use crate::OpError;
 use crate::error::check_len;
 
@@ -41,6 +42,17 @@ pub struct DeviceTensor {
     /// made the tensor wrote them too. The buffer of `values` itself: they are to be taken on the
     /// grid, and the kernel that reads them rounds them (sm_90a).
     pub(crate) quantised: Option<Buffer>,
+    /// What is still to be added to `values`: only who adds it may read them.
+    pub(crate) addends: Option<Addends>,
+}
+
+/// Parts of the experts of each row: `[rows, k, cols]` bf16, to be added to it in f32 in this order of
+/// the k (`[rows, k]` u32), the row itself last.
+#[derive(Debug, Clone)]
+pub(crate) struct Addends {
+    pub(crate) parts: Buffer,
+    pub(crate) order: Buffer,
+    pub(crate) k: usize,
 }
 
 impl DeviceTensor {
@@ -51,7 +63,7 @@ impl DeviceTensor {
     pub fn of(rows: usize, cols: usize, element: Element, values: Buffer) -> Result<Self, OpError> {
         let bytes = (rows * cols * element.bytes()).max(1);
         check_len("tensor", "bytes", values.len(), bytes)?;
-        Ok(Self { rows, cols, element, values, quantised: None })
+        Ok(Self { rows, cols, element, values, quantised: None, addends: None })
     }
 }
 
@@ -77,6 +89,10 @@ pub struct DeviceRouting {
     pub(crate) k: usize,
     pub(crate) ids: Buffer,
     pub(crate) weights: Buffer,
+    /// The choices of each row by ascending id.
+    pub(crate) order: Buffer,
+    /// Tokens by expert, if they were grouped at once.
+    pub(crate) groups: Option<Groups>,
 }
 
 /// Chosen compressed entries, `[rows, top_k]` u32 with a count per row.

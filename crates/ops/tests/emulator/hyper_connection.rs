@@ -14,7 +14,11 @@ use crate::weights::Random;
 
 const VOCAB: usize = 37;
 
-fn site<B: fathom_ops::Backend>(ops: &B, random: &mut Random, width: usize) -> HcSite<B> {
+pub(crate) fn site<B: fathom_ops::Backend>(
+    ops: &B,
+    random: &mut Random,
+    width: usize,
+) -> HcSite<B> {
     HcSite {
         function: ops.load_linear(&random.f32(24, 4 * width)).unwrap(),
         base: random.vector(ops, 24, 0.0),

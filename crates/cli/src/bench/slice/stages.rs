@@ -142,7 +142,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((18, 24), (16, 22), (16, 21)));
-        assert_eq!(counts("sm_80"), expected((25, 32), (21, 28), (21, 27)));
+        assert_eq!(counts("sm_90a"), expected((16, 22), (14, 20), (14, 19)));
+        assert_eq!(counts("sm_80"), expected((23, 30), (19, 26), (19, 25)));
     }
 }
