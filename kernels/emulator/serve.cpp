@@ -39,7 +39,7 @@ void launch() {
     emu::launch.grid = take<emu::Dim3>();
     emu::launch.block = take<emu::Dim3>();
     emu::launch.shared_bytes = take<uint64_t>();
-    struct alignas(64) Argument {
+    struct alignas(128) Argument {
         char bytes[128];
     };
     std::vector<Argument> arguments(take<uint32_t>());

@@ -30,7 +30,7 @@ struct bf16 {
 };
 
 // A tensor map as the driver encodes it; opaque to kernels.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     u64 opaque[16];
 };
 

@@ -81,6 +81,7 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
     SelectShared& s = shared<SelectShared>();
     const u32 per_block = ceil_div(n_entries, BLOCKS);
     const u32 first_entry = min_u32(n_entries, rank * per_block), end_entry = min_u32(n_entries, first_entry + per_block);
+    warp_sync(); // whole warps arrive
     cluster_arrive(); // nobody may be sent anything before it has begun
     if (t == 0) s.threshold = 0, s.wanted = top_k, s.own_above = 0;
     for (u32 pass = 0; pass < 4; ++pass) {
@@ -114,6 +115,7 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
         cluster_store(&s.counts[rank][0], t, s.own_above);
         cluster_store(&s.counts[rank][1], t, s.bins[threshold & (BINS - 1)]);
     }
+    warp_sync();
     cluster_arrive();
     cluster_wait();
     // Everything above the threshold, and the first `wanted` equal to it: so far, over all blocks.

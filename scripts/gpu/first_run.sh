@@ -99,6 +99,18 @@ step doctor 30 "$fathom" doctor --device cuda
 goldens=()
 if [ -d "$here/goldens" ]; then goldens=(--goldens "$here/goldens"); fi
 step device-check-small 120 "$fathom" device-check --small "${goldens[@]}" --out "$out/device-check-small.json" || checked=1
+if [ "$checked" = 1 ]; then
+  # A fault takes the process's context with it: every case by itself, waiting for each launch, so that
+  # the kernel at fault is named and the others are checked all the same.
+  FATHOM_CUDA_CAREFUL=1
+  export FATHOM_CUDA_CAREFUL
+  number=0
+  while IFS= read -r case; do
+    number=$((number + 1))
+    step "alone-$number" 40 "$fathom" device-check --small --only "$case" --out "$out/alone-$number.json"
+  done < <("$fathom" device-check --list)
+  unset FATHOM_CUDA_CAREFUL
+fi
 # The first cells of the grid before anything long: they answer most.
 step slice-quick 120 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
   --budget-s 100 --out "$out/slice-quick.json"

@@ -26,6 +26,9 @@ pub(crate) struct DeviceCheckArgs {
     /// Run only cases whose name contains this
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
+    /// Print the names of all cases and run none
+    #[arg(long)]
+    list: bool,
     /// Seed of the random inputs
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -113,6 +116,11 @@ impl Outcome {
 /// # Errors
 /// If there is no device, or something is outside of its limit, after everything was printed.
 pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
+    if args.list {
+        let cases = CASES.iter().map(|case| case.name);
+        cases.chain(model::PARTS.iter().map(|part| part.name)).for_each(|name| println!("{name}"));
+        return Ok(());
+    }
     crate::threads::use_for_compute(None)?;
     let gpu = gpu::open(DeviceChoice::Cuda)?.context("there is no device to check")?;
     println!("{}", gpu.about);

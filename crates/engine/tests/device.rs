@@ -9,6 +9,7 @@ use fathom_engine::sample::{RequestSampler, SampleScratch};
 use fathom_engine::{RankRunner, StepInput, StepOutput, StepRunner};
 use fathom_model::{LoadOptions, NoProbe, Transformer};
 use fathom_ops::cpu::CpuOps;
+use fathom_ops::cuda::check::Poisoned;
 use fathom_ops::cuda::emulator::{Emulator, MODES, build};
 use fathom_ops::cuda::rehearsal::Rehearsal;
 use fathom_ops::cuda::{
@@ -109,11 +110,15 @@ fn replayed_steps_give_the_bits_of_steps_launched_one_by_one_and_stay_inside_the
     assert_eq!(planned.ops().n_replays(&cache), 2);
     assert_eq!(memory.used(Place::Workspace), 0);
 
+    // Where nothing can be recorded, everything is launched.
     let Some(device) = emulator() else { return };
-    let plain = load(CudaOps::new(device, Activations::Fp8Grid));
+    let device: Arc<dyn Device> = Arc::new(Poisoned::new(device).without_recordings());
+    let memory = Memory::planned(device, sizes()).unwrap();
+    let plain = load(CudaOps::over(memory.clone(), Activations::Fp8Grid));
     let mut cache = plain.new_cache(&spec(plain.cache_layers())).unwrap();
     let launched = run(&plain, &mut cache);
     assert_eq!(plain.ops().n_replays(&cache), 0);
+    assert_eq!(memory.used(Place::Workspace), 0);
     for (index, (replayed, launched)) in replayed.iter().zip(&launched).enumerate() {
         assert!(replayed == launched, "step {index}");
     }

@@ -184,7 +184,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
         name: &'static str,
         step: &Self::Step,
         cache: &mut Self::Cache,
-        pass: impl FnOnce(&mut Self::Cache) -> Result<PassOutput<Self::Tensor>, E>,
+        mut pass: impl FnMut(&mut Self::Cache) -> Result<PassOutput<Self::Tensor>, E>,
     ) -> Result<PassOutput<Self::Tensor>, E>
     where
         Self: Sized,

@@ -64,7 +64,7 @@ pub enum Arg {
 
 /// An argument's bytes, aligned as a kernel's parameters are.
 #[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub struct ArgBytes(pub [u8; 128]);
 
 impl Arg {

@@ -25,6 +25,10 @@ use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 /// Dynamic shared memory a kernel has without asking.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
 
+/// Name of the variable that makes a device wait for every launch, on one stream and without
+/// recordings, whatever its value: an error then names the kernel that made it.
+pub const CAREFUL: &str = "FATHOM_CUDA_CAREFUL";
+
 /// A CUDA GPU.
 pub struct DriverDevice {
     facts: GpuFacts,
@@ -34,6 +38,8 @@ pub struct DriverDevice {
     /// Architectures whose code runs here, best first.
     archs: &'static [&'static str],
     sources: KernelSources,
+    /// See [`CAREFUL`].
+    is_careful: bool,
     loaded: Mutex<Loaded>,
     /// Made when first needed.
     staging: Mutex<Option<Staging>>,
@@ -173,6 +179,7 @@ impl DriverDevice {
             branch,
             archs,
             sources,
+            is_careful: std::env::var_os(CAREFUL).is_some(),
             loaded: Mutex::default(),
             staging: Mutex::default(),
             recordings: Mutex::default(),
@@ -252,10 +259,13 @@ impl DriverDevice {
         self.context.bind_to_thread().map_err(failed("binding the context"))
     }
 
-    /// The context, bound; refused while launches are recorded.
+    /// The context, bound; refused while launches are recorded or a branch is open.
     fn bind_for(&self, call: &'static str) -> Result<(), DeviceError> {
         if locked(&self.recordings).is_recording {
             return Err(DeviceError::Recording { call });
+        }
+        if locked(&self.branch.open).is_some() {
+            return Err(branch_error(call, "a branch is open: only launches are ordered in it"));
         }
         self.bind()
     }
@@ -305,7 +315,11 @@ impl Device for DriverDevice {
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.bind_for("allocating")?;
         // SAFETY: the stream lives as long as this device.
-        unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }.map_err(|_| {
+        unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }.map_err(|error| {
+            if error.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                // Of an earlier launch, as likely as not.
+                return failed("allocating")(error);
+            }
             let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
             DeviceError::OutOfMemory { bytes, free }
         })
@@ -345,6 +359,7 @@ impl Device for DriverDevice {
 
     fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {
         spec.check()?;
+        self.bind()?;
         let element = match spec.element {
             MapElement::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -396,7 +411,7 @@ impl Device for DriverDevice {
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let (grid, block) = (launch.grid.into(), launch.block.into());
-        let on_branch = *locked(&self.branch.open) == Some(Side::Branch);
+        let on_branch = !self.is_careful && *locked(&self.branch.open) == Some(Side::Branch);
         let stream = if on_branch { &self.branch.stream } else { &self.stream };
         // SAFETY: the caller promises that the arguments fit the kernel; each pointer is to a value
         // that outlives the call, which copies it.
@@ -410,7 +425,11 @@ impl Device for DriverDevice {
                 &mut pointers,
             )
         }
-        .map_err(failed(launch.kernel))
+        .map_err(failed(launch.kernel))?;
+        if self.is_careful {
+            stream.synchronize().map_err(failed(launch.kernel))?;
+        }
+        Ok(())
     }
 
     fn fork(&self) -> Result<(), DeviceError> {
@@ -441,12 +460,24 @@ impl Device for DriverDevice {
             return Err(branch_error("join", "no branch is open"));
         }
         self.bind()?;
-        ended.record(stream).map_err(failed("cuEventRecord"))?;
-        self.stream.wait(ended).map_err(failed("cuStreamWaitEvent"))
+        let joined = ended
+            .record(stream)
+            .map_err(failed("cuEventRecord"))
+            .and_then(|()| self.stream.wait(ended).map_err(failed("cuStreamWaitEvent")));
+        if joined.is_err() && !locked(&self.recordings).is_recording {
+            // What comes after must not run beside the branch; its error is the one to tell.
+            let _ = stream.synchronize();
+        }
+        joined
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {
-        self.bind_for("begin_record")?;
+        const CALL: &str = "begin_record";
+        self.bind_for(CALL)?;
+        if self.is_careful {
+            let reason = format!("{CAREFUL} is set");
+            return Err(DeviceError::Failed { call: CALL, reason });
+        }
         // Other threads may go on using the driver meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
@@ -462,9 +493,9 @@ impl Device for DriverDevice {
             std::mem::take(&mut recordings.to_free)
         };
         // SAFETY: the stream is ours and was recording.
-        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }
-            .map_err(failed("cuStreamEndCapture"))?;
+        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) };
         to_free.into_iter().for_each(|address| self.free(address, 0));
+        let graph = graph.map_err(failed("cuStreamEndCapture"))?;
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was just made; it is not needed once it can be launched.
         let exec = unsafe {

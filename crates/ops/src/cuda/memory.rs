@@ -297,12 +297,13 @@ impl Memory {
         let device = |outcome: Result<(), DeviceError>| outcome.map_err(OpError::device);
         device(self.device.fork())?;
         workspace.hold();
+        // Joined in any case, also if one panics: else the branch would be open for ever.
+        let mut open = OpenBranch { device: &*self.device, workspace, is_open: true };
         let a = side();
         let back = device(self.device.back());
         let b = main();
-        // Joined in any case: else the branch would be open for ever.
-        let joined = device(self.device.join());
-        workspace.release();
+        let joined = device(open.join());
+        drop(open);
         let outcome = (a?, b?);
         back.and(joined)?;
         Ok(outcome)
@@ -318,6 +319,30 @@ impl Memory {
     #[must_use]
     pub fn reach(&self, place: Place) -> usize {
         self.arena(place).map_or(0, |(_, arena)| arena.used().reach)
+    }
+}
+
+/// A branch of a device; what is given back to the workspace meanwhile stays taken.
+struct OpenBranch<'a> {
+    device: &'a dyn Device,
+    workspace: &'a Arena,
+    is_open: bool,
+}
+
+impl OpenBranch<'_> {
+    fn join(&mut self) -> Result<(), DeviceError> {
+        self.is_open = false;
+        self.device.join()
+    }
+}
+
+impl Drop for OpenBranch<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            // A panic is on its way: nobody is there to hear of an error.
+            let _ = self.join();
+        }
+        self.workspace.release();
     }
 }
 

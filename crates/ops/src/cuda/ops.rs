@@ -290,7 +290,7 @@ impl Backend for CudaOps {
         name: &'static str,
         step: &DeviceStep,
         cache: &mut DeviceCache,
-        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+        pass: impl FnMut(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
     ) -> Result<PassOutput<DeviceTensor>, E> {
         self.run_or_replay(name, step, cache, pass)
     }

@@ -5,6 +5,8 @@
 //! ([`memory`](super::memory)) and everything that differs is in the step's block in device memory
 //! ([`step`](super::step)).
 //!
+//! Where the device refuses to record or to replay a shape, its steps go on running launch by launch.
+//!
 //! Invariants:
 //! - a recording keeps the arenas that its launches name alive;
 //! - nothing but the step's own block is in the workspace when a recording is made or replayed, so
@@ -29,6 +31,8 @@ enum Known {
     /// One has run.
     Seen,
     Recorded(Recorded),
+    /// The device would not record one, or not replay it: they run launch by launch.
+    Refused,
 }
 
 /// All recordings over one cache.
@@ -91,18 +95,31 @@ impl Drop for Recorded {
     }
 }
 
+/// Runs what it holds when it goes.
+struct OnDrop<T, F: FnOnce() -> T>(Option<F>);
+
+impl<T, F: FnOnce() -> T> Drop for OnDrop<T, F> {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take() {
+            run();
+        }
+    }
+}
+
 impl Recorded {
     /// Records what `pass` launches; nothing of it runs.
     fn new<E: From<OpError>>(
         ops: &CudaOps,
         step: &DeviceStep,
         cache: &mut DeviceCache,
-        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+        pass: &mut impl FnMut(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
     ) -> Result<Self, E> {
         let device = ops.memory.device();
         device.begin_record().map_err(OpError::device)?;
+        // Ended in any case, also if the pass panics: else the device would record for ever.
+        let mut open = OnDrop(Some(|| device.end_record().map(|id| device.forget(id))));
         let output = pass(cache);
-        // Ended in any case: else the device would record for ever.
+        open.0 = None;
         let id = device.end_record().map_err(OpError::device);
         let output = match output {
             Ok(output) => output,
@@ -148,7 +165,7 @@ impl CudaOps {
         name: &'static str,
         step: &DeviceStep,
         cache: &mut DeviceCache,
-        pass: impl FnOnce(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
+        mut pass: impl FnMut(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
     ) -> Result<PassOutput<DeviceTensor>, E> {
         let Some(shape) = step.shape else { return pass(cache) };
         let key = (name, shape);
@@ -163,13 +180,23 @@ impl CudaOps {
                 recordings.n_replays += 1;
                 recorded.replay(step, cache).map_err(E::from)
             }
-            Some(Known::Seen) if is_alone && !is_full => Recorded::new(self, step, cache, pass)
-                .and_then(|recorded| {
-                    recordings.n_replays += 1;
-                    let output = recorded.replay(step, cache);
-                    recordings.known.insert(key, Known::Recorded(recorded));
-                    output.map_err(E::from)
-                }),
+            Some(Known::Seen) if is_alone && !is_full => {
+                match Recorded::new(self, step, cache, &mut pass) {
+                    Ok(recorded) => {
+                        recordings.n_replays += 1;
+                        let output = recorded.replay(step, cache);
+                        let known =
+                            if output.is_ok() { Known::Recorded(recorded) } else { Known::Refused };
+                        recordings.known.insert(key, known);
+                        output.map_err(E::from)
+                    }
+                    // If it is the pass that cannot run, it says so again.
+                    Err(_) => {
+                        recordings.known.insert(key, Known::Refused);
+                        pass(cache)
+                    }
+                }
+            }
             _ => {
                 recordings.known.entry(key).or_insert(Known::Seen);
                 pass(cache)

@@ -143,7 +143,7 @@ impl TensorMapSpec<'_> {
 
 /// An encoded tensor map, passed to kernels by value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub struct TensorMap(pub(crate) [u8; 128]);
 
 impl TensorMap {

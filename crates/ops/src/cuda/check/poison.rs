@@ -9,13 +9,20 @@ use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 #[derive(Debug)]
 pub struct Poisoned {
     device: Arc<dyn Device>,
+    records: bool,
 }
 
 impl Poisoned {
     /// Memory of `device`, poisoned.
     #[must_use]
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device }
+        Self { device, records: true }
+    }
+
+    /// The same, which refuses to record launches.
+    #[must_use]
+    pub fn without_recordings(self) -> Self {
+        Self { records: false, ..self }
     }
 }
 
@@ -80,6 +87,10 @@ impl Device for Poisoned {
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {
+        if !self.records {
+            let reason = "this device records nothing".to_owned();
+            return Err(DeviceError::Failed { call: "begin_record", reason });
+        }
         self.device.begin_record()
     }
 
