@@ -43,11 +43,11 @@ INLINE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 template <bool Once>
 INLINE void bulk_load(void* destination, const void* source, u32 bytes, u64* barrier) {
     // The policies of `createpolicy.fractional` for all of a range.
-    constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_LAST = 0x14f0000000000000ull;
+    constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_NORMAL = 0x1000000000000000ull;
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
             "r"(smem_u32(destination)),
-        "l"(source), "r"(bytes), "r"(smem_u32(barrier)), "l"(Once ? EVICT_FIRST : EVICT_LAST)
+        "l"(source), "r"(bytes), "r"(smem_u32(barrier)), "l"(Once ? EVICT_FIRST : EVICT_NORMAL)
         : "memory");
 }
 
@@ -56,9 +56,9 @@ INLINE void bulk_load(void* destination, const void* source, u32 bytes, u64* bar
 // there zeros arrive. `at`: the box's first element, innermost dimension first.
 template <bool Once, int Rank>
 INLINE void tensor_load(void* destination, const TensorMap& map, const u32 (&at)[Rank], u64* barrier) {
-    constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_LAST = 0x14f0000000000000ull;
+    constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_NORMAL = 0x1000000000000000ull;
     const u32 to = smem_u32(destination), counts = smem_u32(barrier);
-    const u64 policy = Once ? EVICT_FIRST : EVICT_LAST;
+    const u64 policy = Once ? EVICT_FIRST : EVICT_NORMAL;
     static_assert(Rank == 2 || Rank == 3 || Rank == 5, "add this rank to the list");
 #define TENSOR_LOAD(rank, place, ...)                                                                     \
     asm volatile("cp.async.bulk.tensor." rank ".shared::cluster.global.tile.mbarrier::complete_tx::bytes" \

@@ -49,7 +49,9 @@ pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
             let got = ops.download(&ops.logits(&head, &device_x, &Solo)?)?;
             let expected = cpu.logits(&cpu_head, &cpu_x, &Solo)?;
             let what = format!("bf16 [{rows}, {k}] x [{n}, {k}]");
-            report.close(what, &pick(&got, n, &checked), &expected.data, 2e-5);
+            // wgmma, for more than eight rows on sm_90a, cuts what it adds instead of rounding it.
+            let limit = if rows > 8 { 5e-5 } else { 2e-5 };
+            report.close(what, &pick(&got, n, &checked), &expected.data, limit);
             let got = ops.download(&ops.quantised_linear(&w, &device_x)?)?;
             let expected = cpu.quantised_linear(&cpu_w, &cpu_x)?;
             let what = format!("FP8 [{rows}, {k}] x [{n}, {k}]");
@@ -251,7 +253,9 @@ fn experts(report: &mut Report<'_>, make: MakeExpert) -> Result<(), OpError> {
             let factors = pick(&factors, k, &checked);
             report.close(format!("routing weights {shape_text}"), &factors, &cpu_factors, 1e-5);
             let got = pick(&got, shape.width, &checked);
-            report.close(format!("experts {shape_text}"), &got, &expected.data, BF16_STEP);
+            // Sums of FP8 products keep some 14 bits on sm_90a: a few of the values between gate/up
+            // and down then fall to the neighbouring code.
+            report.close(format!("experts {shape_text}"), &got, &expected.data, 2.0 * BF16_STEP);
         }
     }
     Ok(())
