@@ -18,9 +18,9 @@ use cudarc::nvrtc::Ptx;
 use super::code::{KernelSources, Origin};
 use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 use super::gpu::{GpuFacts, gpus, needed_cuda};
-use super::source;
 use super::staging::Staging;
 use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
+use super::{pool, source};
 
 /// Dynamic shared memory a kernel has without asking.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
@@ -163,6 +163,7 @@ impl DriverDevice {
             .map_err(|error| DeviceError::NoGpu { ordinal, reason: error.to_string() })?;
         // SAFETY: all memory and launches here are ordered by one stream of our own.
         unsafe { context.disable_event_tracking() };
+        pool::keep_freed(&context).map_err(failed("setting up the memory pool"))?;
         let new_stream = || context.new_stream().map_err(failed("making a stream"));
         let new_event = || context.new_event(None).map_err(failed("making an event"));
         let stream = new_stream()?;
@@ -203,7 +204,12 @@ impl DriverDevice {
         self.bind()?;
         for (index, (path, _, entries)) in files.iter().enumerate() {
             for entry in *entries {
-                self.function(entry, path, 0)?;
+                let function = self.function(entry, path, 0)?;
+                // Else the driver would bring it at its first launch, after memory was divided.
+                // SAFETY: the function is of a module that this device keeps.
+                unsafe { sys::cuFuncLoad(function.cu_function()) }
+                    .result()
+                    .map_err(failed("cuFuncLoad"))?;
             }
             progress(LoadedKernels { n_files: index + 1, of: files.len() });
         }
@@ -308,6 +314,9 @@ impl Device for DriverDevice {
     }
 
     fn memory(&self) -> Option<MemoryInfo> {
+        self.bind().ok()?;
+        // Else what the pool keeps would count as taken; without it the answer is too low at most.
+        let _ = pool::release_freed(&self.context);
         let (free, total) = self.context.mem_get_info().ok()?;
         Some(MemoryInfo { free: free as u64, total: total as u64 })
     }

@@ -35,6 +35,7 @@ pub mod memory;
 mod moe;
 mod ops;
 pub mod pack;
+mod pool;
 pub mod rehearsal;
 mod replay;
 mod sample;
