@@ -25,7 +25,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use fathom_weights::Checkpoint;
+use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
+
+/// Keeps what a step gives back for the next one.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Serves DeepSeek-V4.
 #[derive(Parser)]
