@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use fathom_core::{SamplingParams, TokenId};
+use fathom_ops::sample::penalises;
 
 /// Tokens and how often they were generated; empty if no penalty asks.
 #[derive(Debug, Clone)]
@@ -20,9 +21,8 @@ impl Seen {
     #[must_use]
     pub fn new(params: &SamplingParams, prompt: &[TokenId]) -> Self {
         let repeats = params.repetition_penalty != 1.0;
-        let is_wanted =
-            repeats || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
-        let mut seen = Self { is_wanted, counts: Vec::new(), places: HashMap::new() };
+        let mut seen =
+            Self { is_wanted: penalises(params), counts: Vec::new(), places: HashMap::new() };
         if repeats {
             prompt.iter().for_each(|&token| *seen.count(token) += 0);
         }

@@ -4,11 +4,11 @@
 //! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`]): the GPU;
 //!   [`emulator`]: a process that runs kernels on the CPU; [`rehearsal`]: none, to see what memory will
 //!   be needed;
-//! - [`memory`]: arenas and buffers;
+//! - [`memory`]: arenas and buffers; `pool`: what the driver keeps of buffers given back;
 //! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
 //! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `store`, `moe`; the forms
 //!   for sm_90a in `hopper` and `hopper_attention`, for sm_100f in `blackwell`), over tensors, matrices, experts, caches and steps in device memory;
-//!   `replay`: steps as one call.
+//!   `splits`: how attention is divided; `choose`: tokens; `replay`: steps as one call.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
 //! (`kernels/emulator`) against the CPU operators. One rank only: a device has no collectives yet.

@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 
 use super::DeviceCache;
+use super::device::DeviceError;
 use super::memory::{ALIGNMENT, Memory, Place};
 use super::ops::CudaOps;
 use super::step::{DeviceStep, Shape};
@@ -95,6 +96,12 @@ impl Drop for Recorded {
     }
 }
 
+/// The error of a recording, whose steps then run launch by launch: slower, and else nobody would know.
+fn told(error: DeviceError) -> OpError {
+    tracing::warn!(%error, "steps of one shape cannot be recorded and are launched kernel by kernel");
+    OpError::device(error)
+}
+
 /// Runs what it holds when it goes.
 struct OnDrop<T, F: FnOnce() -> T>(Option<F>);
 
@@ -115,12 +122,12 @@ impl Recorded {
         pass: &mut impl FnMut(&mut DeviceCache) -> Result<PassOutput<DeviceTensor>, E>,
     ) -> Result<Self, E> {
         let device = ops.memory.device();
-        device.begin_record().map_err(OpError::device)?;
+        device.begin_record().map_err(told)?;
         // Ended in any case, also if the pass panics: else the device would record for ever.
         let mut open = OnDrop(Some(|| device.end_record().map(|id| device.forget(id))));
         let output = pass(cache);
         open.0 = None;
-        let id = device.end_record().map_err(OpError::device);
+        let id = device.end_record().map_err(told);
         let output = match output {
             Ok(output) => output,
             Err(error) => {

@@ -27,8 +27,7 @@ use fathom_core::{SamplingParams, TokenId, TokenLogprob};
 pub use self::device::{ChoiceOps, Chosen};
 use self::logprobs::{highest, logprobs};
 use self::noise::{MAX_GUMBEL, Noise};
-pub use self::shape::add_bias;
-pub(crate) use self::shape::penalises;
+pub use self::shape::{add_bias, penalises};
 use self::truncate::{Candidates, truncate};
 
 /// How the token after one row of logits is chosen.

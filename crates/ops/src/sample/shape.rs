@@ -23,7 +23,8 @@ pub(super) fn shape(row: &RowChoice<'_>, logits: &mut [f32]) {
 }
 
 /// Whether any penalty of `params` does something.
-pub(crate) fn penalises(params: &SamplingParams) -> bool {
+#[must_use]
+pub fn penalises(params: &SamplingParams) -> bool {
     let SamplingParams { repetition_penalty, frequency_penalty, presence_penalty, .. } = *params;
     repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0
 }
