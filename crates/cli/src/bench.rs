@@ -81,6 +81,9 @@ struct CpuArgs {
     /// Tokens to decode
     #[arg(long, default_value_t = 128)]
     decode_tokens: usize,
+    /// Rounds after an untimed one; the best counts
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,8 +148,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             let ids = read_ids(&args.prompt)?;
             let numerics = args.common.numerics;
             let model = speed::load(&checkpoint, numerics)?;
-            let result =
-                speed::prefill_and_decode(&model, &ids, args.decode_after, args.decode_tokens)?;
+            let (after, n_decode) = (args.decode_after, args.decode_tokens);
+            let result = speed::prefill_and_decode(&model, &ids, after, n_decode, args.rounds)?;
             write(args.common.out.as_deref(), &result)
         }
         What::Drafts(args) => {

@@ -22,15 +22,15 @@ fn run(model: &Transformer<CpuOps>, comm: &dyn Communicator, case: &Case) -> Vec
     let n_tokens = case.ids.len() + case.forced.len();
     let mut session = Session::new(model, comm, n_tokens, 0).unwrap();
     let prompt = session.run(&case.ids, Rows::Last, true, &mut NoProbe).unwrap();
-    let mut logits = vec![prompt.logits.unwrap().data];
+    let mut logits = vec![prompt.logits.unwrap().data.into()];
     for token in &case.forced {
         let step = session.run(&[*token], Rows::Last, false, &mut NoProbe).unwrap();
-        logits.push(step.logits.unwrap().data);
+        logits.push(step.logits.unwrap().data.into());
     }
     let mut next: Vec<TokenId> = case.ids[1..].to_vec();
     next.push(case.forced[0]);
     let draft = session.draft(0, &next, &prompt.copies.unwrap(), Rows::Last, &mut NoProbe);
-    logits.push(draft.unwrap().logits.unwrap().data);
+    logits.push(draft.unwrap().logits.unwrap().data.into());
     logits
 }
 

@@ -152,7 +152,7 @@ fn only_the_rows_asked_for_give_logits() {
     assert_eq!((copies.rows, copies.cols), (9, 4 * 256));
     session.rewind(0);
     let last = session.run(&prompt, Rows::Last, false, &mut NoProbe).unwrap().logits.unwrap();
-    assert_eq!(last.data, logits.row(8));
+    assert_eq!(*last.data, *logits.row(8));
 }
 
 #[test]

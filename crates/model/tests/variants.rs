@@ -75,8 +75,8 @@ fn logits(model: &Model, comm: &dyn Communicator) -> Vec<f32> {
     let mut session = Session::new(model, comm, ids.len(), 0).unwrap();
     let step = session.run(ids, Rows::All, true, &mut NoProbe).unwrap();
     let draft = session.draft(0, ids, &step.copies.unwrap(), Rows::Last, &mut NoProbe).unwrap();
-    let mut logits = step.logits.unwrap().data;
-    logits.extend(draft.logits.unwrap().data);
+    let mut logits = Vec::from(step.logits.unwrap().data);
+    logits.extend_from_slice(&draft.logits.unwrap().data);
     logits
 }
 

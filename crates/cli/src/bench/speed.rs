@@ -1,6 +1,7 @@
 //! Prefill and decode of one sequence, timed.
 //!
-//! Everything is run once before it is timed: the first pass touches memory-mapped weights.
+//! Everything is run once before it is timed: the first pass touches memory-mapped weights, and
+//! memory that later passes use again.
 
 use std::time::Instant;
 
@@ -20,29 +21,36 @@ pub(super) fn load(checkpoint: &Checkpoint, numerics: Numerics) -> Result<Transf
     Transformer::load(ops, checkpoint, rank, options, &mut |_| ()).context("loading the model")
 }
 
-/// Times a prefill of `ids`, and `n_decode` greedy tokens after the first `decode_after` of them.
+/// Times a prefill of `ids`, and `n_decode` greedy tokens after the first `decode_after` of them:
+/// the best of `rounds`, after one that does not count.
 pub(super) fn prefill_and_decode(
     model: &Transformer<CpuOps>,
     ids: &[u32],
     decode_after: usize,
     n_decode: usize,
+    rounds: usize,
 ) -> Result<Value> {
     ensure!(
         (1..=ids.len()).contains(&decode_after),
         "the prompt has {} tokens, decoding cannot start after {decode_after}",
         ids.len()
     );
+    ensure!(rounds > 0, "nothing can be told from no rounds; --rounds is 1 or more");
     let mut session = Session::new(model, &Solo, ids.len().max(decode_after + n_decode), 0)?;
-    let mut prefill_s = f64::INFINITY;
-    for _ in 0..2 {
+    let (mut prefill_s, mut decode_s) = (f64::INFINITY, f64::INFINITY);
+    let mut tokens = Vec::new();
+    for round in 0..=rounds {
         session.rewind(0);
         let start = Instant::now();
         step(&mut session, ids)?;
-        prefill_s = prefill_s.min(start.elapsed().as_secs_f64());
+        let prefill = start.elapsed().as_secs_f64();
+        session.rewind(0);
+        tokens = vec![step(&mut session, &ids[..decode_after])?];
+        let decode = decode(&mut session, &mut tokens, n_decode)?;
+        if round > 0 {
+            (prefill_s, decode_s) = (prefill_s.min(prefill), decode_s.min(decode));
+        }
     }
-    session.rewind(0);
-    let mut tokens = vec![step(&mut session, &ids[..decode_after])?];
-    let decode_s = decode(&mut session, &mut tokens, n_decode)?;
     Ok(json!({
         "numerics": model.ops().numerics().name(),
         "prefill_tokens": ids.len(),

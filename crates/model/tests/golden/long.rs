@@ -200,9 +200,9 @@ fn recur(
         let copies = output.copies.unwrap();
         let last = model.ops().select_rows(&copies, &[copies.rows as u32 - 1]).unwrap();
         let token = argmax(&logits) as TokenId;
-        drafts.logits.push(logits);
+        drafts.logits.push(logits.into());
         drafts.tokens.push(token);
-        drafts.hidden.push(last.data.clone());
+        drafts.hidden.push(last.data.to_vec());
         if n_done == N_DRAFTS {
             break;
         }

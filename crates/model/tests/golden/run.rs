@@ -55,7 +55,7 @@ pub(crate) fn load_rank(numerics: Numerics, rank: Rank) -> Model {
 pub(crate) fn append(to: &mut HostTensor, more: &HostTensor) {
     to.cols = more.cols;
     to.rows += more.rows;
-    to.data.extend_from_slice(&more.data);
+    to.data = [&to.data[..], &more.data].concat().into();
 }
 
 /// Runs a case alone, its prompt in chunks of `chunk` tokens.
@@ -79,7 +79,7 @@ pub(crate) fn run_case(model: &Model, case: &Case, chunk: usize, keeps_rows: boo
             let next = &ids[position..position + tokens.len()];
             let draft = session.draft(position, next, &copies, Rows::Last, &mut recorder).unwrap();
             append(&mut mtp.hidden_in, &copies);
-            mtp.logits_last = draft.logits.unwrap().data;
+            mtp.logits_last = draft.logits.unwrap().data.into();
         }
     }
     let prefill = recorder.take(0);
@@ -127,7 +127,7 @@ pub(crate) fn run_greedy(
     let mut next = ids.to_vec();
     (0..n).map(move |_| {
         let step = session.run(&next, Rows::Last, false, &mut fathom_model::NoProbe).unwrap();
-        let logits = step.logits.unwrap().data;
+        let logits = Vec::from(step.logits.unwrap().data);
         let token = argmax(&logits) as TokenId;
         next = vec![token];
         (logits, token)

@@ -57,6 +57,7 @@ thread_local! {
 struct SequenceKeys {
     /// Position of `window[0]`.
     first: usize,
+    /// The rows from before this step.
     window: Vec<KvRow>,
     /// Every visible entry of a ratio-128 layer; empty on others.
     entries: Vec<KvRow>,
@@ -83,15 +84,15 @@ impl CpuOps {
         if let Some(selection) = selection {
             crate::error::check_len(OP, "selection", selection.rows.len(), n_tokens)?;
         }
-        let mut out = HostTensor::zeros(n_tokens, q.cols);
+        let mut out = HostTensor::unset(n_tokens, q.cols);
         for sequence in &batch.sequences {
             let mut keys = KEYS.take();
-            keys.fill(kv, sequence, batch.blocks_of(sequence), cache, layer);
+            keys.fill(sequence, batch.blocks_of(sequence), cache, layer);
             let rows = sequence.rows();
             let out = &mut out.data[rows.start * q.cols..rows.end * q.cols];
             let row = |(row, out): (usize, &mut [f32])| {
                 self.attend_row(
-                    weights, q, selection, batch, sequence, cache, layer, &keys, row, out,
+                    weights, q, kv, selection, batch, sequence, cache, layer, &keys, row, out,
                 );
             };
             if rows.len() > 1 {
@@ -115,6 +116,7 @@ impl CpuOps {
         &self,
         weights: &AttentionWeights<Self>,
         q: &HostTensor,
+        kv: &HostTensor,
         selection: Option<&Selection>,
         batch: &Batch,
         sequence: &SequenceSlice,
@@ -128,8 +130,10 @@ impl CpuOps {
         let row = sequence.row as usize + offset;
         let kind = cache.layers[layer].kind;
         let window_first = (position + 1).saturating_sub(WINDOW);
-        let window: Vec<&KvRow> =
-            keys.window[window_first - keys.first..=position - keys.first].iter().collect();
+        let cached = keys.window.get(window_first - keys.first..).unwrap_or_default();
+        let (own, _) = kv.data.as_chunks::<HEAD_DIM>();
+        let own = &own[row + 1 - (position + 1 - window_first - cached.len())..=row];
+        let window: Vec<&KvRow> = cached.iter().chain(own).collect();
         let mut gathered = GATHERED.take();
         gathered.clear();
         if let (LayerKind::Csa, Some(selection)) = (kind, selection) {
@@ -197,25 +201,14 @@ impl CpuOps {
 
 impl SequenceKeys {
     /// Unpacks the window rows before this step and, on ratio-128 layers, every visible entry.
-    fn fill(
-        &mut self,
-        kv: &HostTensor,
-        sequence: &SequenceSlice,
-        blocks: &[u32],
-        cache: &CpuCache,
-        layer: usize,
-    ) {
+    fn fill(&mut self, sequence: &SequenceSlice, blocks: &[u32], cache: &CpuCache, layer: usize) {
         let positions = sequence.positions();
         let format = cache.spec.kv;
         self.first = (positions.start + 1).saturating_sub(WINDOW);
         // Every row is written below; what an earlier call left is not cleared first.
-        self.window.resize(positions.end - self.first, [0.0; HEAD_DIM]);
-        let (cached, own) = self.window.split_at_mut(positions.start - self.first);
-        for (position, row) in (self.first..).zip(cached) {
+        self.window.resize(positions.start - self.first, [0.0; HEAD_DIM]);
+        for (position, row) in (self.first..).zip(&mut self.window) {
             unpack_kv(format, cache.window_row(layer, sequence.slot as usize, position), row);
-        }
-        for (row, own) in sequence.rows().zip(own) {
-            own.copy_from_slice(kv.row(row));
         }
         let n_entries = match cache.layers[layer].kind {
             kind @ LayerKind::Hca => kind.n_entries(positions.end),

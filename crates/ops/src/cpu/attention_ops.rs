@@ -12,7 +12,7 @@ use crate::cpu::gemm::{Job, run};
 use crate::cpu::indexer::Selection;
 use crate::cpu::norm::rms_norm;
 use crate::cpu::rope::Rotation;
-use crate::cpu::tensor::{HostTensor, for_each_row, round_to_bf16};
+use crate::cpu::tensor::{HostTensor, for_each_row, round_tensor};
 use crate::cpu::{CpuLinear, CpuOps};
 use crate::error::check_len;
 use crate::layer::AttentionWeights;
@@ -33,7 +33,7 @@ struct Product<'a> {
 
 impl<'a> Product<'a> {
     fn new(linear: &'a CpuLinear, x: &'a HostTensor) -> Self {
-        Self { linear, x, out: HostTensor::zeros(x.rows, linear.n_rows()) }
+        Self { linear, x, out: HostTensor::unset(x.rows, linear.n_rows()) }
     }
 }
 
@@ -53,10 +53,8 @@ impl AttentionOps for CpuOps {
             products.push(Product::new(&compressor.wgate, x));
         }
         products.extend(indexer.map(|indexer| Product::new(&indexer.weights_proj, x)));
-        let mut jobs: Vec<Job<'_>> = products
-            .iter_mut()
-            .map(|p| Job { linear: p.linear, x: &p.x.data, out: &mut p.out.data })
-            .collect();
+        let mut jobs: Vec<Job<'_>> =
+            products.iter_mut().map(|p| Job::new(p.linear, &p.x.data, &mut p.out.data)).collect();
         run(&mut jobs)?;
 
         // What linear layers put out is bf16; compressor projections stay f32.
@@ -65,7 +63,7 @@ impl AttentionOps for CpuOps {
         let mut next = |rounds: bool| {
             let mut out = outs.next().ok_or(absent("attn_project", "product"))?;
             if rounds && is_bf16 {
-                round_to_bf16(&mut out.data);
+                round_tensor(&mut out);
             }
             Ok::<_, OpError>(out)
         };
@@ -89,23 +87,23 @@ impl AttentionOps for CpuOps {
         let qr = &projected.qr;
         qr.expect(OP, "qr", step.n_tokens(), weights.q_norm.weight.len())?;
         let is_bf16 = self.is_bf16();
-        let mut normed = HostTensor::zeros(qr.rows, qr.cols);
+        let mut normed = HostTensor::unset(qr.rows, qr.cols);
         for_each_row(&mut normed, |row, out| {
             let norm = &weights.q_norm;
             rms_norm(qr.row(row), &norm.weight, norm.eps, is_bf16, out);
         });
         let input = self.linear_input(&normed);
         let indexer = weights.indexer.as_ref();
-        let mut q = HostTensor::zeros(qr.rows, weights.wq_b.n_rows());
-        let mut index = indexer.map(|i| HostTensor::zeros(qr.rows, i.wq_b.n_rows()));
-        let mut jobs = vec![Job { linear: &weights.wq_b, x: &input.data, out: &mut q.data }];
+        let mut q = HostTensor::unset(qr.rows, weights.wq_b.n_rows());
+        let mut index = indexer.map(|i| HostTensor::unset(qr.rows, i.wq_b.n_rows()));
+        let mut jobs = vec![Job::new(&weights.wq_b, &input.data, &mut q.data)];
         if let (Some(indexer), Some(index)) = (indexer, &mut index) {
-            jobs.push(Job { linear: &indexer.wq_b, x: &input.data, out: &mut index.data });
+            jobs.push(Job::new(&indexer.wq_b, &input.data, &mut index.data));
         }
         run(&mut jobs)?;
         for tensor in std::iter::once(&mut q).chain(&mut index) {
             if is_bf16 {
-                round_to_bf16(&mut tensor.data);
+                round_tensor(tensor);
             }
         }
         self.finish_queries(&mut q, step, &weights.rope, Some(weights.q_norm.eps), HEAD_DIM);
@@ -128,7 +126,7 @@ impl AttentionOps for CpuOps {
         let is_bf16 = self.is_bf16();
         let positions = step.positions();
         let (format, row_bytes) = (cache.spec.kv, cache.spec.kv.row_bytes());
-        let mut kv = HostTensor::zeros(step.n_tokens(), HEAD_DIM);
+        let mut kv = HostTensor::unset(step.n_tokens(), HEAD_DIM);
         for_each_row(&mut kv, |row, out| {
             let norm = &weights.kv_norm;
             rms_norm(projected.kv.row(row), &norm.weight, norm.eps, is_bf16, out);
@@ -167,7 +165,7 @@ impl AttentionOps for CpuOps {
         let scale = (INDEX_HEAD_DIM as f32).powf(-0.5) * (indexer.n_heads as f32).powf(-0.5);
         w.data.iter_mut().for_each(|w| *w *= scale);
         if self.is_bf16() {
-            round_to_bf16(&mut w.data);
+            round_tensor(&mut w);
         }
         self.select(indexer, q, &w, step, cache, layer)
     }
@@ -195,36 +193,30 @@ impl AttentionOps for CpuOps {
         let (n_groups, rank) = (weights.n_groups, weights.wo_a.n_rows() / weights.n_groups);
         let group_width = weights.wo_a.n_cols();
         check_len(OP, "o", o.cols, n_groups * group_width)?;
-        // Products take contiguous rows, so each group's channels are gathered first.
-        let mut inputs = vec![HostTensor::zeros(o.rows, group_width); n_groups];
-        for (group, input) in inputs.iter_mut().enumerate() {
-            let channels = group * group_width..(group + 1) * group_width;
-            for_each_row(input, |row, out| out.copy_from_slice(&o.row(row)[channels.clone()]));
-        }
         let groups: Vec<CpuLinear> = (0..n_groups)
             .map(|group| weights.wo_a.slice_rows(group * rank..(group + 1) * rank))
             .collect::<Result<_, _>>()?;
-        let mut products: Vec<_> =
-            groups.iter().zip(&inputs).map(|(linear, x)| Product::new(linear, x)).collect();
-        let mut jobs: Vec<Job<'_>> = products
-            .iter_mut()
-            .map(|p| Job { linear: p.linear, x: &p.x.data, out: &mut p.out.data })
-            .collect();
+        let mut outs: Vec<_> = groups.iter().map(|_| HostTensor::unset(o.rows, rank)).collect();
+        let mut jobs = Vec::with_capacity(n_groups);
+        for (group, (linear, out)) in groups.iter().zip(&mut outs).enumerate() {
+            let first = group * group_width;
+            jobs.push(Job::of_columns(linear, &o.data, o.cols, first, &mut out.data));
+        }
         run(&mut jobs)?;
-        let mut z = HostTensor::zeros(o.rows, n_groups * rank);
+        let mut z = HostTensor::unset(o.rows, n_groups * rank);
         for_each_row(&mut z, |row, out| {
-            for (out, product) in out.chunks_exact_mut(rank).zip(&products) {
-                out.copy_from_slice(product.out.row(row));
+            for (out, group) in out.chunks_exact_mut(rank).zip(&outs) {
+                out.copy_from_slice(group.row(row));
             }
         });
         if self.is_bf16() {
-            round_to_bf16(&mut z.data);
+            round_tensor(&mut z);
         }
-        let mut y = HostTensor::zeros(o.rows, weights.wo_b.n_rows());
+        let mut y = HostTensor::unset(o.rows, weights.wo_b.n_rows());
         weights.wo_b.matmul(&self.linear_input(&z).data, &mut y.data)?;
         comm.all_reduce_sum(Group::Tensor, &mut y.data)?;
         if self.is_bf16() {
-            round_to_bf16(&mut y.data);
+            round_tensor(&mut y);
         }
         Ok(y)
     }

@@ -14,7 +14,7 @@ use crate::cpu::norm::rms_norm;
 use crate::cpu::quant::hadamard;
 use crate::cpu::rope::Rotation;
 use crate::cpu::simd::{exp, simd_fn};
-use crate::cpu::tensor::{HostTensor, round_to_bf16};
+use crate::cpu::tensor::{HostTensor, for_each_row, round_to_bf16};
 use crate::cpu::{CpuOps, in_parallel};
 use crate::layer::CompressorWeights;
 use crate::{Batch, OpError};
@@ -98,13 +98,14 @@ impl CpuOps {
         u.expect(OP, "u", batch.n_tokens(), width)?;
         gate.expect(OP, "s", batch.n_tokens(), width)?;
         crate::error::check_len(OP, "ape", weights.ape.len(), ratio * width)?;
-        let mut s = gate.clone();
-        for sequence in &batch.sequences {
-            for (row, position) in sequence.rows().zip(sequence.positions()) {
-                let ape = &weights.ape[position % ratio * width..][..width];
-                s.row_mut(row).iter_mut().zip(ape).for_each(|(s, ape)| *s += ape);
+        let positions = batch.positions();
+        let mut s = HostTensor::unset(gate.rows, gate.cols);
+        for_each_row(&mut s, |row, s| {
+            let ape = &weights.ape[positions[row] % ratio * width..][..width];
+            for ((s, gate), ape) in s.iter_mut().zip(gate.row(row)).zip(ape) {
+                *s = gate + ape;
             }
-        }
+        });
         for sequence in &batch.sequences {
             let blocks = batch.blocks_of(sequence);
             let entries = self.entries(weights, rope, u, &s, sequence, cache, layer, target);

@@ -11,7 +11,7 @@ use fathom_core::num::round_bf16;
 use crate::cpu::norm::{inverse_rms, rms_norm};
 use crate::cpu::simd::{exp, sigmoid, simd_fn};
 use crate::cpu::tensor::{HostTensor, for_each_row};
-use crate::cpu::{CpuLinear, CpuOps};
+use crate::cpu::{CpuLinear, CpuOps, in_parallel};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, Norm};
 use crate::traits::{HcMix, HcPre, HyperConnectionOps};
@@ -40,29 +40,67 @@ pub fn split_sinkhorn(
     n_iters: u32,
     eps: f32,
 ) -> SiteMix {
-    let logit = |k: usize, part: usize| mix[k] * scale[part] + base[k];
-    let pre = std::array::from_fn(|i| sigmoid(logit(i, 0)) + eps);
-    let post = std::array::from_fn(|i| 2.0 * sigmoid(logit(HC_MULT + i, 1)));
-    let mut comb: [[f32; HC_MULT]; HC_MULT] = std::array::from_fn(|i| {
-        let row: [f32; HC_MULT] = std::array::from_fn(|j| logit(2 * HC_MULT + HC_MULT * i + j, 2));
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let row = row.map(|x| exp(x - max));
-        let sum: f32 = row.iter().sum();
-        row.map(|x| x / sum + eps)
-    });
-    for iter in 0..n_iters {
-        if iter > 0 {
-            for row in &mut comb {
-                let sum = row.iter().sum::<f32>() + eps;
-                row.iter_mut().for_each(|x| *x /= sum);
+    let mut out = SiteMix { pre: [0.0; 4], post: [0.0; 4], comb: [[0.0; 4]; 4] };
+    split(mix, scale, base, n_iters, eps, &mut out);
+    out
+}
+
+simd_fn! {
+    /// [`split_sinkhorn`], in loops over arrays: a closure might be compiled without the vector
+    /// instructions. Sums are taken in the order of the index.
+    fn split(
+        mix: &[f32; HC_MIX],
+        scale: &[f32; 3],
+        base: &[f32; HC_MIX],
+        n_iters: u32,
+        eps: f32,
+        out: &mut SiteMix,
+    ) {
+        for i in 0..HC_MULT {
+            out.pre[i] = sigmoid(mix[i] * scale[0] + base[i]) + eps;
+            let k = HC_MULT + i;
+            out.post[i] = 2.0 * sigmoid(mix[k] * scale[1] + base[k]);
+        }
+        let mut comb = [[0.0_f32; HC_MULT]; HC_MULT];
+        let (logits, _) = mix[2 * HC_MULT..].as_chunks::<HC_MULT>();
+        let (bases, _) = base[2 * HC_MULT..].as_chunks::<HC_MULT>();
+        for ((row, logits), bases) in comb.iter_mut().zip(logits).zip(bases) {
+            let mut max = f32::NEG_INFINITY;
+            for ((x, logit), base) in row.iter_mut().zip(logits).zip(bases) {
+                *x = logit * scale[2] + base;
+                max = max.max(*x);
+            }
+            for x in row.iter_mut() {
+                *x = exp(*x - max);
+            }
+            let sum = row[0] + row[1] + row[2] + row[3];
+            for x in row.iter_mut() {
+                *x = *x / sum + eps;
             }
         }
-        for j in 0..HC_MULT {
-            let sum = comb.iter().map(|row| row[j]).sum::<f32>() + eps;
-            comb.iter_mut().for_each(|row| row[j] /= sum);
+        for iter in 0..n_iters {
+            if iter > 0 {
+                for row in &mut comb {
+                    let sum = row[0] + row[1] + row[2] + row[3] + eps;
+                    for x in row.iter_mut() {
+                        *x /= sum;
+                    }
+                }
+            }
+            let mut sums = [0.0_f32; HC_MULT];
+            for row in &comb {
+                for (sum, x) in sums.iter_mut().zip(row) {
+                    *sum += x;
+                }
+            }
+            for row in &mut comb {
+                for (x, sum) in row.iter_mut().zip(sums) {
+                    *x /= sum + eps;
+                }
+            }
         }
+        out.comb = comb;
     }
-    SiteMix { pre, post, comb }
 }
 
 simd_fn! {
@@ -122,10 +160,10 @@ fn fixed<const N: usize>(
 impl CpuOps {
     /// `fn @ x * g` for each row: `[T, fn.rows]`, with `g` the norm factor of the row.
     fn mixes(&self, x: &HostTensor, function: &CpuLinear, eps: f32) -> Result<HostTensor, OpError> {
-        let mut mixes = HostTensor::zeros(x.rows, function.n_rows());
+        let mut mixes = HostTensor::unset(x.rows, function.n_rows());
         function.matmul(&x.data, &mut mixes.data)?;
-        for row in 0..x.rows {
-            let factor = copies_norm(x.row(row), eps);
+        let factors = in_parallel(x.data.len(), 0..x.rows, |row| copies_norm(x.row(row), eps));
+        for (row, factor) in factors.into_iter().enumerate() {
             mixes.row_mut(row).iter_mut().for_each(|m| *m *= factor);
         }
         Ok(mixes)
@@ -135,16 +173,17 @@ impl CpuOps {
 impl HyperConnectionOps for CpuOps {
     fn embed(&self, embed: &CpuLinear, step: &Batch) -> Result<HostTensor, OpError> {
         let width = embed.n_cols();
-        let mut x = HostTensor::zeros(step.n_tokens(), HC_MULT * width);
-        for (row, &token) in step.tokens.iter().enumerate() {
-            let (got, limit) = (token as usize, embed.n_rows());
-            if got >= limit {
-                return Err(OpError::OutOfRange { op: "embed", what: "token id", got, limit });
-            }
-            let (first, rest) = x.row_mut(row).split_at_mut(width);
-            embed.row(got, first);
-            rest.chunks_exact_mut(width).for_each(|copy| copy.copy_from_slice(first));
+        let mut x = HostTensor::unset(step.n_tokens(), HC_MULT * width);
+        let limit = embed.n_rows();
+        if let Some(&token) = step.tokens.iter().find(|token| **token as usize >= limit) {
+            let got = token as usize;
+            return Err(OpError::OutOfRange { op: "embed", what: "token id", got, limit });
         }
+        for_each_row(&mut x, |row, copies| {
+            let (first, rest) = copies.split_at_mut(width);
+            embed.row(step.tokens[row] as usize, first);
+            rest.chunks_exact_mut(width).for_each(|copy| copy.copy_from_slice(first));
+        });
         Ok(x)
     }
 
@@ -162,27 +201,25 @@ impl HyperConnectionOps for CpuOps {
         let scale = fixed::<3>(OP, "scale", &site.scale)?;
         let mixes = self.mixes(x, &site.function, site.norm_eps)?;
         let (rows, _) = mixes.data.as_chunks::<HC_MIX>();
-        let mixed: Vec<SiteMix> = rows
-            .iter()
-            .map(|mix| split_sinkhorn(mix, &scale, &base, site.sinkhorn_iters, site.hc_eps))
-            .collect();
+        let work = x.rows * HC_MIX * site.sinkhorn_iters as usize;
+        let mixed = in_parallel(work, 0..x.rows, |row| {
+            split_sinkhorn(&rows[row], &scale, &base, site.sinkhorn_iters, site.hc_eps)
+        });
 
         let is_bf16 = self.is_bf16();
-        let mut normed = HostTensor::zeros(x.rows, width);
+        let mut normed = HostTensor::unset(x.rows, width);
         for_each_row(&mut normed, |row, out| {
             let mut collapsed = vec![0.0; width];
             collapse(&mixed[row].pre, x.row(row), is_bf16, &mut collapsed);
             rms_norm(&collapsed, &norm.weight, norm.eps, is_bf16, out);
         });
-        let post = mixed.iter().flat_map(|mix| mix.post).collect();
-        let comb = mixed.iter().flat_map(|mix| mix.comb.into_iter().flatten()).collect();
-        Ok(HcPre {
-            normed,
-            mix: HcMix {
-                post: HostTensor::from_vec(x.rows, HC_MULT, post)?,
-                comb: HostTensor::from_vec(x.rows, HC_MULT * HC_MULT, comb)?,
-            },
-        })
+        let mut post = HostTensor::unset(x.rows, HC_MULT);
+        let mut comb = HostTensor::unset(x.rows, HC_MULT * HC_MULT);
+        for (row, mix) in mixed.iter().enumerate() {
+            post.row_mut(row).copy_from_slice(&mix.post);
+            comb.row_mut(row).copy_from_slice(mix.comb.as_flattened());
+        }
+        Ok(HcPre { normed, mix: HcMix { post, comb } })
     }
 
     fn hc_post(
@@ -196,7 +233,7 @@ impl HyperConnectionOps for CpuOps {
         mix.post.expect(OP, "post", y.rows, HC_MULT)?;
         mix.comb.expect(OP, "comb", y.rows, HC_MULT * HC_MULT)?;
         let is_bf16 = self.is_bf16();
-        let mut out = HostTensor::zeros(x.rows, x.cols);
+        let mut out = HostTensor::unset(x.rows, x.cols);
         for_each_row(&mut out, |row, out| {
             let (post, comb) = (mix.post.row(row), mix.comb.row(row));
             for (j, out) in out.chunks_exact_mut(y.cols).enumerate() {
@@ -225,7 +262,7 @@ impl CpuOps {
         let [scale] = fixed::<1>(OP, "scale", &head.scale)?;
         let mixes = self.mixes(x, &head.function, head.norm_eps)?;
         let is_bf16 = self.is_bf16();
-        let mut out = HostTensor::zeros(x.rows, width);
+        let mut out = HostTensor::unset(x.rows, width);
         for_each_row(&mut out, |row, out| {
             let mix = mixes.row(row);
             let pre = std::array::from_fn(|i| sigmoid(mix[i] * scale + base[i]) + head.hc_eps);

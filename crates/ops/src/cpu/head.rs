@@ -34,7 +34,7 @@ impl HeadOps for CpuOps {
         x: &HostTensor,
         comm: &dyn Communicator,
     ) -> Result<HostTensor, OpError> {
-        let mut local = HostTensor::zeros(x.rows, head.n_rows());
+        let mut local = HostTensor::unset(x.rows, head.n_rows());
         head.matmul(&x.data, &mut local.data)?;
         let n_ranks = comm.rank().config().tensor;
         if n_ranks == 1 {
@@ -42,7 +42,7 @@ impl HeadOps for CpuOps {
         }
         let parts = comm.all_gather(Group::Tensor, &local.data)?;
         check_len("logits", "gathered", parts.len(), n_ranks * local.data.len())?;
-        let mut logits = HostTensor::zeros(x.rows, n_ranks * local.cols);
+        let mut logits = HostTensor::unset(x.rows, n_ranks * local.cols);
         for row in 0..x.rows {
             for (rank, out) in logits.row_mut(row).chunks_exact_mut(local.cols).enumerate() {
                 let start = (rank * x.rows + row) * local.cols;
@@ -80,7 +80,7 @@ impl HeadOps for CpuOps {
         if let Some((batch, x)) = current {
             x.expect(OP, "x", batch.n_tokens(), width)?;
         }
-        let mut out = HostTensor::zeros(rows.n_tokens(), width);
+        let mut out = HostTensor::unset(rows.n_tokens(), width);
         let places = locate(rows, current.map(|(batch, _)| batch));
         for (out, place) in out.data.chunks_exact_mut(width.max(1)).zip(places) {
             match place {
@@ -105,7 +105,7 @@ impl HeadOps for CpuOps {
         let width = embed.n_cols();
         x.expect(OP, "x", step.n_tokens(), HC_MULT * width)?;
         let is_bf16 = self.is_bf16();
-        let mut embedded = HostTensor::zeros(x.rows, width);
+        let mut embedded = HostTensor::unset(x.rows, width);
         for (row, &token) in step.tokens.iter().enumerate() {
             let (got, limit) = (token as usize, embed.n_rows());
             if got >= limit {
@@ -117,7 +117,7 @@ impl HeadOps for CpuOps {
             rms_norm(&values, &norm.weight, norm.eps, is_bf16, embedded.row_mut(row));
         }
         // Every copy of every row is normalised and projected on its own: [T * 4, D].
-        let mut copies = HostTensor::zeros(x.rows * HC_MULT, width);
+        let mut copies = HostTensor::unset(x.rows * HC_MULT, width);
         for_each_row(&mut copies, |row, out| {
             let copy = &x.data[row * width..(row + 1) * width];
             rms_norm(copy, &weights.hnorm.weight, weights.hnorm.eps, is_bf16, out);

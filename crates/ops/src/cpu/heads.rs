@@ -6,12 +6,15 @@
 //!
 //! - score: 16 lanes start at zero and take the channels `16 i + lane` in order, fused; the lanes are
 //!   added as a tree, as in `gemm`;
+//! - the sum of a block's weights: lane by lane, the lanes as a tree;
 //! - output: each channel takes the keys in order, fused.
+//!
+//! Loops have indices, for the reason that `gemm` gives.
 //!
 //! Not here: which keys, in which order and blocks (`attention`).
 
 use super::isa::{GROUP, Isa, LANES, Lanes, Level, Task};
-use super::simd::exp;
+use super::simd::{exp, sum_lanes};
 use fathom_core::model_config::HEAD_DIM;
 use fathom_core::num::round_bf16;
 
@@ -84,61 +87,91 @@ impl Task for Fold<'_, '_> {
         let mut weights = [[0.0_f32; KEY_BLOCK]; HEADS];
         for (group, keys) in keys.chunks(GROUP).enumerate() {
             // A last group is whole: what its surplus keys give is not looked at.
-            let keys: [&KvRow; GROUP] = std::array::from_fn(|i| keys[i.min(keys.len() - 1)]);
-            let (pairs, odd) = heads.q.as_chunks::<2>();
-            let (out, last) = weights[..n_heads].as_chunks_mut::<2>();
-            for (q, weights) in pairs.iter().zip(out) {
-                let scores = scores(isa, q, keys);
-                for (weights, scores) in weights.iter_mut().zip(scores) {
-                    weights.as_chunks_mut().0[group] = scores;
-                }
+            let mut four = [keys[0]; GROUP];
+            four[..keys.len()].copy_from_slice(keys);
+            let mut first = 0;
+            while I::HEADS >= 4 && first + 4 <= n_heads {
+                scores::<I, 4>(isa, heads.q, four, &mut weights, (first, group));
+                first += 4;
             }
-            for (q, weights) in odd.iter().zip(last) {
-                let [scores] = scores(isa, std::array::from_ref(q), keys);
-                weights.as_chunks_mut().0[group] = scores;
+            while first + 2 <= n_heads {
+                scores::<I, 2>(isa, heads.q, four, &mut weights, (first, group));
+                first += 2;
+            }
+            if first < n_heads {
+                scores::<I, 1>(isa, heads.q, four, &mut weights, (first, group));
             }
         }
         let mut rescales = [0.0_f32; HEADS];
         for head in 0..n_heads {
-            let weights = &mut weights[head][..keys.len()];
-            let max = weights.iter().copied().fold(heads.max[head], f32::max);
+            let weights = &mut weights[head];
+            weights[keys.len()..].fill(f32::NEG_INFINITY);
+            let max = heads.max[head].max(largest(weights));
             rescales[head] = exp(heads.max[head] - max);
             heads.max[head] = max;
             for weight in weights.iter_mut() {
                 *weight = exp(*weight - max);
             }
-            let sum = weights.iter().fold(0.0_f32, |sum, weight| sum + weight);
+            heads.sum[head] = heads.sum[head].mul_add(rescales[head], total(weights));
             if is_bf16 {
                 for weight in weights.iter_mut() {
                     *weight = round_bf16(*weight);
                 }
             }
-            heads.sum[head] = heads.sum[head].mul_add(rescales[head], sum);
         }
-        let (pairs, odd) = heads.acc.as_chunks_mut::<2>();
-        let n_paired = 2 * pairs.len();
-        let (pair_weights, odd_weights) = weights.split_at(n_paired);
-        let (pair_rescales, odd_rescales) = rescales.split_at(n_paired);
-        let (pair_weights, _) = pair_weights.as_chunks::<2>();
-        let (pair_rescales, _) = pair_rescales.as_chunks::<2>();
-        for ((acc, weights), rescale) in pairs.iter_mut().zip(pair_weights).zip(pair_rescales) {
-            add_values(isa, acc, weights, rescale, keys);
+        let mut first = 0;
+        while I::HEADS >= 4 && first + 4 <= n_heads {
+            add_values::<I, 4>(isa, heads.acc, &weights, &rescales, first, keys);
+            first += 4;
         }
-        for acc in odd {
-            let acc = std::array::from_mut(acc);
-            let weights = std::array::from_ref(&odd_weights[0]);
-            add_values(isa, acc, weights, std::array::from_ref(&odd_rescales[0]), keys);
+        while first + 2 <= n_heads {
+            add_values::<I, 2>(isa, heads.acc, &weights, &rescales, first, keys);
+            first += 2;
+        }
+        if first < n_heads {
+            add_values::<I, 1>(isa, heads.acc, &weights, &rescales, first, keys);
         }
     }
 }
 
-/// Scaled scores of `H` queries against four keys.
+/// The largest weight.
+#[inline(always)]
+fn largest(weights: &[f32; KEY_BLOCK]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for run in weights.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            lanes[lane] = if run[lane] > lanes[lane] { run[lane] } else { lanes[lane] };
+        }
+    }
+    let mut max = f32::NEG_INFINITY;
+    for lane in lanes {
+        max = max.max(lane);
+    }
+    max
+}
+
+/// The sum of the weights: each lane takes every sixteenth, the lanes are added as a tree.
+#[inline(always)]
+fn total(weights: &[f32; KEY_BLOCK]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for run in weights.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            lanes[lane] += run[lane];
+        }
+    }
+    sum_lanes(lanes)
+}
+
+/// Scaled scores of the heads `first..first + H` against the four keys of a group, into `weights`.
 #[inline(always)]
 fn scores<I: Isa, const H: usize>(
     isa: I,
-    q: &[KvRow; H],
+    q: &[KvRow],
     keys: [&KvRow; GROUP],
-) -> [[f32; GROUP]; H] {
+    weights: &mut [[f32; KEY_BLOCK]; HEADS],
+    (first, group): (usize, usize),
+) {
+    let Some(q) = q[first..].first_chunk::<H>() else { return };
     let mut lanes = [[Lanes::ZERO; GROUP]; H];
     for part in 0..I::PARTS {
         let mut sums = [[isa.zero(); GROUP]; H];
@@ -160,30 +193,38 @@ fn scores<I: Isa, const H: usize>(
             }
         }
     }
-    lanes.map(|lanes| isa.sum(&lanes).map(|score| score * SOFTMAX_SCALE))
+    for h in 0..H {
+        let scores = isa.sum(&lanes[h]);
+        for i in 0..GROUP {
+            weights[first + h][GROUP * group + i] = scores[i] * SOFTMAX_SCALE;
+        }
+    }
 }
 
-/// `acc = rescale acc + sum over keys of weight * key`, for `H` heads.
+/// `acc = rescale acc + sum over keys of weight * key`, for the heads `first..first + H`.
 #[inline(always)]
 fn add_values<I: Isa, const H: usize>(
     isa: I,
-    acc: &mut [KvRow; H],
-    weights: &[[f32; KEY_BLOCK]; H],
-    rescale: &[f32; H],
+    acc: &mut [KvRow],
+    weights: &[[f32; KEY_BLOCK]; HEADS],
+    rescale: &[f32; HEADS],
+    first_head: usize,
     keys: &[&KvRow],
 ) {
+    let Some(acc) = acc[first_head..].first_chunk_mut::<H>() else { return };
+    let Some(weights) = weights[first_head..].first_chunk::<H>() else { return };
     for first in (0..HEAD_DIM / LANES).step_by(RUNS) {
         for part in 0..I::PARTS {
             let mut sums = [[isa.zero(); RUNS]; H];
             for h in 0..H {
                 let runs = acc[h].as_chunks::<LANES>().0;
-                let rescale = isa.splat(rescale[h]);
+                let rescale = isa.splat(rescale[first_head + h]);
                 for c in 0..RUNS {
                     sums[h][c] = isa.mul(isa.read(&runs[first + c], part), rescale);
                 }
             }
-            for (i, key) in keys.iter().enumerate() {
-                let runs = key.as_chunks::<LANES>().0;
+            for i in 0..keys.len().min(KEY_BLOCK) {
+                let runs = keys[i].as_chunks::<LANES>().0;
                 let mut w = [isa.zero(); H];
                 for h in 0..H {
                     w[h] = isa.splat(weights[h][i]);

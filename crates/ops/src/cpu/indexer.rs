@@ -8,7 +8,7 @@
 use fathom_core::model_config::INDEX_HEAD_DIM;
 
 use crate::cpu::cache::{CpuCache, unpack_key};
-use crate::cpu::simd::{LANES, simd_fn, sum_lanes};
+use crate::cpu::isa::{GROUP, Isa, LANES, Lanes, Level, Task};
 use crate::cpu::tensor::HostTensor;
 use crate::cpu::{CpuOps, in_parallel};
 use crate::layer::IndexerWeights;
@@ -25,22 +25,48 @@ const ROW_TILE: usize = 8;
 /// Keys unpacked at a time.
 const KEY_TILE: usize = 64;
 
-simd_fn! {
-    /// `scores[key] = sum_h relu(q[h] . k[key]) * w[h]`, heads in order.
-    fn score(q: &[f32], weights: &[f32], keys: &[[f32; INDEX_HEAD_DIM]], scores: &mut [f32]) {
+/// `scores[key] = sum_h relu(q[h] . k[key]) * w[h]`, heads in order; the lanes of a product are added
+/// as a tree.
+struct Score<'a> {
+    q: &'a [f32],
+    weights: &'a [f32],
+    keys: &'a [[f32; INDEX_HEAD_DIM]],
+    scores: &'a mut [f32],
+}
+
+impl Task for Score<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { q, weights, keys, scores } = self;
         let (heads, _) = q.as_chunks::<INDEX_HEAD_DIM>();
-        for (key, score) in keys.iter().zip(scores) {
-            let mut total = 0.0_f32;
+        for (keys, scores) in keys.chunks(GROUP).zip(scores.chunks_mut(GROUP)) {
+            // A last group is whole: what its surplus keys give is dropped.
+            let mut four = [&keys[0]; GROUP];
+            for (four, key) in four.iter_mut().zip(keys) {
+                *four = key;
+            }
+            let mut totals = [0.0_f32; GROUP];
             for (head, weight) in heads.iter().zip(weights) {
-                let mut lanes = [0.0_f32; LANES];
-                for (a, b) in head.as_chunks::<LANES>().0.iter().zip(key.as_chunks::<LANES>().0) {
-                    for lane in 0..LANES {
-                        lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
+                let mut lanes = [Lanes::ZERO; GROUP];
+                for part in 0..I::PARTS {
+                    let mut sums = [isa.zero(); GROUP];
+                    for run in 0..INDEX_HEAD_DIM / LANES {
+                        let q = isa.read(&head.as_chunks::<LANES>().0[run], part);
+                        for i in 0..GROUP {
+                            let key = isa.read(&four[i].as_chunks::<LANES>().0[run], part);
+                            sums[i] = isa.fma(q, key, sums[i]);
+                        }
+                    }
+                    for i in 0..GROUP {
+                        isa.store(sums[i], &mut lanes[i], part);
                     }
                 }
-                total = sum_lanes(lanes).max(0.0).mul_add(*weight, total);
+                let products = isa.sum(&lanes);
+                for i in 0..GROUP {
+                    totals[i] = products[i].max(0.0).mul_add(*weight, totals[i]);
+                }
             }
-            *score = total;
+            scores.copy_from_slice(&totals[..keys.len()]);
         }
     }
 }
@@ -100,8 +126,9 @@ impl CpuOps {
                     }
                     for (row, scores) in scores.iter_mut().enumerate() {
                         let row = sequence.row as usize + first + row;
-                        let scores = &mut scores[start..start + n];
-                        score(queries.row(row), head_weights.row(row), &keys[..n], scores);
+                        let (q, weights) = (queries.row(row), head_weights.row(row));
+                        let (keys, scores) = (&keys[..n], &mut scores[start..start + n]);
+                        Level::best().run(Score { q, weights, keys, scores });
                     }
                 }
                 let choose = |(row, scores): (usize, &Vec<f32>)| -> Vec<u32> {

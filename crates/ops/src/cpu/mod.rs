@@ -25,6 +25,7 @@ mod simd;
 mod snapshot;
 mod tensor;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use fathom_core::Numerics;
@@ -92,12 +93,16 @@ impl CpuOps {
     }
 
     /// `x` as an FP8 or FP4 layer sees it: quantised per 128 inputs if the mode does so.
-    pub(crate) fn linear_input(&self, x: &HostTensor) -> HostTensor {
-        let mut input = x.clone();
-        if self.quantises_inputs() {
-            tensor::for_each_row(&mut input, |_, row| quant::quantise_linear_input(row));
+    pub(crate) fn linear_input<'x>(&self, x: &'x HostTensor) -> Cow<'x, HostTensor> {
+        if !self.quantises_inputs() {
+            return Cow::Borrowed(x);
         }
-        input
+        let mut input = HostTensor::unset(x.rows, x.cols);
+        tensor::for_each_row(&mut input, |row, input| {
+            input.copy_from_slice(x.row(row));
+            quant::quantise_linear_input(input);
+        });
+        Cow::Owned(input)
     }
 
     /// An FP8 linear layer: quantised input, output rounded as the mode says.
@@ -111,10 +116,10 @@ impl CpuOps {
 
     /// A product on the input as it is, output rounded as the mode says.
     pub(crate) fn linear(&self, linear: &CpuLinear, x: &HostTensor) -> Result<HostTensor, OpError> {
-        let mut out = HostTensor::zeros(x.rows, linear.n_rows());
+        let mut out = HostTensor::unset(x.rows, linear.n_rows());
         linear.matmul(&x.data, &mut out.data)?;
         if self.is_bf16() {
-            tensor::round_to_bf16(&mut out.data);
+            tensor::round_tensor(&mut out);
         }
         Ok(out)
     }
@@ -182,7 +187,7 @@ impl Backend for CpuOps {
     }
 
     fn download(&self, tensor: &HostTensor) -> Result<Vec<f32>, OpError> {
-        Ok(tensor.data.clone())
+        Ok(tensor.data.to_vec())
     }
 
     fn shape(&self, tensor: &HostTensor) -> (usize, usize) {
@@ -201,7 +206,7 @@ impl Backend for CpuOps {
     }
 
     fn select_rows(&self, tensor: &HostTensor, rows: &[u32]) -> Result<HostTensor, OpError> {
-        let mut out = HostTensor::zeros(rows.len(), tensor.cols);
+        let mut out = HostTensor::unset(rows.len(), tensor.cols);
         for (index, &row) in rows.iter().enumerate() {
             let (got, limit) = (row as usize, tensor.rows);
             if got >= limit {

@@ -12,7 +12,7 @@ use crate::cpu::gemm::{Job, run};
 use crate::cpu::quant::quantise_linear_input;
 use crate::cpu::simd::{sigmoid, simd_fn};
 use crate::cpu::tensor::{HostTensor, for_each_row, round_to_bf16};
-use crate::cpu::{CpuLinear, CpuOps};
+use crate::cpu::{CpuLinear, CpuOps, in_parallel};
 use crate::error::check_len;
 use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
@@ -125,7 +125,7 @@ fn split_rows<'a>(
     tensor: &'a mut HostTensor,
     groups: &[(usize, std::ops::Range<usize>)],
 ) -> Vec<&'a mut [f32]> {
-    let mut rest = tensor.data.as_mut_slice();
+    let mut rest = &mut tensor.data[..];
     let mut parts = Vec::with_capacity(groups.len());
     for (_, rows) in groups {
         let (part, tail) = rest.split_at_mut(rows.len() * tensor.cols);
@@ -145,7 +145,7 @@ impl MoeOps for CpuOps {
         const OP: &str = "route";
         check_len(OP, "tokens", step.n_tokens(), x.rows)?;
         let (k, n_experts) = (weights.top_k, weights.gate.n_rows());
-        let mut scores = HostTensor::zeros(x.rows, n_experts);
+        let mut scores = HostTensor::unset(x.rows, n_experts);
         weights.gate.matmul(&x.data, &mut scores.data)?;
         for_each_row(&mut scores, |_, row| row.iter_mut().for_each(|s| *s = sqrt_softplus(*s)));
         let mut ids = Vec::with_capacity(x.rows * k);
@@ -166,11 +166,14 @@ impl MoeOps for CpuOps {
             }
             Router::Score(bias) => {
                 check_len(OP, "bias", bias.len(), n_experts)?;
-                for row in 0..x.rows {
+                let chosen = in_parallel(x.rows * n_experts * k, 0..x.rows, |row| {
                     let biased: Vec<f32> =
                         scores.row(row).iter().zip(bias.iter()).map(|(s, b)| s + b).collect();
-                    top_k(&biased, k, &mut ids);
-                }
+                    let mut chosen = Vec::with_capacity(k);
+                    top_k(&biased, k, &mut chosen);
+                    chosen
+                });
+                ids.extend(chosen.into_iter().flatten());
             }
         }
         let mut routing_weights = Vec::with_capacity(ids.len());
@@ -202,15 +205,15 @@ impl MoeOps for CpuOps {
         let shared_rows = if computes_shared { x.rows } else { 0 };
 
         let input = self.linear_input(x);
-        let mut gathered = HostTensor::zeros(groups.rows.len(), width);
-        for (index, (row, _)) in groups.rows.iter().enumerate() {
-            gathered.row_mut(index).copy_from_slice(input.row(*row));
-        }
+        let mut gathered = HostTensor::unset(groups.rows.len(), width);
+        for_each_row(&mut gathered, |index, out| {
+            out.copy_from_slice(input.row(groups.rows[index].0));
+        });
         let channels = weights.experts.experts.first().map_or(0, |expert| expert.w1.n_rows());
-        let mut gate = HostTensor::zeros(groups.rows.len(), channels);
-        let mut up = HostTensor::zeros(groups.rows.len(), channels);
-        let mut shared_gate = HostTensor::zeros(shared_rows, weights.shared.w1.n_rows());
-        let mut shared_up = HostTensor::zeros(shared_rows, weights.shared.w3.n_rows());
+        let mut gate = HostTensor::unset(groups.rows.len(), channels);
+        let mut up = HostTensor::unset(groups.rows.len(), channels);
+        let mut shared_gate = HostTensor::unset(shared_rows, weights.shared.w1.n_rows());
+        let mut shared_up = HostTensor::unset(shared_rows, weights.shared.w3.n_rows());
         {
             let mut jobs = Vec::with_capacity(2 * groups.experts.len() + 2);
             let outs = split_rows(&mut gate, &groups.experts)
@@ -219,13 +222,13 @@ impl MoeOps for CpuOps {
             for ((expert, rows), (gate, up)) in groups.experts.iter().zip(outs) {
                 let expert = &weights.experts.experts[*expert];
                 let x = &gathered.data[rows.start * width..rows.end * width];
-                jobs.push(Job { linear: &expert.w1, x, out: gate });
-                jobs.push(Job { linear: &expert.w3, x, out: up });
+                jobs.push(Job::new(&expert.w1, x, gate));
+                jobs.push(Job::new(&expert.w3, x, up));
             }
             if computes_shared {
                 let x = &input.data;
-                jobs.push(Job { linear: &weights.shared.w1, x, out: &mut shared_gate.data });
-                jobs.push(Job { linear: &weights.shared.w3, x, out: &mut shared_up.data });
+                jobs.push(Job::new(&weights.shared.w1, x, &mut shared_gate.data));
+                jobs.push(Job::new(&weights.shared.w3, x, &mut shared_up.data));
             }
             run(&mut jobs)?;
         }
@@ -245,55 +248,56 @@ impl MoeOps for CpuOps {
             }
         });
 
-        let mut down = HostTensor::zeros(groups.rows.len(), width);
-        let mut shared_down = HostTensor::zeros(shared_rows, width);
+        let mut down = HostTensor::unset(groups.rows.len(), width);
+        let mut shared_down = HostTensor::unset(shared_rows, width);
         {
             let mut jobs = Vec::with_capacity(groups.experts.len() + 1);
             let outs = split_rows(&mut down, &groups.experts);
             for ((expert, rows), out) in groups.experts.iter().zip(outs) {
                 let x = &gate.data[rows.start * channels..rows.end * channels];
-                jobs.push(Job { linear: &weights.experts.experts[*expert].w2, x, out });
+                jobs.push(Job::new(&weights.experts.experts[*expert].w2, x, out));
             }
             if computes_shared {
                 let (x, out) = (&shared_gate.data, &mut shared_down.data);
-                jobs.push(Job { linear: &weights.shared.w2, x, out });
+                jobs.push(Job::new(&weights.shared.w2, x, out));
             }
             run(&mut jobs)?;
         }
 
         // Rows of `down` are in ascending expert id, so this is the official order per token.
+        let mut places = vec![Vec::new(); x.rows];
+        for (index, (row, _)) in groups.rows.iter().enumerate() {
+            places[*row].push(index);
+        }
         let mut sum = HostTensor::zeros(x.rows, width);
         // Slices of one expert on several ranks are partial sums: rounding must wait for the total.
-        let is_whole = !weights.experts_are_slices;
-        for (index, (row, _)) in groups.rows.iter().enumerate() {
-            let part = down.row_mut(index);
-            if is_bf16 && is_whole {
-                round_to_bf16(part);
+        let rounds_parts = is_bf16 && !weights.experts_are_slices;
+        for_each_row(&mut sum, |row, sum| {
+            for &index in &places[row] {
+                add(sum, down.row(index), rounds_parts);
             }
-            add(sum.row_mut(*row), part);
-        }
+        });
         if shared_is_slice && computes_shared {
-            add(&mut sum.data, &shared_down.data);
+            for_each_row(&mut sum, |row, sum| add(sum, shared_down.row(row), false));
         }
         comm.all_reduce_sum(Group::World, &mut sum.data)?;
-        if !shared_is_slice {
-            if is_bf16 {
-                round_to_bf16(&mut shared_down.data);
+        for_each_row(&mut sum, |row, sum| {
+            if !shared_is_slice {
+                add(sum, shared_down.row(row), is_bf16);
             }
-            add(&mut sum.data, &shared_down.data);
-        }
-        if is_bf16 {
-            round_to_bf16(&mut sum.data);
-        }
+            if is_bf16 {
+                round_to_bf16(sum);
+            }
+        });
         Ok(sum)
     }
 }
 
 simd_fn! {
-    /// `sum += part`.
-    fn add(sum: &mut [f32], part: &[f32]) {
+    /// `sum += part`, `part` rounded to bf16 before if wanted.
+    fn add(sum: &mut [f32], part: &[f32], rounds: bool) {
         for (sum, part) in sum.iter_mut().zip(part) {
-            *sum += part;
+            *sum += if rounds { round_bf16(*part) } else { *part };
         }
     }
 }

@@ -3,6 +3,9 @@
 //! In mode `bf16` the values are bf16 values stored in f32; operators round where the official
 //! code does, so nothing is lost and nothing is converted back and forth.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
 use rayon::prelude::*;
 
 use fathom_core::num::round_bf16;
@@ -10,6 +13,134 @@ use fathom_core::num::round_bf16;
 use crate::OpError;
 use crate::cpu::simd::simd_fn;
 use crate::error::check_len;
+
+/// The values of a tensor. Large ones go back to a pool, for the next tensor: memory that comes from
+/// the system is zeroed page by page, which costs as much as a whole product.
+#[derive(Debug, Default)]
+pub struct Values {
+    /// May be longer: what is behind `len` is the last tensor's, so that nothing is written twice.
+    memory: Vec<f32>,
+    len: usize,
+}
+
+/// Memory of tensors that are gone.
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), len: 0 });
+/// Smaller tensors are left to the allocator: it keeps such memory at hand anyway.
+const MIN_POOLED: usize = 4 * 1024;
+/// Values that the pool holds at most: 256 MiB.
+const MAX_POOLED: usize = 64 * 1024 * 1024;
+
+struct Pool {
+    free: Vec<Vec<f32>>,
+    /// Values of all in `free`.
+    len: usize,
+}
+
+impl Pool {
+    /// The smallest that has room for `len` values, unless that would waste most of it.
+    fn take(&mut self, len: usize) -> Option<Vec<f32>> {
+        let fits = |values: &Vec<f32>| (len..=2 * len).contains(&values.len());
+        let free = self.free.iter().enumerate().filter(|(_, values)| fits(values));
+        let (index, _) = free.min_by_key(|(_, values)| values.len())?;
+        let values = self.free.swap_remove(index);
+        self.len -= values.len();
+        Some(values)
+    }
+
+    /// Keeps `values`; what was there longest has to go when there is no room.
+    fn give(&mut self, values: Vec<f32>) {
+        self.len += values.len();
+        self.free.push(values);
+        while self.len > MAX_POOLED {
+            self.len -= self.free.remove(0).len();
+        }
+    }
+}
+
+impl Values {
+    /// `len` values, whatever they are: for an operator that writes every one. (NaN in a debug
+    /// build, so that a test sees what was not written.)
+    fn unset(len: usize) -> Self {
+        let pooled = match POOL.lock() {
+            Ok(mut pool) if len >= MIN_POOLED => pool.take(len),
+            _ => None,
+        };
+        let mut values = Self { memory: pooled.unwrap_or_else(|| vec![0.0; len]), len };
+        if cfg!(debug_assertions) {
+            values.fill(f32::NAN);
+        }
+        values
+    }
+
+    /// All zeros.
+    fn zeros(len: usize) -> Self {
+        let mut values = Self::unset(len);
+        values.fill(0.0);
+        values
+    }
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        if self.memory.len() >= MIN_POOLED
+            && let Ok(mut pool) = POOL.lock()
+        {
+            pool.give(std::mem::take(&mut self.memory));
+        }
+    }
+}
+
+impl Clone for Values {
+    fn clone(&self) -> Self {
+        let mut values = Self::unset(self.len());
+        values.copy_from_slice(self);
+        values
+    }
+}
+
+impl PartialEq for Values {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.memory[..self.len]
+    }
+}
+
+impl DerefMut for Values {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[..self.len]
+    }
+}
+
+impl<'a> IntoIterator for &'a Values {
+    type Item = &'a f32;
+    type IntoIter = std::slice::Iter<'a, f32>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl From<Vec<f32>> for Values {
+    fn from(memory: Vec<f32>) -> Self {
+        let len = memory.len();
+        Self { memory, len }
+    }
+}
+
+impl From<Values> for Vec<f32> {
+    fn from(mut values: Values) -> Self {
+        let mut memory = std::mem::take(&mut values.memory);
+        memory.truncate(values.len);
+        memory
+    }
+}
 
 /// `[rows, cols]` activations.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -19,21 +150,27 @@ pub struct HostTensor {
     /// Values per row.
     pub cols: usize,
     /// Row-major values.
-    pub data: Vec<f32>,
+    pub data: Values,
 }
 
 impl HostTensor {
     /// All zeros.
     #[must_use]
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self { rows, cols, data: vec![0.0; rows * cols] }
+        Self { rows, cols, data: Values::zeros(rows * cols) }
+    }
+
+    /// Values that are yet to be written, every one.
+    pub(crate) fn unset(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, data: Values::unset(rows * cols) }
     }
 
     /// Takes `data` as `[rows, cols]`.
     ///
     /// # Errors
     /// [`OpError::Shape`] if the length does not fit.
-    pub fn from_vec(rows: usize, cols: usize, data: Vec<f32>) -> Result<Self, OpError> {
+    pub fn from_vec(rows: usize, cols: usize, data: impl Into<Values>) -> Result<Self, OpError> {
+        let data = data.into();
         check_len("tensor", "data", data.len(), rows * cols)?;
         Ok(Self { rows, cols, data })
     }
@@ -84,4 +221,9 @@ pub(crate) fn for_each_row(out: &mut HostTensor, body: impl Fn(usize, &mut [f32]
     } else {
         out.data.par_chunks_exact_mut(out.cols).enumerate().for_each(|(row, out)| body(row, out));
     }
+}
+
+/// Rounds every value to bf16, on all threads if there is enough to do.
+pub(crate) fn round_tensor(tensor: &mut HostTensor) {
+    for_each_row(tensor, |_, row| round_to_bf16(row));
 }

@@ -16,10 +16,17 @@ use super::output::Rectangle;
 use crate::cpu::isa::Portable;
 use crate::cpu::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
-/// Weight rows of a strip. They are decoded together for many rows of `x`.
-pub(super) const STRIP: usize = 8;
-/// Rows of `x` that share a decoded strip.
-pub(super) const PANEL_TOKENS: usize = 24;
+/// Weight rows of a strip. They are decoded together for many rows of `x`, whose sums for them are a
+/// cache line.
+pub(super) const STRIP: usize = LANES;
+/// Rows of `x` of a panel: with some blocks of a strip they fit the L1 cache.
+pub(super) const PANEL_TOKENS: usize = 12;
+/// Blocks of weight rows that are multiplied four at a time with a single row of `x`.
+const SHORT_BLOCKS: usize = 8;
+/// Blocks that go through a tile before the next tile's do.
+const TILE_BLOCKS: usize = 2;
+/// Blocks of `x` that share a decoded strip: 512 KiB of the L2 cache.
+const SHARED_BLOCKS: usize = 1024;
 /// Blocks of `x` that go through a strip before the next ones do: 16 KiB of the L1 cache.
 const CHUNK_BLOCKS: usize = 32;
 /// How far ahead of a row's decoding its codes are asked for: memory answers late, and streams of
@@ -31,12 +38,18 @@ const AHEAD_BLOCKS: usize = 4;
 /// Memory of one thread for [`Product`].
 #[derive(Debug)]
 pub(super) struct Scratch {
-    acc: Vec<[Lanes; GROUP]>,
-    panel: Vec<Block>,
+    /// Of few rows of `x`: for each group of weight rows and each row of `x`, the lanes.
+    groups: Vec<[Lanes; GROUP]>,
+    /// Of many: for each row of `x`, the lanes of each weight row of a strip.
+    sums: Vec<[Lanes; STRIP]>,
+    /// A decoded strip: for each block, that of each row.
+    weights: Vec<[Block; STRIP]>,
+    scales: Vec<[Lanes; STRIP]>,
 }
 
 impl Scratch {
-    pub(super) const NEW: Self = Self { acc: Vec::new(), panel: Vec::new() };
+    pub(super) const NEW: Self =
+        Self { groups: Vec::new(), sums: Vec::new(), weights: Vec::new(), scales: Vec::new() };
 }
 
 impl Default for Scratch {
@@ -73,10 +86,14 @@ impl Task for Product<'_> {
 #[inline(always)]
 fn product<I: Isa, F: Format>(isa: I, mut args: Product<'_>) {
     let n_blocks = args.linear.n_blocks();
-    for first in args.tokens.clone().step_by(args.panel_tokens) {
-        let tokens = first..args.tokens.end.min(first + args.panel_tokens);
+    // As many panels as the L2 cache holds share each decoded strip.
+    let panels = (SHARED_BLOCKS / (args.panel_tokens * n_blocks)).max(1);
+    for first in args.tokens.clone().step_by(panels * args.panel_tokens) {
+        let tokens = first..args.tokens.end.min(first + panels * args.panel_tokens);
         let x = &args.x[first * n_blocks..tokens.end * n_blocks];
         match tokens.len() {
+            // Short weight rows: what a row costs besides its blocks is shared.
+            1 if n_blocks <= SHORT_BLOCKS => few::<I, F, 4, 1>(isa, &mut args, x, first),
             // One weight row after the other: the codes are one stream.
             1 => few::<I, F, 1, 1>(isa, &mut args, x, first),
             // More at once, so that loads of x are shared: as many as registers hold.
@@ -106,10 +123,10 @@ fn few<I: Isa, F: Format, const R: usize, const M: usize>(
     let (n_blocks, stride) = (linear.n_blocks(), linear.stride());
     let block_bytes = F::RAWS * RAW_BYTES;
     let chunk = (CHUNK_BLOCKS / M.next_power_of_two()).min(n_blocks);
-    scratch.acc.resize(PANEL_TOKENS * STRIP / GROUP, [Lanes::ZERO; GROUP]);
+    scratch.groups.resize(M * STRIP / GROUP, [Lanes::ZERO; GROUP]);
     for strip in rows.clone().step_by(STRIP) {
         let end = rows.end.min(strip + STRIP);
-        let (acc, _) = scratch.acc.as_chunks_mut::<M>();
+        let (acc, _) = scratch.groups.as_chunks_mut::<M>();
         let acc = &mut acc[..(end - strip).div_ceil(GROUP)];
         acc.fill([[Lanes::ZERO; GROUP]; M]);
         for first in (0..n_blocks).step_by(chunk) {
@@ -265,54 +282,78 @@ fn multiply_add<I: Isa>(
     if step == 0 { isa.mul(weight, x) } else { isa.fma(weight, x, partial) }
 }
 
-/// Panels of `STRIP` decoded weight rows, one block at a time, against `PANEL_TOKENS` rows of `x`:
-/// decoding is paid once per panel, and all that a tile touches is in the L1 cache.
+/// Strips of decoded weight rows against panels of `x`, some blocks at a time: decoding is paid once
+/// for all panels, and what the tiles of a panel touch is in the L1 cache.
 #[inline(always)]
 fn many<I: Isa, F: Format>(isa: I, args: &mut Product<'_>, x: &[Block], tokens: Range<usize>) {
-    let Product { linear, rows, out, scratch, .. } = args;
-    let (n_blocks, stride) = (linear.n_blocks(), linear.stride());
-    let block_bytes = F::RAWS * RAW_BYTES;
-    scratch.acc.resize(PANEL_TOKENS * STRIP / GROUP, [Lanes::ZERO; GROUP]);
-    scratch.panel.resize(STRIP, Block::ZERO);
-    let mut panel_scales = [Lanes::ZERO; STRIP];
+    let Product { linear, rows, out, scratch, panel_tokens, .. } = args;
+    let n_blocks = linear.n_blocks();
+    scratch.sums.resize(PANEL_TOKENS, [Lanes::ZERO; STRIP]);
+    scratch.weights.resize(n_blocks, [Block::ZERO; STRIP]);
+    scratch.scales.resize(n_blocks, [Lanes::ZERO; STRIP]);
     for strip in rows.clone().step_by(STRIP) {
         let n_rows = STRIP.min(rows.end - strip);
-        let mut codes = [linear.row_codes::<F>(strip); STRIP];
-        let mut scales = [F::scales(linear, strip); STRIP];
-        for r in 1..n_rows {
-            codes[r] = linear.row_codes(strip + r);
-            scales[r] = F::scales(linear, strip + r);
-        }
+        decode_strip::<I, F>(isa, linear, strip..strip + n_rows, scratch);
         // A last group is whole: what it computes with the rows of the strip before is dropped.
-        let acc = &mut scratch.acc[..n_rows.div_ceil(GROUP) * tokens.len()];
-        acc.fill([Lanes::ZERO; GROUP]);
-        for (block, x) in x.chunks_exact(tokens.len()).enumerate() {
-            // The codes of a later block, or of one of the next strip.
-            let ahead = if block + AHEAD_BLOCKS < n_blocks {
-                AHEAD_BLOCKS * block_bytes
-            } else {
-                let back = n_blocks - AHEAD_BLOCKS.min(n_blocks);
-                (STRIP * stride).wrapping_sub(back * block_bytes)
-            };
-            let (codes, scales) = (&codes[..n_rows], &scales[..n_rows]);
-            let (values, row_scales) = (&mut scratch.panel[..n_rows], &mut panel_scales[..n_rows]);
-            isa.enter(Decode::<F> { codes, scales, block, ahead, values, row_scales });
-            let (weights, _) = scratch.panel.as_chunks::<GROUP>();
-            let (row_scales, _) = panel_scales.as_chunks::<GROUP>();
-            let groups = weights.iter().zip(row_scales).zip(acc.chunks_exact_mut(tokens.len()));
-            for (group, acc) in groups {
-                let tiles = x.chunks(I::TILE_TOKENS).zip(acc.chunks_mut(I::TILE_TOKENS));
-                for (x, acc) in tiles {
-                    tile(isa, group, x, acc);
+        let n_groups = n_rows.div_ceil(GROUP);
+        for first in tokens.clone().step_by(*panel_tokens) {
+            let panel = first..tokens.end.min(first + *panel_tokens);
+            let x = &x[(first - tokens.start) * n_blocks..(panel.end - tokens.start) * n_blocks];
+            let sums = &mut scratch.sums[..panel.len()];
+            for start in (0..n_blocks).step_by(TILE_BLOCKS) {
+                let blocks = start..n_blocks.min(start + TILE_BLOCKS);
+                let x = &x[start * panel.len()..blocks.end * panel.len()];
+                let weights = &scratch.weights[blocks.clone()];
+                let scales = &scratch.scales[blocks];
+                for group in 0..n_groups {
+                    let strip = Strip { weights, scales, row: group * GROUP, is_first: start == 0 };
+                    let n_tokens = panel.len();
+                    for (index, sums) in sums.chunks_mut(I::TILE_TOKENS).enumerate() {
+                        let token = index * I::TILE_TOKENS;
+                        tile(isa, &strip, Panel { x, n_tokens, token }, sums);
+                    }
                 }
             }
-        }
-        for (group, acc) in acc.chunks_exact(tokens.len()).enumerate() {
-            let first = group * GROUP;
-            for (token, acc) in tokens.clone().zip(acc) {
-                out.write(token, strip + first, GROUP.min(n_rows - first), isa.sum(acc));
+            for (token, sums) in panel.zip(sums) {
+                isa.sum_all(sums, out.run(token, strip..strip + n_rows));
             }
         }
+    }
+}
+
+/// Decodes the weight rows `rows`, at most a strip of them.
+#[inline(always)]
+fn decode_strip<I: Isa, F: Format>(
+    isa: I,
+    linear: &CpuLinear,
+    rows: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let (n_rows, n_blocks) = (rows.len(), linear.n_blocks());
+    let block_bytes = F::RAWS * RAW_BYTES;
+    let mut codes = [linear.row_codes::<F>(rows.start); STRIP];
+    let mut scales = [F::scales(linear, rows.start); STRIP];
+    for r in 1..n_rows {
+        codes[r] = linear.row_codes(rows.start + r);
+        scales[r] = F::scales(linear, rows.start + r);
+    }
+    let decoded = scratch.weights.iter_mut().zip(&mut scratch.scales);
+    for (block, (values, row_scales)) in decoded.enumerate() {
+        // The codes of a later block, or of one of the next strip.
+        let ahead = if block + AHEAD_BLOCKS < n_blocks {
+            AHEAD_BLOCKS * block_bytes
+        } else {
+            let back = n_blocks - AHEAD_BLOCKS.min(n_blocks);
+            (STRIP * linear.stride()).wrapping_sub(back * block_bytes)
+        };
+        isa.enter(Decode::<F> {
+            codes: &codes[..n_rows],
+            scales: &scales[..n_rows],
+            block,
+            ahead,
+            values: &mut values[..n_rows],
+            row_scales: &mut row_scales[..n_rows],
+        });
     }
 }
 
@@ -353,66 +394,96 @@ impl<F: Format> Task for Decode<'_, '_, F> {
     }
 }
 
-/// One block of a group of weight rows against `M` rows of `x`.
-pub(super) struct Tile<'a, const M: usize> {
-    /// A decoded block of each weight row.
-    weights: &'a [Block; GROUP],
-    /// The scale of each weight row.
-    scales: &'a [Lanes; GROUP],
-    x: &'a [Block; M],
-    /// For each row of `x`, the lanes of each weight row.
-    acc: &'a mut [[Lanes; GROUP]; M],
+/// Some blocks of a group of weight rows.
+struct Strip<'a> {
+    /// For each block, the decoded values of each row of the strip.
+    weights: &'a [[Block; STRIP]],
+    /// For each block, the scale of each row.
+    scales: &'a [[Lanes; STRIP]],
+    /// The group's first row in the strip.
+    row: usize,
+    /// Whether these are the first blocks of the rows.
+    is_first: bool,
+}
+
+/// The same blocks of some rows of `x`.
+struct Panel<'a> {
+    /// For each block, that of each of `n_tokens` rows.
+    x: &'a [Block],
+    n_tokens: usize,
+    /// The first row that is wanted.
+    token: usize,
+}
+
+/// A group of weight rows against `M` rows of `x`: for some blocks, sums stay in registers.
+struct Tile<'a, const M: usize> {
+    strip: &'a Strip<'a>,
+    panel: Panel<'a>,
+    /// For each row of `x`, the lanes of each weight row of the strip.
+    acc: &'a mut [[Lanes; STRIP]; M],
 }
 
 impl<const M: usize> Task for Tile<'_, M> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { weights, scales, x, acc } = self;
+        let Self { strip: &Strip { weights, scales, row, is_first }, panel, acc } = self;
+        assert!(row <= STRIP - GROUP, "a group is in the strip");
         for part in 0..I::PARTS {
-            let mut partial = [[isa.zero(); GROUP]; M];
-            for step in 0..STEPS {
-                // The M rows of x are held, weights pass one by one: M * GROUP + M + 1 registers.
-                let mut rows = [isa.zero(); M];
+            let mut sums = [[isa.zero(); GROUP]; M];
+            if !is_first {
                 for m in 0..M {
-                    rows[m] = isa.load(&x[m].0[step], part);
+                    for r in 0..GROUP {
+                        sums[m][r] = isa.load(&acc[m][row + r], part);
+                    }
+                }
+            }
+            let panels = panel.x.chunks_exact(panel.n_tokens);
+            for ((weights, scales), x) in weights.iter().zip(scales).zip(panels) {
+                let Some(x) = x[panel.token..].first_chunk::<M>() else { return };
+                let Some(weights) = weights[row..].first_chunk::<GROUP>() else { return };
+                let Some(scales) = scales[row..].first_chunk::<GROUP>() else { return };
+                let mut partial = [[isa.zero(); GROUP]; M];
+                for step in 0..STEPS {
+                    // The M rows of x are held, weights pass one by one: with the sums,
+                    // 2 * M * GROUP + M + 1 registers.
+                    let mut rows = [isa.zero(); M];
+                    for m in 0..M {
+                        rows[m] = isa.load(&x[m].0[step], part);
+                    }
+                    for r in 0..GROUP {
+                        let weight = isa.load(&weights[r].0[step], part);
+                        for m in 0..M {
+                            partial[m][r] = multiply_add(isa, step, weight, rows[m], partial[m][r]);
+                        }
+                    }
                 }
                 for r in 0..GROUP {
-                    let weight = isa.load(&weights[r].0[step], part);
+                    let scale = isa.load(&scales[r], part);
                     for m in 0..M {
-                        partial[m][r] = multiply_add(isa, step, weight, rows[m], partial[m][r]);
+                        sums[m][r] = isa.fma(partial[m][r], scale, sums[m][r]);
                     }
                 }
             }
             for m in 0..M {
                 for r in 0..GROUP {
-                    let scale = isa.load(&scales[r], part);
-                    let sum = isa.load(&acc[m][r], part);
-                    isa.store(isa.fma(partial[m][r], scale, sum), &mut acc[m][r], part);
+                    isa.store(sums[m][r], &mut acc[m][row + r], part);
                 }
             }
         }
     }
 }
 
-/// A tile of as many rows of `x` as there are, up to [`Isa::TILE_TOKENS`].
+/// A tile of as many rows of `x` as `acc` has, up to [`Isa::TILE_TOKENS`].
 #[inline(always)]
-fn tile<I: Isa>(
-    isa: I,
-    (weights, scales): (&[Block; GROUP], &[Lanes; GROUP]),
-    x: &[Block],
-    acc: &mut [[Lanes; GROUP]],
-) {
+fn tile<I: Isa>(isa: I, strip: &Strip<'_>, panel: Panel<'_>, acc: &mut [[Lanes; STRIP]]) {
     macro_rules! tile_of {
         ($m:literal) => {{
-            let x: &[Block; $m] = x.try_into().expect("the arm matches the length");
-            let acc: &mut [[Lanes; GROUP]; $m] = acc.try_into().expect("as long as x");
-            isa.enter(Tile { weights, scales, x, acc })
+            let acc: &mut [[Lanes; STRIP]; $m] =
+                acc.try_into().expect("the arm matches the length");
+            isa.enter(Tile { strip, panel, acc })
         }};
     }
-    match x.len() {
-        6 if I::TILE_TOKENS >= 6 => tile_of!(6),
-        5 if I::TILE_TOKENS >= 5 => tile_of!(5),
-        4 if I::TILE_TOKENS >= 4 => tile_of!(4),
+    match acc.len() {
         3 if I::TILE_TOKENS >= 3 => tile_of!(3),
         2 if I::TILE_TOKENS >= 2 => tile_of!(2),
         _ => tile_of!(1),

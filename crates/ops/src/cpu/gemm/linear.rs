@@ -198,7 +198,7 @@ impl CpuLinear {
     /// # Errors
     /// [`OpError::Shape`] if `x` is not a whole number of rows or `out` does not fit it.
     pub fn matmul(&self, x: &[f32], out: &mut [f32]) -> Result<(), OpError> {
-        run(&mut [Job { linear: self, x, out }])
+        run(&mut [Job::new(self, x, out)])
     }
 
     /// Writes row `row`, dequantised, to `out [cols]`.

@@ -28,11 +28,34 @@ const PARALLEL_PACK_BLOCKS: usize = 2048;
 #[derive(Debug)]
 pub struct Job<'a> {
     /// `W [rows, cols]`.
-    pub linear: &'a CpuLinear,
-    /// `[n, cols]`.
-    pub x: &'a [f32],
+    linear: &'a CpuLinear,
+    /// `[n, width]`.
+    x: &'a [f32],
+    width: usize,
+    /// Column of `x` that is the product's first.
+    first: usize,
     /// `[n, rows]`.
-    pub out: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl<'a> Job<'a> {
+    /// The product of `x [n, cols]` and `linear [rows, cols]`.
+    #[must_use]
+    pub fn new(linear: &'a CpuLinear, x: &'a [f32], out: &'a mut [f32]) -> Self {
+        Self::of_columns(linear, x, linear.n_cols(), 0, out)
+    }
+
+    /// The same with the columns `first..first + cols` of `x [n, width]`.
+    #[must_use]
+    pub fn of_columns(
+        linear: &'a CpuLinear,
+        x: &'a [f32],
+        width: usize,
+        first: usize,
+        out: &'a mut [f32],
+    ) -> Self {
+        Self { linear, x, width, first, out }
+    }
 }
 
 /// Runs products together, so that the thread pool is entered once.
@@ -53,7 +76,11 @@ pub fn run(jobs: &mut [Job<'_>]) -> Result<(), OpError> {
 pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
     for job in jobs.iter() {
         let n_tokens = job.n_tokens();
-        check_len("matmul", "x", job.x.len(), n_tokens * job.linear.n_cols())?;
+        check_len("matmul", "x", job.x.len(), n_tokens * job.width)?;
+        if job.first + job.linear.n_cols() > job.width {
+            let (got, limit) = (job.first + job.linear.n_cols(), job.width);
+            return Err(OpError::OutOfRange { op: "matmul", what: "column", got, limit });
+        }
         check_len("matmul", "out", job.out.len(), n_tokens * job.linear.n_rows())?;
     }
     let total: usize = jobs.iter().map(Job::cost).sum();
@@ -71,10 +98,14 @@ pub fn run_at(level: Level, jobs: &mut [Job<'_>]) -> Result<(), OpError> {
         let job = &jobs[pack.job];
         let out;
         (out, rest) = rest.split_at_mut(pack.len);
-        let (cols, stride) = (job.linear.n_cols(), job.linear.stored.stride());
+        let (width, stride) = (job.width, job.linear.stored.stride());
+        let columns = job.first..job.first + job.linear.n_cols();
         let panel = panel_tokens(job.n_tokens());
-        let panels = job.x.chunks(panel * cols).zip(out.chunks_mut(panel * job.linear.n_blocks()));
-        parts.extend(panels.map(|(x, out)| Pack { x, cols, stride, out }));
+        let panels = job.x.chunks(panel * width).zip(out.chunks_mut(panel * job.linear.n_blocks()));
+        parts.extend(panels.map(|(x, out)| {
+            let columns = columns.clone();
+            Pack { x, width, columns, stride, out }
+        }));
     }
     if n_threads == 1 || packed_len < PARALLEL_PACK_BLOCKS {
         parts.into_iter().for_each(|part| level.run(part));
@@ -113,7 +144,7 @@ thread_local! {
 
 impl Job<'_> {
     fn n_tokens(&self) -> usize {
-        self.x.len() / self.linear.n_cols().max(1)
+        self.x.len() / self.width.max(1)
     }
 
     /// Time on one core, in units of 33 ps: a byte of codes takes one, a multiply-add half of one.
@@ -170,6 +201,7 @@ impl Memory {
             let shared = self.packs.iter().rev().take(8).find(|pack| {
                 let other = &jobs[pack.job];
                 std::ptr::eq(other.x, job.x)
+                    && (other.width, other.first) == (job.width, job.first)
                     && other.linear.n_cols() == job.linear.n_cols()
                     && other.linear.stored.stride() == job.linear.stored.stride()
             });

@@ -85,7 +85,7 @@ fn matrix(format: &str, rows: usize, cols: usize, noise: &mut Noise) -> (WeightS
 
 fn product(level: Level, linear: &CpuLinear, x: &[f32]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / linear.n_cols() * linear.n_rows()];
-    run_at(level, &mut [Job { linear, x, out: &mut out }]).unwrap();
+    run_at(level, &mut [Job::new(linear, x, &mut out)]).unwrap();
     out
 }
 
@@ -233,7 +233,7 @@ fn jobs_run_together_give_what_each_gives_alone() {
         .iter()
         .zip(&mut outs)
         .enumerate()
-        .map(|(i, (linear, out))| Job { linear, x: input(i), out })
+        .map(|(i, (linear, out))| Job::new(linear, input(i), out))
         .collect();
     run(&mut jobs).unwrap();
     for (i, out) in outs.iter().enumerate() {

@@ -24,6 +24,7 @@ impl Isa for Avx2 {
     const PARTS: usize = 2;
     const TILE_TOKENS: usize = 3;
     const FEW: usize = 2;
+    const HEADS: usize = 2;
 
     #[inline(always)]
     fn zero(self) -> __m256 {

@@ -22,8 +22,9 @@ impl Isa for Avx512 {
     type Vector = __m512;
     type Raw = __m512i;
     const PARTS: usize = 1;
-    const TILE_TOKENS: usize = 6;
+    const TILE_TOKENS: usize = 3;
     const FEW: usize = 7;
+    const HEADS: usize = 4;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -153,27 +154,77 @@ impl Isa for Avx512 {
         unsafe {
             let (a, b) = (self.load(&acc[0], 0), self.load(&acc[1], 0));
             let (c, d) = (self.load(&acc[2], 0), self.load(&acc[3], 0));
-            // Lanes i and i + 8, of two accumulators side by side.
+            // Each round adds the halves of runs of lanes, those of two accumulators at once: one
+            // shuffle lines up what a blend left crossed. Lanes i and i + 8:
             let ab = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(a, b),
-                _mm512_shuffle_f32x4::<0xee>(a, b),
+                _mm512_mask_blend_ps(0xff00, a, b),
+                _mm512_shuffle_f32x4::<0x4e>(a, b),
             );
             let cd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(c, d),
-                _mm512_shuffle_f32x4::<0xee>(c, d),
+                _mm512_mask_blend_ps(0xff00, c, d),
+                _mm512_shuffle_f32x4::<0x4e>(c, d),
             );
-            // i and i + 4: now four lanes of each of the four.
-            let abcd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(ab, cd),
-                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+            // i and i + 4: now four lanes of a, c, b and d each.
+            let order =
+                _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+            let acbd = _mm512_add_ps(
+                _mm512_mask_blend_ps(0xf0f0, ab, cd),
+                _mm512_permutex2var_ps(ab, order, cd),
             );
             // i and i + 2, i and i + 1.
-            let pairs = _mm512_add_ps(abcd, _mm512_permute_ps::<0x4e>(abcd));
+            let pairs = _mm512_add_ps(acbd, _mm512_permute_ps::<0x4e>(acbd));
             let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
             let mut out = [0.0; 4];
-            let packed = _mm512_maskz_compress_ps(0x1111, sums);
+            let first = _mm512_setr_epi32(0, 8, 4, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let packed = _mm512_permutexvar_ps(first, sums);
             _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(packed));
             out
+        }
+    }
+
+    #[inline(always)]
+    fn sum_all(self, acc: &[Lanes; LANES], out: &mut [f32]) {
+        // SAFETY: the CPU has AVX-512F; the stores have the 64 bytes that they write.
+        unsafe {
+            // As in `sum`, rounds that halve the number of vectors: lanes i and i + 8, i and i + 4.
+            let mut fours = [_mm512_setzero_ps(); 4];
+            let order =
+                _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+            for i in 0..4 {
+                let (a, b) = (self.load(&acc[4 * i], 0), self.load(&acc[4 * i + 1], 0));
+                let (c, d) = (self.load(&acc[4 * i + 2], 0), self.load(&acc[4 * i + 3], 0));
+                let ab = _mm512_add_ps(
+                    _mm512_mask_blend_ps(0xff00, a, b),
+                    _mm512_shuffle_f32x4::<0x4e>(a, b),
+                );
+                let cd = _mm512_add_ps(
+                    _mm512_mask_blend_ps(0xff00, c, d),
+                    _mm512_shuffle_f32x4::<0x4e>(c, d),
+                );
+                fours[i] = _mm512_add_ps(
+                    _mm512_mask_blend_ps(0xf0f0, ab, cd),
+                    _mm512_permutex2var_ps(ab, order, cd),
+                );
+            }
+            // i and i + 2.
+            let [a, b, c, d] = fours;
+            let ab =
+                _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps::<0x4e>(a, b));
+            let cd =
+                _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, c, d), _mm512_shuffle_ps::<0x4e>(c, d));
+            // i and i + 1.
+            let sums =
+                _mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xdd>(ab, cd));
+            // Accumulators 4 i, 4 i + 2, 4 i + 1 and 4 i + 3 are in lane i of each quarter.
+            let order = _mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
+            let sums = _mm512_permutexvar_ps(order, sums);
+            if let Some(out) = out.first_chunk_mut::<LANES>() {
+                _mm512_storeu_ps(out.as_mut_ptr(), sums);
+            } else {
+                let mut lanes = Lanes::ZERO;
+                _mm512_store_ps(lanes.0.as_mut_ptr(), sums);
+                out.copy_from_slice(&lanes.0[..out.len()]);
+            }
         }
     }
 

@@ -61,6 +61,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const TILE_TOKENS: usize;
     /// Up to this many rows of `x`, a code is decoded into a register and used from there.
     const FEW: usize;
+    /// Attention heads whose sums against four keys stay in registers.
+    const HEADS: usize;
 
     fn zero(self) -> Self::Vector;
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -92,6 +94,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// The tree sum of the lanes of each accumulator.
     fn sum(self, acc: &[Lanes; GROUP]) -> [f32; GROUP];
+    /// The same for the first `out.len()` of 16 accumulators; the others may be anything.
+    #[inline(always)]
+    fn sum_all(self, acc: &[Lanes; LANES], out: &mut [f32]) {
+        for (acc, out) in acc.as_chunks::<GROUP>().0.iter().zip(out.chunks_mut(GROUP)) {
+            out.copy_from_slice(&self.sum(acc)[..out.len()]);
+        }
+    }
     /// Lane `i` of step `s` becomes value `STRIDE * i + s` of each run of `16 * STRIDE` values.
     fn deinterleave<const STRIDE: usize>(self, values: &[f32; BLOCK], out: &mut Block);
     /// Asks for the cache line of `byte`, which will be read soon.

@@ -14,6 +14,7 @@ impl Isa for Portable {
     const PARTS: usize = 1;
     const TILE_TOKENS: usize = 1;
     const FEW: usize = 1;
+    const HEADS: usize = 1;
 
     #[inline(always)]
     fn zero(self) -> [f32; LANES] {
