@@ -10,6 +10,7 @@
 //! - [`speculate`]: tokens guessed ahead and verified;
 //! - `tier`: lower tiers of the prefix cache; `tier_copies`: copying from and to the runner.
 
+mod active;
 mod batch_build;
 pub mod config;
 mod events;

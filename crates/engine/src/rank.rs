@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use fathom_core::{ParallelConfig, SamplingParams, TokenId};
 use fathom_model::{ModelError, Transformer};
-use fathom_ops::sample::Chosen;
+use fathom_ops::sample::{Beside, Chosen};
 use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
 use self::draft_rows::DraftRows;
@@ -49,8 +49,14 @@ impl<O: Ops> Worker<O> {
         Ok(Self { model: Arc::clone(model), cache, comm, drafts: DraftRows::new(spec) })
     }
 
-    /// Restores, batch, captures; what rank 0 made of the wanted rows goes into `left`.
-    fn run(&mut self, input: &StepInput, left: &mut StepOutput) -> Result<(), StepError> {
+    /// Restores, batch, captures; what rank 0 made of the wanted rows goes into `left`. Calls
+    /// `beside` when a device has its work.
+    fn run(
+        &mut self,
+        input: &StepInput,
+        left: &mut StepOutput,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
         let ops = self.model.ops();
         for copy in &input.restores {
             ops.restore(&mut self.cache, copy.snapshot, copy.slot, copy.position)
@@ -70,7 +76,7 @@ impl<O: Ops> Worker<O> {
             {
                 let rows = input.choices.iter().map(|row| Some(row.as_ref()?.borrowed()));
                 let Chosen { choices, logits } = ops
-                    .choose_rows(&tensor, &rows.collect::<Vec<_>>())
+                    .choose_rows(&tensor, &rows.collect::<Vec<_>>(), beside)
                     .map_err(|error| device(&error))?;
                 *left = StepOutput { choices, logits };
             }
@@ -110,7 +116,7 @@ impl<O: Ops> Worker<O> {
         match order {
             Order::Step(input) => {
                 let mut output = StepOutput::default();
-                self.run(input, &mut output).map(|()| Done::Rows(output))
+                self.run(input, &mut output, &mut || ()).map(|()| Done::Rows(output))
             }
             Order::Draft(input) => self.draft(input).map(Done::Drafts),
             Order::Read(items) => self.read(items).map(Done::State),
@@ -295,13 +301,14 @@ fn start<O: Ops>(
     Ok(Group::Threads(ranks.collect::<Result<_, _>>()?))
 }
 
-/// Gives `ranks` an order and waits for all of them; the answer is rank 0's.
-fn command(ranks: &[RankThread], order: &Order) -> Answer {
+/// Gives `ranks` an order, calls `beside` and waits for all of them; the answer is rank 0's.
+fn command(ranks: &[RankThread], order: &Order, beside: &mut Beside<'_>) -> Answer {
     let gone = || StepError::Device { message: "a rank is gone".to_owned() };
     for rank in ranks {
         let orders = rank.orders.as_ref().ok_or_else(gone)?;
         orders.send(order.clone()).map_err(|_| gone())?;
     }
+    beside();
     // Every rank answers or has dropped its end; the first failure is the cause.
     let answers: Vec<Answer> =
         ranks.iter().map(|rank| rank.answers.recv().unwrap_or_else(|_| Err(gone()))).collect();
@@ -342,6 +349,15 @@ impl<O: Ops> StepRunner for RankRunner<O> {
     }
 
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
+        self.step_beside(input, output, &mut || ())
+    }
+
+    fn step_beside(
+        &mut self,
+        input: &Arc<StepInput>,
+        output: &mut StepOutput,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
         let limits = (self.spec.n_slots, self.spec.n_blocks, self.capacity.vocab_size as usize);
         input
             .batch
@@ -352,10 +368,14 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             Group::Inline(worker) => {
                 // A single rank waits for nobody.
                 let model = Arc::clone(&worker.model);
-                model.ops().enter(|| worker.run(input, output))
+                if !model.ops().runs_ahead() {
+                    beside();
+                    return model.ops().enter(|| worker.run(input, output, &mut || ()));
+                }
+                model.ops().enter(|| worker.run(input, output, beside))
             }
             Group::Threads(ranks) => {
-                if let Done::Rows(rows) = command(ranks, &Order::Step(Arc::clone(input)))? {
+                if let Done::Rows(rows) = command(ranks, &Order::Step(Arc::clone(input)), beside)? {
                     *output = rows;
                 }
                 Ok(())
@@ -382,10 +402,12 @@ impl<O: Ops> StepRunner for RankRunner<O> {
                 let model = Arc::clone(&worker.model);
                 model.ops().enter(|| worker.draft(input))?
             }
-            Group::Threads(ranks) => match command(ranks, &Order::Draft(Arc::clone(input)))? {
-                Done::Drafts(made) => made,
-                Done::Rows(_) | Done::State(_) | Done::Written => Vec::new(),
-            },
+            Group::Threads(ranks) => {
+                match command(ranks, &Order::Draft(Arc::clone(input)), &mut || ())? {
+                    Done::Drafts(made) => made,
+                    Done::Rows(_) | Done::State(_) | Done::Written => Vec::new(),
+                }
+            }
             Group::Gone => return Err(reset_failed()),
         };
         drafts.iter_mut().zip(made).for_each(|(draft, made)| draft.extend(made));
@@ -408,10 +430,12 @@ impl<O: Ops> StepRunner for RankRunner<O> {
     fn read_state(&mut self, items: &[StateRef], into: &mut Vec<Bytes>) -> Result<(), StepError> {
         let state = match &self.group {
             Group::Inline(worker) => worker.read(items)?,
-            Group::Threads(ranks) => match command(&ranks[..1], &Order::Read(items.into()))? {
-                Done::State(state) => state,
-                Done::Rows(_) | Done::Drafts(_) | Done::Written => Vec::new(),
-            },
+            Group::Threads(ranks) => {
+                match command(&ranks[..1], &Order::Read(items.into()), &mut || ())? {
+                    Done::State(state) => state,
+                    Done::Rows(_) | Done::Drafts(_) | Done::Written => Vec::new(),
+                }
+            }
             Group::Gone => return Err(reset_failed()),
         };
         into.extend(state);
@@ -421,7 +445,9 @@ impl<O: Ops> StepRunner for RankRunner<O> {
     fn write_state(&mut self, items: &Arc<Vec<(StateRef, Bytes)>>) -> Result<(), StepError> {
         match &mut self.group {
             Group::Inline(worker) => worker.write(items),
-            Group::Threads(ranks) => command(ranks, &Order::Write(Arc::clone(items))).map(drop),
+            Group::Threads(ranks) => {
+                command(ranks, &Order::Write(Arc::clone(items)), &mut || ()).map(drop)
+            }
             Group::Gone => Err(reset_failed()),
         }
     }

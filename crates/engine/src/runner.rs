@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fathom_core::{SamplingParams, TokenId};
 use fathom_ops::Batch;
-use fathom_ops::sample::{Choice, OwnedRowChoice};
+use fathom_ops::sample::{Beside, Choice, OwnedRowChoice};
 
 /// What a runner has room for; constant for its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +163,21 @@ pub trait StepRunner: Send {
     /// # Errors
     /// [`StepError`]; a panic counts as [`StepError::Device`].
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError>;
+
+    /// The same, and calls `beside` once, unless the step fails before: when the host has nothing else
+    /// to do, which is while a device runs, and before the step if the host itself runs it.
+    ///
+    /// # Errors
+    /// As [`StepRunner::step`].
+    fn step_beside(
+        &mut self,
+        input: &Arc<StepInput>,
+        output: &mut StepOutput,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
+        beside();
+        self.step(input, output)
+    }
 
     /// Tokens at a sequence's end that may be run and then taken back, by running other tokens at
     /// their positions in a later step; 0 if none can.

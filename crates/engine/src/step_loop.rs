@@ -1,7 +1,8 @@
 //! The engine's thread: commands in, steps, events out.
 //!
-//! One turn: read all commands, plan, build the batch, run it, sample, commit, report, draft. Nothing
-//! here waits for a reader, and no lock is held across a step.
+//! One turn: read all commands, plan, build the batch, run it, sample, commit, draft. What a step gave
+//! is reported while the next one runs, or at once if there is none. Nothing here waits for a reader,
+//! and no lock is held across a step.
 //!
 //! Invariants:
 //! - every request taken from the channel ends with one final event, by name or by dropping its
@@ -22,12 +23,12 @@ use fathom_scheduler::{
     ConfigError, End, Ended, Outcome, Phase, Scheduler, SequenceSpec, StepPlan, Work,
 };
 
+use crate::active::{Active, Outbox};
 use crate::batch_build;
 use crate::config::EngineConfig;
-use crate::events::EventSink;
 use crate::handle::{
-    Command, EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, QueueTicket,
-    Shared, Submission, TokenEvent,
+    Command, EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, Shared,
+    Submission, TokenEvent,
 };
 use crate::pace::Pace;
 use crate::runner::{StepError, StepInput, StepOutput, StepRunner};
@@ -126,6 +127,7 @@ impl EngineHandle {
             commands,
             shared: Arc::clone(&shared),
             requests: Vec::new(),
+            outbox: Outbox::default(),
             epoch: Instant::now(),
             deadline: None,
             is_stuck: false,
@@ -170,16 +172,6 @@ fn run_thread(mut step_loop: StepLoop) {
     shared.state.send_replace(state);
 }
 
-/// One request as the engine sees it; the scheduler has its tokens.
-struct Active {
-    sampler: RequestSampler,
-    events: EventSink,
-    /// Held until its first step.
-    ticket: Option<QueueTicket>,
-    /// Why it is about to end as failed.
-    failure: Option<GenerateError>,
-}
-
 struct StepLoop {
     scheduler: Scheduler,
     speculation: Speculation,
@@ -192,6 +184,7 @@ struct StepLoop {
     shared: Arc<Shared>,
     /// By the scheduler's sequence index.
     requests: Vec<Option<Active>>,
+    outbox: Outbox,
     epoch: Instant,
     deadline: Option<Instant>,
     /// There is work, but the last plan was empty.
@@ -232,7 +225,9 @@ impl StepLoop {
             }
             self.copies.start_loads(&self.scheduler, &mut self.plan);
             self.is_stuck = self.plan.is_empty() && !self.scheduler.is_empty();
-            if !self.plan.is_empty() {
+            if self.plan.is_empty() {
+                self.outbox.send(&mut self.requests);
+            } else {
                 self.step(started)?;
             }
             self.shared.note_progress(Instant::now(), !self.scheduler.is_empty());
@@ -243,6 +238,7 @@ impl StepLoop {
     fn receive(&mut self) -> Result<bool, StepError> {
         loop {
             let command = if self.scheduler.is_empty() {
+                self.outbox.send(&mut self.requests);
                 // There may be no further step before which to do this.
                 if let Err(error) = self.copies.copy_down(&mut self.scheduler, self.runner.as_mut())
                 {
@@ -325,8 +321,7 @@ impl StepLoop {
                 if index >= self.requests.len() {
                     self.requests.resize_with(index + 1, || None);
                 }
-                let ticket = Some(ticket);
-                self.requests[index] = Some(Active { sampler, events, ticket, failure: None });
+                self.requests[index] = Some(Active::new(sampler, events, ticket));
                 self.shared.stats().requests_accepted += 1;
             }
             Err(error) => {
@@ -340,8 +335,7 @@ impl StepLoop {
     fn step(&mut self, started: Instant) -> Result<(), StepError> {
         for entry in &self.plan.entries {
             if let Some(active) = &mut self.requests[entry.index as usize] {
-                active.events.start(started);
-                active.ticket = None;
+                active.start(started);
                 if entry.wants_logits {
                     active.sampler.prepare(&mut self.mask_threads);
                 }
@@ -371,7 +365,10 @@ impl StepLoop {
         }
 
         let before = Instant::now();
-        let result = guard(|| self.runner.step(&self.input, &mut self.output));
+        let (outbox, requests) = (&mut self.outbox, &mut self.requests);
+        let (runner, output) = (self.runner.as_mut(), &mut self.output);
+        let mut beside = || outbox.send(requests);
+        let result = guard(|| runner.step_beside(&self.input, output, &mut beside));
         let model = before.elapsed();
         if let Err(error) = result {
             return self.fail_step(&error);
@@ -394,7 +391,7 @@ impl StepLoop {
         }
     }
 
-    /// Samples the wanted rows and sends their tokens: of an entry with drafts as long as a token
+    /// Samples the wanted rows and keeps their tokens to be sent: of an entry with drafts as long as a token
     /// equals the draft that ran next. Returns the number of tokens.
     fn sample(&mut self) -> u64 {
         let now = Instant::now();
@@ -426,7 +423,7 @@ impl StepLoop {
                     }
                 };
                 let (id, logprob) = (sampled.token, sampled.logprob);
-                active.events.send(TokenEvent::Token { id, logprob }, now);
+                self.outbox.keep(entry.index, active, TokenEvent::Token { id, logprob }, now);
                 n_sampled += 1;
                 let is_draft = drafts.get(n_accepted) == Some(&id);
                 n_accepted += usize::from(is_draft);
@@ -472,7 +469,7 @@ impl StepLoop {
         self.report_ended(Instant::now(), Some(&cause));
     }
 
-    /// Sends the final events of the sequences that left the scheduler. Those that failed without a
+    /// Keeps the final events of the sequences that left the scheduler. Those that failed without a
     /// reason of their own did so because of `cause`.
     fn report_ended(&mut self, now: Instant, cause: Option<&GenerateError>) {
         self.scheduler.take_ended(&mut self.ended);
@@ -483,7 +480,6 @@ impl StepLoop {
         for ended in self.ended.drain(..) {
             let Some(mut active) = self.requests[ended.index as usize].take() else { continue };
             self.speculation.end(ended.index);
-            active.ticket = None;
             let counts = &mut stats.ended;
             let event = match ended.end {
                 End::Finished(reason) => {
@@ -514,7 +510,7 @@ impl StepLoop {
                     TokenEvent::Failed(error)
                 }
             };
-            active.events.send(event, now);
+            self.outbox.end(active, event, now);
         }
         count_scheduler(&mut stats, &self.scheduler, &self.copies);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fathom_engine::{RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput, StepRunner};
-use fathom_ops::sample::{ChoiceScratch, choose_token};
+use fathom_ops::sample::{Beside, ChoiceScratch, choose_token};
 
 use crate::support::VOCABULARY;
 
@@ -48,6 +48,18 @@ impl StepRunner for Chooser {
             output.choices.push(choice);
         }
         output.logits = left;
+        Ok(())
+    }
+
+    /// As a device: what is done beside comes when its work is under way.
+    fn step_beside(
+        &mut self,
+        input: &Arc<StepInput>,
+        output: &mut StepOutput,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
+        self.step(input, output)?;
+        beside();
         Ok(())
     }
 

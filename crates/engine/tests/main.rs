@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod beside;
 mod chooser;
 mod device;
 mod device_mtp;

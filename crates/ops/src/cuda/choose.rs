@@ -13,7 +13,7 @@ use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::tensor::{DeviceTensor, Element, f32_values, u32_bytes, u32_values};
 use crate::error::check_len;
-use crate::sample::{Choice, ChoiceOps, Chosen, RowChoice, penalises};
+use crate::sample::{Beside, Choice, ChoiceOps, Chosen, RowChoice, penalises};
 use crate::{Backend, OpError};
 
 /// Threads of a block, shared memory of `ChooseShared`.
@@ -121,7 +121,8 @@ impl CudaOps {
         rows: &[RowChoice<'_>],
     ) -> Result<Vec<Choice>, OpError> {
         check_len(OP, "rows", rows.len(), logits.rows)?;
-        self.choose_some(logits, &(0..).zip(rows.iter().copied()).collect::<Vec<_>>())
+        let rows: Vec<_> = (0..).zip(rows.iter().copied()).collect();
+        self.choose_some(logits, &rows, &mut || ())
     }
 
     /// Chooses a token for some rows of `logits [.., vocab]` f32.
@@ -129,10 +130,12 @@ impl CudaOps {
         &self,
         logits: &DeviceTensor,
         rows: &[(u32, RowChoice<'_>)],
+        beside: &mut Beside<'_>,
     ) -> Result<Vec<Choice>, OpError> {
         let (n, vocab) = (rows.len(), logits.cols);
         logits.expect(OP, "logits", logits.rows, vocab.max(1), Element::F32)?;
         if n == 0 {
+            beside();
             return Ok(Vec::new());
         }
         let mut tables = Tables::default();
@@ -183,6 +186,7 @@ impl CudaOps {
                 ],
             })?;
         }
+        beside();
         let reports = rows.iter().any(|(_, row)| row.params.logprobs.is_some());
         // The first words of all rows are their tokens and states.
         let bytes = room.out.read(0, 4 * n * if reports { OUT_WORDS } else { 2 })?;
@@ -252,19 +256,25 @@ impl ChoiceOps for CudaOps {
         true
     }
 
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
     fn choose_rows(
         &self,
         logits: &DeviceTensor,
         rows: &[Option<RowChoice<'_>>],
+        beside: &mut Beside<'_>,
     ) -> Result<Chosen, OpError> {
         if rows.is_empty() {
+            beside();
             return Ok(Chosen { choices: Vec::new(), logits: self.download(logits)? });
         }
         check_len(OP, "rows", rows.len(), logits.rows)?;
         let known = (0..).zip(rows).filter_map(|(index, row)| Some((index, (*row)?)));
         let chosen: Vec<_> = known.filter(|(_, row)| can_choose(row, logits.cols)).collect();
         let mut choices = vec![None; rows.len()];
-        for ((index, _), choice) in chosen.iter().zip(self.choose_some(logits, &chosen)?) {
+        for ((index, _), choice) in chosen.iter().zip(self.choose_some(logits, &chosen, beside)?) {
             choices[*index as usize] = Some(choice);
         }
         let mut left = Vec::new();

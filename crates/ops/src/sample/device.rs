@@ -17,6 +17,9 @@ pub struct Chosen {
     pub logits: Vec<f32>,
 }
 
+/// What a host can do while a device works.
+pub type Beside<'a> = dyn FnMut() + Send + 'a;
+
 /// Choosing tokens on a device.
 pub trait ChoiceOps: Backend {
     /// Whether [`choose_rows`](Self::choose_rows) chooses any. If not, nobody need say how.
@@ -24,9 +27,16 @@ pub trait ChoiceOps: Backend {
         false
     }
 
+    /// Whether operators return before the device is done, so that time passes until
+    /// [`choose_rows`](Self::choose_rows) has what it waits for.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
     /// Tokens for the rows of `logits [n, V]` f32 that have a choice in `rows`, as
     /// [`choose_token`](super::choose_token) gives them; logits of the others, and of those that
-    /// this backend cannot choose for. With no `rows` at all, logits of every row.
+    /// this backend cannot choose for. With no `rows` at all, logits of every row. Before waiting for
+    /// the device it calls `beside`.
     ///
     /// # Errors
     /// [`OpError::Shape`] if there is another number of rows or a mask has the wrong length;
@@ -35,8 +45,10 @@ pub trait ChoiceOps: Backend {
         &self,
         logits: &Self::Tensor,
         rows: &[Option<RowChoice<'_>>],
+        beside: &mut Beside<'_>,
     ) -> Result<Chosen, OpError> {
         let _ = rows;
+        beside();
         Ok(Chosen { choices: Vec::new(), logits: self.download(logits)? })
     }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use fathom_core::{SamplingParams, TokenId, TokenLogprob};
 
-pub use self::device::{ChoiceOps, Chosen};
+pub use self::device::{Beside, ChoiceOps, Chosen};
 use self::logprobs::{highest, logprobs};
 use self::noise::{MAX_GUMBEL, Noise};
 pub use self::shape::{add_bias, penalises};

@@ -1,0 +1,88 @@
+//! What the engine does while a device runs a step.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fathom_engine::{
+    EngineHandle, RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput, StepRunner,
+    TokenEvent, TokenStream,
+};
+use fathom_ops::sample::Beside;
+
+use crate::support::{capacity, config, greedy, hashed_answer, prompt};
+
+/// Tokens that had arrived when a step's work was handed to the device, and when the engine had done
+/// what there was to do beside it.
+type Arrivals = Vec<(usize, usize)>;
+
+/// A runner that looks into the stream of its only request.
+struct Watched {
+    runner: ScriptedRunner,
+    stream: Arc<Mutex<Option<TokenStream>>>,
+    tokens: Arc<Mutex<Vec<u32>>>,
+    arrivals: Arc<Mutex<Arrivals>>,
+}
+
+impl Watched {
+    fn arrived(&self) -> usize {
+        // The test holds it until the request is submitted.
+        let mut stream = self.stream.lock().unwrap();
+        let mut tokens = self.tokens.lock().unwrap();
+        while let Some(TokenEvent::Token { id, .. }) = stream.as_mut().unwrap().try_recv() {
+            tokens.push(id);
+        }
+        tokens.len()
+    }
+}
+
+impl StepRunner for Watched {
+    fn capacity(&self) -> RunnerCapacity {
+        self.runner.capacity()
+    }
+
+    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
+        self.runner.step(input, output)
+    }
+
+    fn step_beside(
+        &mut self,
+        input: &Arc<StepInput>,
+        output: &mut StepOutput,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
+        self.step(input, output)?;
+        let before = self.arrived();
+        beside();
+        let after = self.arrived();
+        self.arrivals.lock().unwrap().push((before, after));
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), StepError> {
+        self.runner.reset()
+    }
+}
+
+#[tokio::test]
+async fn what_a_step_gave_is_sent_while_the_next_one_runs_and_the_last_at_once() {
+    let (stream, tokens, arrivals) = (Arc::default(), Arc::default(), Arc::default());
+    let runner = Watched {
+        runner: ScriptedRunner::hashed(capacity()),
+        stream: Arc::clone(&stream),
+        tokens: Arc::clone(&tokens),
+        arrivals: Arc::clone(&arrivals),
+    };
+    let engine = EngineHandle::start(Box::new(runner), config()).unwrap();
+    let mut place = stream.lock().unwrap();
+    *place = Some(engine.submit(greedy(prompt(1, 5), 4)).unwrap());
+    drop(place);
+
+    engine.shutdown(Duration::from_secs(60)).await;
+    let mut stream = stream.lock().unwrap().take().unwrap();
+    let Some(TokenEvent::Token { id, .. }) = stream.try_recv() else { panic!("the last") };
+    assert!(matches!(stream.try_recv(), Some(TokenEvent::Finished { .. })));
+    let mut tokens = tokens.lock().unwrap();
+    tokens.push(id);
+    assert_eq!(*tokens, hashed_answer(&prompt(1, 5), 4));
+    assert_eq!(*arrivals.lock().unwrap(), [(0, 0), (0, 1), (1, 2), (2, 3)]);
+}
