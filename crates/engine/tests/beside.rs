@@ -73,10 +73,10 @@ async fn what_a_step_gave_is_sent_while_the_next_one_runs_and_the_last_at_once()
         arrivals: Arc::clone(&arrivals),
     };
     let engine = EngineHandle::start(Box::new(runner), config()).unwrap();
-    let mut place = stream.lock().unwrap();
-    *place = Some(engine.submit(greedy(prompt(1, 5), 4)).unwrap());
-    drop(place);
-
+    {
+        let mut place = stream.lock().unwrap();
+        *place = Some(engine.submit(greedy(prompt(1, 5), 4)).unwrap());
+    }
     engine.shutdown(Duration::from_secs(60)).await;
     let mut stream = stream.lock().unwrap().take().unwrap();
     let Some(TokenEvent::Token { id, .. }) = stream.try_recv() else { panic!("the last") };
