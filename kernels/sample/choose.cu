@@ -103,6 +103,32 @@ INLINE double gumbel(u32 bits) {
     const double uniform = mul_rn64(add_rn64(static_cast<double>(bits), 0.5), 0x1p-32);
     return -ln(-ln(uniform));
 }
+// No less than that: with u = (bits + 1/2) / 2^32, -ln(-ln(u)) <= -ln(1 - u), and 1 - u is at least
+// 2^(-1 - zeros), counted at the top of what is missing to the largest number.
+INLINE float gumbel_bound(u32 bits) { return 0.69315f * static_cast<float>(1 + count_leading_zeros(~bits)); }
+
+// The best token so far. Double arithmetic is slow: what single precision shows to be worse than the
+// best, by more than its own error, is not looked at.
+struct Best {
+    double score;
+    u32 token;
+    float floor, scale, most;
+
+    // Begins with the likeliest token, which is always in the running.
+    INLINE Best(const Row& row, float most, u32 likeliest)
+        : token(likeliest), scale(static_cast<float>(div_rn64(1.0, row.temperature))), most(most) {
+        u32 words[4];
+        philox(row, likeliest / 4, words);
+        const u32 lane = likeliest % 4;
+        raise(gumbel(lane == 0 ? words[0] : lane == 1 ? words[1] : lane == 2 ? words[2] : words[3]));
+    }
+    INLINE void raise(double to) { score = to, floor = static_cast<float>(to) - 0.01f; }
+    // Whether a token of this logit cannot win if no noise is above `bound`.
+    INLINE bool is_beyond(float x, float bound) const { return (x - most) * scale + bound < floor; }
+    INLINE void offer(double other, u32 id) {
+        if (other > score || (other == score && id < token)) raise(other), token = id;
+    }
+};
 
 // Penalties, bias, mask and forbidden tokens: `shaped` from `logits`. False if a logit is not finite.
 INLINE bool shape_row(ChooseShared& s, const Row& row, const float* logits, float* shaped, const u32x2* seen,
@@ -157,10 +183,11 @@ INLINE u64 shfl_up64(u64 x, u32 delta) {
 }
 
 // How far down the order (logit descending) weights must be added to reach `wanted`, or all of them
-// if they are less: to `s.threshold`, of which the weight `s.wanted` is still needed. `weight_of(i,
-// value)` is the weight of token i, `extra` is added at the value `at`.
+// if they are less: to `s.threshold`, of which the weight `s.wanted` is still needed. If `wanted` is
+// 0, it is the part `fraction` of all weights, at least 1. `weight_of(x, value)` is the weight of a
+// token, `extra` is added at the value `at`.
 template <class WeightOf>
-INLINE void select(ChooseShared& s, const float* logits, u32 vocab, u64 wanted, u32 at, u64 extra,
+INLINE void select(ChooseShared& s, const float* logits, u32 vocab, u64 wanted, double fraction, u32 at, u64 extra,
                    const WeightOf& weight_of) {
     const u32 t = threadIdx.x, lane = lane_id();
     if (t == 0) s.threshold = 0, s.wanted = wanted;
@@ -190,7 +217,15 @@ INLINE void select(ChooseShared& s, const float* logits, u32 vocab, u64 wanted, 
             // What all lanes have, the last one has.
             const u64 total = static_cast<u64>(shfl(static_cast<u32>(end >> 32), WARP - 1)) << 32 |
                               shfl(static_cast<u32>(end), WARP - 1);
-            const u64 goal = left < total ? left : total;
+            u64 goal = left;
+            if (goal == 0) {
+                // Only the first time, when all weights are in the bins.
+                const double part = mul_rn64(fraction, static_cast<double>(total));
+                goal = static_cast<u64>(part);
+                goal += static_cast<double>(goal) < part;
+                goal = goal ? goal : 1;
+            }
+            goal = goal < total ? goal : total;
             u64 before = end - own;
             if (before < goal && end >= goal) {
                 for (u32 j = 0; j < 8; ++j) {
@@ -227,39 +262,45 @@ INLINE u32 block_best(ChooseShared& s, double score, u32 token) {
 }
 
 // Draw from everything that is allowed.
-INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most) {
+INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most, u32 likeliest) {
     const double scale = div_rn64(1.0, row.temperature);
-    double best = -1e300;
-    u32 token = NONE;
+    Best best(row, most, likeliest);
     for (u32 group = threadIdx.x; group * 4 < vocab; group += THREADS) {
         u32 words[4];
         philox(row, group, words);
         for (u32 lane = 0; lane < 4 && group * 4 + lane < vocab; ++lane) {
             const float x = shaped[group * 4 + lane];
-            if (x == negative_infinity()) continue;
+            if (x == negative_infinity() || best.is_beyond(x, gumbel_bound(words[lane]))) continue;
             const double scaled = mul_rn64(add_rn64(x, -static_cast<double>(most)), scale);
-            // No noise is above 22.88.
-            if (add_rn64(scaled, 22.88) < best) continue;
-            const double score = add_rn64(scaled, gumbel(words[lane]));
-            if (score > best) best = score, token = group * 4 + lane;
+            best.offer(add_rn64(scaled, gumbel(words[lane])), group * 4 + lane);
         }
     }
-    return block_best(s, best, token);
+    return block_best(s, best.score, best.token);
 }
 
 // Top-k, top-p and min-p, then the draw.
-INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most) {
+INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most,
+                          u32 likeliest) {
     const u32 t = threadIdx.x, lane = lane_id(), warp = warp_id();
     const double temperature = row.temperature, top = most;
     float least = static_cast<float>(add_rn64(top, -mul_rn64(REACH, temperature)));
     // Below every finite number are the forbidden ones; both zeros are above the lower one.
     least = least == 0.0f ? -0.0f : max_f32(least, -0x1.fffffep127f);
-    const auto scaled_of = [&](float x) { return div_rn64(add_rn64(x, -top), temperature); };
-    const auto weight_of = [&](float x) { return weight(scaled_of(x)); };
+    Best best(row, most, likeliest);
+    // A division by one changes nothing and takes as long as any.
+    const bool divides = row.temperature != 1.0f;
+    const auto scaled_of = [&](float x) {
+        const double below = add_rn64(x, -top);
+        return divides ? div_rn64(below, temperature) : below;
+    };
+    // e^-33.5 rounds to no weight at all.
+    const auto weight_of = [&](float x) -> u64 {
+        return (x - most) * best.scale < -33.5f ? 0 : weight(scaled_of(x));
+    };
     // Kept are values above `threshold` and the first `n_equal` tokens equal to it.
     u32 threshold = ordered(least), n_equal = NONE;
     if (row.top_k > 0) {
-        select(s, shaped, vocab, row.top_k, 0, 0, [&](float x, u32) -> u64 { return x >= least; });
+        select(s, shaped, vocab, row.top_k, 0.0, 0, 0, [&](float x, u32) -> u64 { return x >= least; });
         threshold = s.threshold, n_equal = static_cast<u32>(s.wanted);
         block_sync();
     }
@@ -271,13 +312,7 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
             const bool is_kept = n_equal == NONE ? x >= least : value > at;
             return is_kept ? weight_of(x) : 0;
         };
-        u64 own = 0;
-        for (u32 i = t; i < vocab; i += THREADS) own += kept_weight(shaped[i], ordered(shaped[i]));
-        const u64 total = block_sum64(s, own) + extra;
-        const double wanted = mul_rn64(row.top_p, static_cast<double>(total));
-        u64 goal = static_cast<u64>(wanted);
-        goal += static_cast<double>(goal) < wanted;
-        select(s, shaped, vocab, goal ? goal : 1, at, extra, kept_weight);
+        select(s, shaped, vocab, 0, row.top_p, at, extra, kept_weight);
         const u64 each = weight_of(unordered(s.threshold));
         const u64 needed = each ? (s.wanted + each - 1) / each : NONE;
         threshold = s.threshold, n_equal = needed < NONE ? static_cast<u32>(needed) : NONE;
@@ -285,8 +320,7 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
     }
     const double least_scaled = row.min_p > 0.0f ? ln(row.min_p) : -1e300;
     const double scale = div_rn64(1.0, temperature);
-    double best = -1e300;
-    u32 token = NONE, n_before = 0;
+    u32 n_before = 0;
     for (u32 first = 0; first < vocab; first += THREADS) {
         const u32 i = first + t;
         const float x = i < vocab ? shaped[i] : negative_infinity();
@@ -302,16 +336,15 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
         }
         block_sync();
         const bool is_kept = x != negative_infinity() && (value > threshold || (is_equal && rank < n_equal));
-        if (!is_kept || scaled_of(x) < least_scaled) continue;
-        const double scaled = mul_rn64(add_rn64(x, -top), scale);
-        if (add_rn64(scaled, 22.88) < best) continue;
+        // No noise is above 22.88.
+        if (!is_kept || best.is_beyond(x, 22.88f)) continue;
         u32 words[4];
         philox(row, i / 4, words);
         const u32 word = i % 4 == 0 ? words[0] : i % 4 == 1 ? words[1] : i % 4 == 2 ? words[2] : words[3];
-        const double score = add_rn64(scaled, gumbel(word));
-        if (score > best) best = score, token = i;
+        if (best.is_beyond(x, gumbel_bound(word)) || scaled_of(x) < least_scaled) continue;
+        best.offer(add_rn64(mul_rn64(add_rn64(x, -top), scale), gumbel(word)), i);
     }
-    return block_best(s, best, token);
+    return block_best(s, best.score, best.token);
 }
 
 // Log-probabilities of the chosen and of the likeliest tokens.
@@ -375,8 +408,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose_tokens(
     const bool is_infinite = most == -negative_infinity();
     if (row.temperature >= 0x1p-126f && row.top_p > 0.0f && row.top_k != 1 && !is_infinite) {
         const bool truncates = row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f;
-        chosen = truncates ? draw_from_some(s, row, shaped, vocab, most)
-                           : draw_from_all(s, row, shaped, vocab, most);
+        chosen = truncates ? draw_from_some(s, row, shaped, vocab, most, likeliest)
+                           : draw_from_all(s, row, shaped, vocab, most, likeliest);
     }
     if (t == 0) tokens[blockIdx.x] = chosen, status[blockIdx.x] = 0;
     if (row.n_top != NONE)

@@ -1,4 +1,4 @@
-//! Choosing tokens: what can be said of a choice without the engine's sampler.
+//! Choosing tokens: what can be said of a choice at all, and draws against those of the host.
 
 use fathom_core::SamplingParams;
 
@@ -7,7 +7,7 @@ use crate::OpError;
 use crate::cuda::choose::MAX_TOP;
 use crate::cuda::memory::Buffer;
 use crate::cuda::tensor::{DeviceTensor, Element, f32_bytes};
-use crate::sample::{Choice, RowChoice};
+use crate::sample::{Choice, ChoiceScratch, RowChoice, choose_token};
 
 /// Greedy tokens, log-probabilities, and draws inside of what the filters leave.
 pub(super) fn choosing(report: &mut Report<'_>) -> Result<(), OpError> {
@@ -70,7 +70,49 @@ pub(super) fn choosing(report: &mut Report<'_>) -> Result<(), OpError> {
         let inside: Vec<bool> = choices.iter().enumerate().map(is_inside).collect();
         report.mostly_equal(format!("draws of the first {k}"), &inside, &vec![true; rows], 0.0);
     }
+    like_the_host(report, &values, vocab)
+}
+
+/// Makes logits of a kind.
+type Change = fn(f32) -> f32;
+
+/// Every draw is the host's to the bit: of flat and of steep rows, and of rows with many equal logits.
+fn like_the_host(report: &mut Report<'_>, values: &[f32], vocab: usize) -> Result<(), OpError> {
+    let drawn =
+        |temperature, seed| SamplingParams { temperature, ..SamplingParams::sampled(1, seed) };
+    let settings = [
+        ("all", drawn(1.0, 1)),
+        ("all, cold", drawn(0.3, 2)),
+        ("all, hot", drawn(4.0, 3)),
+        ("top-p", SamplingParams { top_p: 0.95, ..drawn(1.0, 4) }),
+        ("top-p, hot", SamplingParams { top_p: 0.6, ..drawn(1.7, 5) }),
+        ("min-p", SamplingParams { min_p: 0.02, ..drawn(1.0, 6) }),
+        ("all filters", SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.01, ..drawn(0.8, 7) }),
+    ];
+    let kinds: [(&str, Change); 3] =
+        [("flat", |x| x), ("steep", |x| 5.0 * x), ("equal", |x| x.round())];
+    let ops = report.ops;
+    for (kind, change) in kinds {
+        let values: Vec<f32> = values.iter().map(|&x| change(x)).collect();
+        let stored = Buffer::from_bytes(ops.memory().device(), &f32_bytes(&values))?;
+        let logits = DeviceTensor::of(values.len() / vocab, vocab, Element::F32, stored)?;
+        let mut scratch = ChoiceScratch::default();
+        for (name, params) in &settings {
+            let got = choose(report, &logits, params)?;
+            let expected: Vec<Choice> = (0..)
+                .zip(values.chunks_exact(vocab))
+                .map(|(position, row)| {
+                    choose_token(&row_choice(params, position), &mut row.to_vec(), &mut scratch)
+                })
+                .collect();
+            report.mostly_equal(format!("draws: {name}, {kind} rows"), &got, &expected, 0.0);
+        }
+    }
     Ok(())
+}
+
+const fn row_choice(params: &SamplingParams, position: u32) -> RowChoice<'_> {
+    RowChoice { params, position, seen: &[], mask: None, forbidden: &[] }
 }
 
 fn choose(
@@ -78,7 +120,7 @@ fn choose(
     logits: &DeviceTensor,
     params: &SamplingParams,
 ) -> Result<Vec<Choice>, OpError> {
-    let row = |position| RowChoice { params, position, seen: &[], mask: None, forbidden: &[] };
-    let rows: Vec<RowChoice<'_>> = (0..logits.rows as u32).map(row).collect();
+    let rows: Vec<RowChoice<'_>> =
+        (0..logits.rows as u32).map(|position| row_choice(params, position)).collect();
     report.ops.choose_tokens(logits, &rows)
 }
