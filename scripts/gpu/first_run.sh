@@ -127,5 +127,17 @@ else
   steps="$steps{\"step\":\"peers\",\"status\":\"python3 has no torch\"},"
 fi
 step device-check 600 "$fathom" device-check "${goldens[@]}" --out "$out/device-check.json" || checked=1
+sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
+if [ -n "$sanitizer" ]; then
+  number=0
+  while IFS= read -r case; do
+    number=$((number + 1))
+    step "sanitize-$number" 120 "$fathom" device-check --sanitize --only "$case" \
+      --out "$out/sanitize-$number.json" || checked=1
+  done < <("$fathom" device-check --list)
+else
+  echo "== sanitize: there is no compute-sanitizer: absent"
+  steps="$steps{\"step\":\"sanitize\",\"status\":\"there is no compute-sanitizer\"},"
+fi
 echo "results in $out"
 exit $checked

@@ -2,11 +2,13 @@
 //!
 //! Self-contained: the binary and a driver are all it needs, so it can be copied to a GPU machine.
 //! Runs every case of [`fathom_ops::cuda::check`], then the embedded model as a whole ([`model`]).
-//! Prints a table, writes JSON beside it, exits with 1 if anything is outside of its limit.
+//! Prints a table, writes JSON beside it, exits with 1 if anything is outside of its limit. The same
+//! cases run under compute-sanitizer with `--sanitize` ([`sanitize`]).
 //!
 //! Not yet run on a GPU; CI runs it on the block emulator, with small sizes.
 
 mod model;
+mod sanitize;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,6 +31,9 @@ pub(crate) struct DeviceCheckArgs {
     /// Print the names of all cases and run none
     #[arg(long)]
     list: bool,
+    /// Run the cases, with small sizes, under each tool of NVIDIA's compute-sanitizer
+    #[arg(long, conflicts_with_all = ["list", "goldens"])]
+    sanitize: bool,
     /// Seed of the random inputs
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -120,6 +125,9 @@ pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
         let cases = CASES.iter().map(|case| case.name);
         cases.chain(model::PARTS.iter().map(|part| part.name)).for_each(|name| println!("{name}"));
         return Ok(());
+    }
+    if args.sanitize {
+        return sanitize::run(args);
     }
     crate::threads::use_for_compute(None)?;
     let gpu = gpu::open(DeviceChoice::Cuda)?.context("there is no device to check")?;

@@ -205,3 +205,54 @@ fn no_library_of_cuda_is_linked() {
         assert!(!text.contains(library), "{text}");
     }
 }
+
+/// `device-check --sanitize` with a script in place of compute-sanitizer; what it printed.
+#[cfg(unix)]
+fn sanitized(script: &str) -> (bool, String, serde_json::Value) {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("compute-sanitizer");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let out = directory.path().join("sanitize.json");
+    let path = std::env::join_paths([directory.path(), Path::new("/bin"), Path::new("/usr/bin")]);
+    let output = fathom()
+        .env("PATH", path.unwrap())
+        .args(["device-check", "--sanitize", "--only", "linear", "--out"])
+        .arg(&out)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let json = serde_json::from_slice(&std::fs::read(out).unwrap()).unwrap();
+    (output.status.success(), String::from_utf8(text).unwrap(), json)
+}
+
+#[cfg(unix)]
+#[test]
+fn sanitizers_run_the_small_cases_and_what_they_find_is_shown() {
+    // --tool T --error-exitcode N --log-file FILE PROGRAM ARGUMENTS
+    let (passes, text, json) = sanitized(
+        r#"echo "========= $2 of $8 $9" > "$6"
+        if [ "$2" = racecheck ]; then echo "========= Error: Race in linear_8" >> "$6"; exit "$4"; fi"#,
+    );
+    assert!(!passes, "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].starts_with("ok     memcheck"), "{text}");
+    assert!(lines[3].starts_with("FAILED racecheck"), "{text}");
+    assert!(text.contains("Error: Race in linear_8"), "{text}");
+    assert!(text.contains("1 of 3 tools are not content"), "{text}");
+    assert_eq!(json["tools"][0]["report"], "memcheck of device-check --small");
+    assert_eq!(json["tools"][1]["passes"], false);
+    assert_eq!(json["tools"][2]["passes"], true);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_sanitizer_that_does_not_look_is_no_success() {
+    let (passes, text, _) = sanitized("exit 0");
+    assert!(!passes && text.contains("it ended with 0 and left no report"), "{text}");
+    let (passes, text, _) = sanitized("echo no device > \"$6\"; exit 1");
+    assert!(!passes && text.contains("no finding, but it ended with 1"), "{text}");
+    assert!(text.contains("no device"), "{text}");
+}
