@@ -15,7 +15,7 @@ from pathlib import Path
 
 import prepare
 import run
-from peers import PEERS, Absent, copies, rotating
+from peers import PEERS, Absent, copies, expert_blocks, expert_of, rotating
 
 
 def shapes_are_read_and_grouped(fathom: str) -> None:
@@ -47,12 +47,15 @@ def turns_alternate_and_ratios_are_those_of_medians(_fathom: str) -> None:
         turns.append(peer)
         if peer == "deepgemm":
             raise Absent("not here")
+        if peer == "marlin":
+            raise RuntimeError("wrong\nargument")
         return 3.0 if peer == "torch" else None
 
     groups = {"A": [{"name": "A x 1"}]}
     rows, absent = run.compare(groups, 3, time_ours, time_peer, lambda: 1.0)
-    assert turns[:4] == ["A", *PEERS] and turns.count("torch") == 3, turns
-    assert turns.count("deepgemm") == 1 and absent == {"deepgemm": "not here"}, turns
+    assert turns[: 1 + len(PEERS)] == ["A", *PEERS] and turns.count("torch") == 3, turns
+    assert turns.count("deepgemm") == turns.count("marlin") == 1, turns
+    assert absent == {"deepgemm": "not here", "marlin": "failed: RuntimeError: wrong"}, absent
     assert rows[0]["peers"] == {"torch": {"seconds": 3.0, "times_ours": 1.5}}, rows
     assert rows[0]["spread"] == 1.0, rows
     text = run.table(rows, absent)
@@ -68,10 +71,22 @@ def peers_without_their_library_are_absent_with_the_reason(_fathom: str) -> None
         assert str(error), error
     else:
         raise AssertionError("it is there")
-    assert PEERS["torch experts"](shape, Path("/nowhere")) is None
+    for peer in ("torch experts", "marlin", "flashmla", "deepgemm and deepselect"):
+        assert PEERS[peer](shape, Path("/nowhere")) is None, peer
     assert copies(1 << 20) == 240 and copies(1 << 40) == 2
     call = rotating([lambda: 0, lambda: 1])
     assert [call() for _ in range(3)] == [1, 0, 1]
+
+
+def experts_get_their_pairs_in_whole_blocks(_fathom: str) -> None:
+    n_pairs, n_experts, block = 18, 5, 4
+    counts = [sum(expert_of(pair, n_experts) == e for pair in range(n_pairs)) for e in range(n_experts)]
+    assert sum(counts) == n_pairs and max(counts) - min(counts) <= 1, counts
+    pairs, experts = expert_blocks(counts, block)
+    assert len(pairs) == block * len(experts), (pairs, experts)
+    assert sorted(pair for pair in pairs if pair < n_pairs) == list(range(n_pairs)), pairs
+    for at, pair in enumerate(pairs):
+        assert pair == n_pairs or expert_of(pair, n_experts) == experts[at // block], (pairs, experts)
 
 
 def only_what_is_needed_is_taken_out_of_a_wheel(_fathom: str) -> None:
@@ -91,6 +106,7 @@ CHECKS = [
     a_dry_run_names_operators_and_peers,
     turns_alternate_and_ratios_are_those_of_medians,
     peers_without_their_library_are_absent_with_the_reason,
+    experts_get_their_pairs_in_whole_blocks,
     only_what_is_needed_is_taken_out_of_a_wheel,
 ]
 

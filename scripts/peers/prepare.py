@@ -20,7 +20,7 @@ from pathlib import Path
 VLLM = "vllm==0.33.0"
 # Peer: the package, and the files of its wheel that are kept (all, if none are named).
 PEERS = {
-    "flashmla": (VLLM, ["vllm/_flashmla_C*.so", "vllm/third_party/flashmla/*.py"]),
+    "flashmla": (VLLM, ["vllm/_flashmla_C*.so"]),
     "deepgemm": (VLLM, ["vllm/third_party/deep_gemm/*"]),
     "marlin": (VLLM, ["vllm/_moe_C*.so"]),
     "deepselect": (VLLM, ["vllm/_deepselect_C*.so"]),

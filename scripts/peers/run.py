@@ -116,6 +116,11 @@ def compare(
                     except Absent as error:
                         absent[peer] = str(error)
                         continue
+                    except Exception as error:
+                        # A library of another version, or a device that it has broken.
+                        reason = (str(error).splitlines() or [""])[0]
+                        absent[peer] = f"failed: {type(error).__name__}: {reason}"
+                        continue
                     if seconds is not None:
                         others.setdefault((shape["name"], peer), []).append(seconds)
         for shape in shapes:
