@@ -37,6 +37,7 @@ if [ ! -x "$fathom" ]; then
   echo "first_run.sh: there is no program $fathom; give --fathom PATH" >&2
   exit 2
 fi
+if [ ! -d "$peers" ] && [ -f "$peers.tar.xz" ]; then tar -xJf "$peers.tar.xz" -C "$(dirname "$peers")"; fi
 export LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 mkdir -p "$out"
 begun=$(date +%s)

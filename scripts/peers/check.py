@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -98,6 +99,10 @@ def only_what_is_needed_is_taken_out_of_a_wheel(_fathom: str) -> None:
         taken = prepare.unpack(wheel, prepare.PEERS["marlin"][1], Path(folder) / "marlin")
         assert taken == 1 and (Path(folder) / "marlin/vllm/_moe_C.abi3.so").exists()
         assert prepare.folder_bytes(Path(folder) / "marlin") == 7
+        packed = prepare.archive(Path(folder) / "marlin")
+        assert packed == Path(folder) / "marlin.tar.xz", packed
+        with tarfile.open(packed) as archive:
+            assert "marlin/vllm/_moe_C.abi3.so" in archive.getnames(), archive.getnames()
     assert prepare.wanted("anything", [])
 
 

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """Collects what peers need into a folder that is copied to a GPU machine without a network.
 
-    python3 scripts/peers/prepare.py [--into .gpu/peers] [--only NAME]...
+    python3 scripts/peers/prepare.py [--into .gpu/peers] [--only NAME]... [--archive]
 
 Wheels come from the Python package index, in the versions below; of vLLM's, only the extensions with
 the kernels are kept. PyTorch and transformers are expected on the GPU machine. Nothing collected here
-is part of the project or is ever committed: `.gpu` is ignored. Each peer has its own licence.
+is part of the project or is ever committed: `.gpu` is ignored. Each peer has its own licence. With
+`--archive` one file takes the folder's place, which `first_run.sh` unpacks.
 Ends with a list of what is there and what is not; what is absent is reported as absent by `run.py`.
 """
 
 import argparse
 import fnmatch
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -24,7 +27,6 @@ PEERS = {
     "deepgemm": (VLLM, ["vllm/third_party/deep_gemm/*"]),
     "marlin": (VLLM, ["vllm/_moe_C*.so"]),
     "deepselect": (VLLM, ["vllm/_deepselect_C*.so"]),
-    "humming": ("humming-kernels==0.1.19", []),
 }
 # A trip to the machine carries no more, in bytes.
 LIMIT = 64 << 20
@@ -74,6 +76,14 @@ def prepare(into: Path, names: list[str]) -> dict[str, str]:
     return states
 
 
+def archive(folder: Path) -> Path:
+    """Packs `folder` into `folder.tar.xz`, under its own name."""
+    file = folder.with_name(folder.name + ".tar.xz")
+    with tarfile.open(file, "w:xz") as packed:
+        packed.add(folder, folder.name)
+    return file
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -83,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, default=Path(".gpu/peers"))
     parser.add_argument("--only", action="append", choices=sorted(PEERS), default=[])
+    parser.add_argument("--archive", action="store_true", help="leave one packed file in place of the folder")
     parser.add_argument("--dry-run", action="store_true", help="say what would be fetched")
     args = parser.parse_args()
     names = args.only or list(PEERS)
@@ -97,6 +108,11 @@ def main() -> int:
         size = folder_bytes(args.into / name) if (args.into / name).exists() else 0
         print(f"{name:<12}{size / 1e6:>8.1f} MB  {state}")
     total = folder_bytes(args.into)
+    if args.archive:
+        file = archive(args.into)
+        shutil.rmtree(args.into)
+        total = file.stat().st_size
+        print(f"{file}: {total / 1e6:.1f} MB")
     if total > LIMIT:
         print(f"{total >> 20} MiB are more than one trip of {LIMIT >> 20} MiB: use --only")
     return 0
