@@ -114,9 +114,12 @@ struct Best {
     u32 token;
     float floor, scale, most;
 
-    // Begins with the likeliest token, which is always in the running.
-    INLINE Best(const Row& row, float most, u32 likeliest)
-        : token(likeliest), scale(static_cast<float>(div_rn64(1.0, row.temperature))), most(most) {
+    // Begins with the likeliest token if it is in the running.
+    INLINE Best(const Row& row, float most, u32 likeliest, bool is_in)
+        : score(-1e300), token(NONE), floor(negative_infinity()),
+          scale(static_cast<float>(div_rn64(1.0, row.temperature))), most(most) {
+        if (!is_in) return;
+        token = likeliest;
         u32 words[4];
         philox(row, likeliest / 4, words);
         const u32 lane = likeliest % 4;
@@ -264,7 +267,7 @@ INLINE u32 block_best(ChooseShared& s, double score, u32 token) {
 // Draw from everything that is allowed.
 INLINE u32 draw_from_all(ChooseShared& s, const Row& row, const float* shaped, u32 vocab, float most, u32 likeliest) {
     const double scale = div_rn64(1.0, row.temperature);
-    Best best(row, most, likeliest);
+    Best best(row, most, likeliest, true);
     for (u32 group = threadIdx.x; group * 4 < vocab; group += THREADS) {
         u32 words[4];
         philox(row, group, words);
@@ -286,7 +289,8 @@ INLINE u32 draw_from_some(ChooseShared& s, const Row& row, const float* shaped, 
     float least = static_cast<float>(add_rn64(top, -mul_rn64(REACH, temperature)));
     // Below every finite number are the forbidden ones; both zeros are above the lower one.
     least = least == 0.0f ? -0.0f : max_f32(least, -0x1.fffffep127f);
-    Best best(row, most, likeliest);
+    // The likeliest token is kept by every filter, unless it is a negative zero and others are positive.
+    Best best(row, most, likeliest, most != 0.0f);
     // A division by one changes nothing and takes as long as any.
     const bool divides = row.temperature != 1.0f;
     const auto scaled_of = [&](float x) {

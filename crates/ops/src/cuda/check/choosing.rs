@@ -89,8 +89,13 @@ fn like_the_host(report: &mut Report<'_>, values: &[f32], vocab: usize) -> Resul
         ("min-p", SamplingParams { min_p: 0.02, ..drawn(1.0, 6) }),
         ("all filters", SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.01, ..drawn(0.8, 7) }),
     ];
-    let kinds: [(&str, Change); 3] =
-        [("flat", |x| x), ("steep", |x| 5.0 * x), ("equal", |x| x.round())];
+    let kinds: [(&str, Change); 4] = [
+        ("flat", |x| x),
+        ("steep", |x| 5.0 * x),
+        ("equal", |x| x.round()),
+        // The lower zero often has the lower id.
+        ("zero", |x| if x > 4.0 { -0.0 } else { x.min(0.0) }),
+    ];
     let ops = report.ops;
     for (kind, change) in kinds {
         let values: Vec<f32> = values.iter().map(|&x| change(x)).collect();
