@@ -42,7 +42,7 @@ impl Pool {
         let fits = |values: &Vec<f32>| (len..=2 * len).contains(&values.len());
         let free = self.free.iter().enumerate().filter(|(_, values)| fits(values));
         let (index, _) = free.min_by_key(|(_, values)| values.len())?;
-        let values = self.free.swap_remove(index);
+        let values = self.free.remove(index);
         self.len -= values.len();
         Some(values)
     }

@@ -1,5 +1,5 @@
-//! The two products: few rows of `x` against codes decoded on the way, and many rows of `x`
-//! against panels of decoded blocks.
+//! The two products: few rows of `x` against codes decoded on the way, and panels of many rows of
+//! `x` against strips of decoded weight rows.
 //!
 //! Loops over arrays of registers are written with indices: a closure may be compiled outside the
 //! function that has the instructions enabled, and then costs a call per instruction.
@@ -32,7 +32,7 @@ const CHUNK_BLOCKS: usize = 32;
 /// How far ahead of a row's decoding its codes are asked for: memory answers late, and streams of
 /// a few kilobytes end before the CPU's own prefetcher has seen them.
 const AHEAD_BYTES: usize = 8192;
-/// The same for panels, in blocks.
+/// The same for strips, in blocks.
 const AHEAD_BLOCKS: usize = 4;
 
 /// Memory of one thread for [`Product`].
@@ -445,7 +445,8 @@ impl<const M: usize> Task for Tile<'_, M> {
                 let mut partial = [[isa.zero(); GROUP]; M];
                 for step in 0..STEPS {
                     // The M rows of x are held, weights pass one by one: with the sums,
-                    // 2 * M * GROUP + M + 1 registers.
+                    // 2 * M * GROUP + M + 1 registers. (AVX2 has fewer: sums rest in memory
+                    // between blocks.)
                     let mut rows = [isa.zero(); M];
                     for m in 0..M {
                         rows[m] = isa.load(&x[m].0[step], part);

@@ -182,7 +182,7 @@ struct Piece {
 
 /// Rows of `x` in a panel: about equal panels, of whole tiles.
 fn panel_tokens(n_tokens: usize) -> usize {
-    n_tokens.div_ceil(n_tokens.div_ceil(PANEL_TOKENS)).next_multiple_of(6).min(n_tokens)
+    n_tokens.div_ceil(n_tokens.div_ceil(PANEL_TOKENS)).next_multiple_of(3).min(n_tokens)
 }
 
 impl Memory {
