@@ -92,8 +92,8 @@ fn add_first_run(directory: &Path, root: &Path, commit: &str) -> Result<bool> {
     fs::write(directory.join("commit"), commit)
         .with_context(|| format!("writing {}", directory.join("commit").display()))?;
     println!(
-        "`bash first_run.sh` there measures everything; `python3 scripts/peers/prepare.py --into \
-         {}` first brings peers along",
+        "`bash first_run.sh` there measures everything; `python3 scripts/peers/prepare.py \
+         --archive --into {}` first brings peers along",
         directory.join("peers").display()
     );
     Ok(true)

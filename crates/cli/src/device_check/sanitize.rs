@@ -99,6 +99,8 @@ fn run_tool(
     command.args(["--tool", tool, "--error-exitcode", &FOUND.to_string(), "--log-file"]);
     command.arg(log).arg(this).args(["device-check", "--small", "--only", &args.only]);
     command.args(["--seed", &args.seed.to_string()]).stdin(Stdio::null());
+    // It would run in a GPU's place, and nothing would be looked at.
+    command.env_remove("FATHOM_EMULATOR");
     let start = Instant::now();
     let status =
         command.status().with_context(|| format!("starting {}", sanitizer.display()))?.code();
