@@ -71,14 +71,14 @@ impl<O: Ops> Worker<O> {
                 .model
                 .forward(batch, cache, comm, self.drafts.is_some(), &mut fathom_model::NoProbe)
                 .map_err(|error| device(&error))?;
-            if let Some(tensor) = output.logits
-                && comm.rank().index() == 0
-            {
+            if let Some(tensor) = output.logits.filter(|_| comm.rank().index() == 0) {
                 let rows = input.choices.iter().map(|row| Some(row.as_ref()?.borrowed()));
                 let Chosen { choices, logits } = ops
                     .choose_rows(&tensor, &rows.collect::<Vec<_>>(), beside)
                     .map_err(|error| device(&error))?;
                 *left = StepOutput { choices, logits };
+            } else {
+                beside();
             }
             if let (Some(drafts), Some(x)) = (&mut self.drafts, &output.copies) {
                 drafts
@@ -344,6 +344,10 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         Ok(())
     }
 
+    fn runs_ahead(&self) -> bool {
+        self.models.first().is_some_and(|model| model.ops().runs_ahead())
+    }
+
     fn chooses_tokens(&self) -> bool {
         self.models.first().is_some_and(|model| model.ops().chooses_tokens())
     }
@@ -368,10 +372,6 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             Group::Inline(worker) => {
                 // A single rank waits for nobody.
                 let model = Arc::clone(&worker.model);
-                if !model.ops().runs_ahead() {
-                    beside();
-                    return model.ops().enter(|| worker.run(input, output, &mut || ()));
-                }
                 model.ops().enter(|| worker.run(input, output, beside))
             }
             Group::Threads(ranks) => {

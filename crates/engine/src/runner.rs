@@ -157,6 +157,11 @@ pub trait StepRunner: Send {
         false
     }
 
+    /// Whether [`StepRunner::step_beside`] has time for something beside a step: a device runs it.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
     /// Runs one step and leaves what became of the wanted rows in `output`. The input is shared so
     /// that ranks on other threads can read it without a copy.
     ///

@@ -173,6 +173,10 @@ fn run_thread(mut step_loop: StepLoop) {
 }
 
 struct StepLoop {
+    // Dropped in this order: requests learn of their end before anything that may take its time.
+    /// By the scheduler's sequence index.
+    requests: Vec<Option<Active>>,
+    outbox: Outbox,
     scheduler: Scheduler,
     speculation: Speculation,
     pace: Pace,
@@ -182,9 +186,6 @@ struct StepLoop {
     vocab_size: usize,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
-    /// By the scheduler's sequence index.
-    requests: Vec<Option<Active>>,
-    outbox: Outbox,
     epoch: Instant,
     deadline: Option<Instant>,
     /// There is work, but the last plan was empty.
@@ -282,6 +283,7 @@ impl StepLoop {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.scheduler.fail_all();
             self.report_ended(Instant::now(), Some(&GenerateError::ShuttingDown));
+            self.outbox.send(&mut self.requests);
             return Ok(false);
         }
         Ok(true)
@@ -370,6 +372,8 @@ impl StepLoop {
         let mut beside = || outbox.send(requests);
         let result = guard(|| runner.step_beside(&self.input, output, &mut beside));
         let model = before.elapsed();
+        // A step that failed early had nothing beside it.
+        self.outbox.send(&mut self.requests);
         if let Err(error) = result {
             return self.fail_step(&error);
         }
@@ -379,6 +383,9 @@ impl StepLoop {
         let took = started.elapsed();
         self.count_step(n_sampled, took, model);
         self.report_ended(Instant::now(), None);
+        if !self.runner.runs_ahead() {
+            self.outbox.send(&mut self.requests);
+        }
         let (requests, runner) = (&self.requests, self.runner.as_mut());
         let sampling = |index| {
             let active = requests.get(index as usize).and_then(Option::as_ref);
@@ -449,6 +456,7 @@ impl StepLoop {
         self.scheduler.abort(&self.plan);
         if matches!(error, StepError::Step { .. }) {
             self.report_ended(Instant::now(), Some(&cause));
+            self.outbox.send(&mut self.requests);
             return Ok(());
         }
         self.lose_device(error)
@@ -459,6 +467,8 @@ impl StepLoop {
         let cause = GenerateError::StepFailed { message: error.to_string() };
         self.scheduler.fail_running();
         self.report_ended(Instant::now(), Some(&cause));
+        // A reset may wait for ranks.
+        self.outbox.send(&mut self.requests);
         guard(|| self.runner.reset())
     }
 
@@ -467,6 +477,7 @@ impl StepLoop {
         self.scheduler.fail_all();
         let cause = GenerateError::StepFailed { message: error.to_string() };
         self.report_ended(Instant::now(), Some(&cause));
+        self.outbox.send(&mut self.requests);
     }
 
     /// Keeps the final events of the sequences that left the scheduler. Those that failed without a

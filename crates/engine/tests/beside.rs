@@ -18,6 +18,8 @@ type Arrivals = Vec<(usize, usize)>;
 /// A runner that looks into the stream of its only request.
 struct Watched {
     runner: ScriptedRunner,
+    /// Leaves no time beside a step.
+    is_silent: bool,
     stream: Arc<Mutex<Option<TokenStream>>>,
     tokens: Arc<Mutex<Vec<u32>>>,
     arrivals: Arc<Mutex<Arrivals>>,
@@ -40,6 +42,10 @@ impl StepRunner for Watched {
         self.runner.capacity()
     }
 
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
         self.runner.step(input, output)
     }
@@ -52,7 +58,9 @@ impl StepRunner for Watched {
     ) -> Result<(), StepError> {
         self.step(input, output)?;
         let before = self.arrived();
-        beside();
+        if !self.is_silent {
+            beside();
+        }
         let after = self.arrived();
         self.arrivals.lock().unwrap().push((before, after));
         Ok(())
@@ -63,11 +71,12 @@ impl StepRunner for Watched {
     }
 }
 
-#[tokio::test]
-async fn what_a_step_gave_is_sent_while_the_next_one_runs_and_the_last_at_once() {
+/// Runs a request of four tokens; the tokens, and what had arrived in each step.
+async fn watch(is_silent: bool) -> (Vec<u32>, Arrivals) {
     let (stream, tokens, arrivals) = (Arc::default(), Arc::default(), Arc::default());
     let runner = Watched {
         runner: ScriptedRunner::hashed(capacity()),
+        is_silent,
         stream: Arc::clone(&stream),
         tokens: Arc::clone(&tokens),
         arrivals: Arc::clone(&arrivals),
@@ -79,10 +88,28 @@ async fn what_a_step_gave_is_sent_while_the_next_one_runs_and_the_last_at_once()
     }
     engine.shutdown(Duration::from_secs(60)).await;
     let mut stream = stream.lock().unwrap().take().unwrap();
-    let Some(TokenEvent::Token { id, .. }) = stream.try_recv() else { panic!("the last") };
-    assert!(matches!(stream.try_recv(), Some(TokenEvent::Finished { .. })));
-    let mut tokens = tokens.lock().unwrap();
-    tokens.push(id);
-    assert_eq!(*tokens, hashed_answer(&prompt(1, 5), 4));
-    assert_eq!(*arrivals.lock().unwrap(), [(0, 0), (0, 1), (1, 2), (2, 3)]);
+    let mut tokens = tokens.lock().unwrap().clone();
+    loop {
+        match stream.try_recv() {
+            Some(TokenEvent::Token { id, .. }) => tokens.push(id),
+            Some(TokenEvent::Finished { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let arrivals = arrivals.lock().unwrap().clone();
+    (tokens, arrivals)
+}
+
+#[tokio::test]
+async fn what_a_step_gave_is_sent_while_the_next_one_runs_and_the_last_at_once() {
+    let (tokens, arrivals) = watch(false).await;
+    assert_eq!(tokens, hashed_answer(&prompt(1, 5), 4));
+    assert_eq!(arrivals, [(0, 0), (0, 1), (1, 2), (2, 3)]);
+}
+
+#[tokio::test]
+async fn a_step_without_time_beside_it_holds_events_back_no_longer_than_it_runs() {
+    let (tokens, arrivals) = watch(true).await;
+    assert_eq!(tokens, hashed_answer(&prompt(1, 5), 4));
+    assert_eq!(arrivals, [(0, 0), (0, 0), (1, 1), (2, 2)]);
 }

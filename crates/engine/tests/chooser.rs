@@ -28,6 +28,10 @@ impl StepRunner for Chooser {
         self.runner.capacity()
     }
 
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
     fn chooses_tokens(&self) -> bool {
         true
     }
