@@ -12,15 +12,18 @@ use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
 use rayon::prelude::*;
 
+use crate::cpu::CpuOps;
 use crate::cpu::cache::{CpuCache, unpack_kv};
 use crate::cpu::heads::{HEADS, Heads, KEY_BLOCK, KvRow};
 use crate::cpu::rope::Rotation;
 use crate::cpu::tensor::HostTensor;
-use crate::cpu::{CpuOps, INLINE_WORK};
 use crate::layer::AttentionWeights;
-use crate::{Batch, KvFormat, OpError, SequenceSlice};
+use crate::{Batch, OpError, SequenceSlice};
 
 use super::indexer::Selection;
+
+/// Rows that are worth a thread of their own to unpack: some microseconds.
+const UNPACKED: usize = 32;
 
 /// Multiply-adds from which one row's heads are shared among threads: about 10 us of one.
 const SHARED_WORK: usize = 128 * 1024;
@@ -135,13 +138,17 @@ impl CpuOps {
         let own = &own[row + 1 - (position + 1 - window_first - cached.len())..=row];
         let window: Vec<&KvRow> = cached.iter().chain(own).collect();
         let mut gathered = GATHERED.take();
-        gathered.clear();
-        if let (LayerKind::Csa, Some(selection)) = (kind, selection) {
-            for &entry in &selection.rows[row] {
-                let stored = cache.entry(layer, batch.blocks_of(sequence), entry as usize);
-                push_row(&mut gathered, cache.spec.kv, stored);
-            }
-        }
+        let chosen = match (kind, selection) {
+            (LayerKind::Csa, Some(selection)) => &selection.rows[row][..],
+            _ => &[],
+        };
+        // Every row is written below; what an earlier call left is not cleared first.
+        gathered.resize(chosen.len(), [0.0; HEAD_DIM]);
+        let blocks = batch.blocks_of(sequence);
+        unpack_rows(&mut gathered, sequence.n_tokens == 1, |index, row| {
+            let stored = cache.entry(layer, blocks, chosen[index] as usize);
+            unpack_kv(cache.spec.kv, stored, row);
+        });
         let compressed: Vec<&KvRow> = match kind {
             LayerKind::Hca => keys.entries[..kind.n_entries(position + 1)].iter().collect(),
             _ => gathered.iter().collect(),
@@ -207,30 +214,28 @@ impl SequenceKeys {
         self.first = (positions.start + 1).saturating_sub(WINDOW);
         // Every row is written below; what an earlier call left is not cleared first.
         self.window.resize(positions.start - self.first, [0.0; HEAD_DIM]);
-        for (position, row) in (self.first..).zip(&mut self.window) {
-            unpack_kv(format, cache.window_row(layer, sequence.slot as usize, position), row);
-        }
+        let (first, slot) = (self.first, sequence.slot as usize);
+        unpack_rows(&mut self.window, true, |index, row| {
+            unpack_kv(format, cache.window_row(layer, slot, first + index), row);
+        });
         let n_entries = match cache.layers[layer].kind {
             kind @ LayerKind::Hca => kind.n_entries(positions.end),
             LayerKind::Window | LayerKind::Csa => 0,
         };
         self.entries.resize(n_entries, [0.0; HEAD_DIM]);
-        let unpack = |(entry, row): (usize, &mut KvRow)| {
+        unpack_rows(&mut self.entries, true, |entry, row| {
             unpack_kv(format, cache.entry(layer, blocks, entry), row);
-        };
-        if n_entries * HEAD_DIM < INLINE_WORK {
-            self.entries.iter_mut().enumerate().for_each(unpack);
-        } else {
-            self.entries.par_iter_mut().enumerate().for_each(unpack);
-        }
+        });
     }
 }
 
-/// Unpacks one more row.
-fn push_row(rows: &mut Vec<KvRow>, format: KvFormat, stored: &[u8]) {
-    rows.push([0.0; HEAD_DIM]);
-    if let Some(row) = rows.last_mut() {
-        unpack_kv(format, stored, row);
+/// Runs `unpack` for every row; on all threads if it `may` and there are enough.
+fn unpack_rows(rows: &mut [KvRow], may: bool, unpack: impl Fn(usize, &mut KvRow) + Sync) {
+    if may && rows.len() >= 2 * UNPACKED {
+        let rows = rows.par_iter_mut().enumerate().with_min_len(UNPACKED);
+        rows.for_each(|(index, row)| unpack(index, row));
+    } else {
+        rows.iter_mut().enumerate().for_each(|(index, row)| unpack(index, row));
     }
 }
 

@@ -6,6 +6,7 @@
 //! Source: `Indexer.forward` of the official release.
 
 use fathom_core::model_config::INDEX_HEAD_DIM;
+use rayon::prelude::*;
 
 use crate::cpu::cache::{CpuCache, unpack_key};
 use crate::cpu::isa::{GROUP, Isa, LANES, Lanes, Level, Task};
@@ -22,6 +23,8 @@ pub struct Selection {
 
 /// Rows that share one pass over the keys.
 const ROW_TILE: usize = 8;
+/// Multiply-adds that are worth a thread of their own: about 20 us of one.
+const PARALLEL_WORK: usize = 1024 * 1024;
 /// Keys unpacked at a time.
 const KEY_TILE: usize = 64;
 
@@ -116,25 +119,38 @@ impl CpuOps {
                 if n_keys <= weights.top_k {
                     return (0..n_rows).map(|row| (0..candidates(row) as u32).collect()).collect();
                 }
-                let mut scores = vec![vec![0.0; n_keys]; n_rows];
-                let mut keys = [[0.0; INDEX_HEAD_DIM]; KEY_TILE];
-                for start in (0..n_keys).step_by(KEY_TILE) {
-                    let n = KEY_TILE.min(n_keys - start);
+                // For each tile of keys, the scores of each row.
+                let mut scores = vec![0.0; n_rows * n_keys];
+                let score_keys = |(tile, scores): (usize, &mut [f32])| {
+                    let (start, n) = (tile * KEY_TILE, scores.len() / n_rows);
+                    let mut keys = [[0.0; INDEX_HEAD_DIM]; KEY_TILE];
                     for (offset, key) in keys[..n].iter_mut().enumerate() {
                         let stored = cache.key(layer, blocks, start + offset);
                         unpack_key(cache.spec.index_keys, stored, key);
                     }
-                    for (row, scores) in scores.iter_mut().enumerate() {
+                    for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
                         let row = sequence.row as usize + first + row;
                         let (q, weights) = (queries.row(row), head_weights.row(row));
-                        let (keys, scores) = (&keys[..n], &mut scores[start..start + n]);
-                        Level::best().run(Score { q, weights, keys, scores });
+                        Level::best().run(Score { q, weights, keys: &keys[..n], scores });
                     }
-                }
-                let choose = |(row, scores): (usize, &Vec<f32>)| -> Vec<u32> {
-                    top_k(&scores[..candidates(row)], weights.top_k)
                 };
-                scores.iter().enumerate().map(choose).collect::<Vec<_>>()
+                // A single row of a long context has all threads for itself.
+                let tile_work = n_rows * KEY_TILE * weights.n_heads * INDEX_HEAD_DIM;
+                scores
+                    .par_chunks_mut(n_rows * KEY_TILE)
+                    .with_min_len((PARALLEL_WORK / tile_work).max(1))
+                    .enumerate()
+                    .for_each(score_keys);
+                let choose = |row: usize| -> Vec<u32> {
+                    let tiles = scores.chunks(n_rows * KEY_TILE);
+                    let own = tiles.flat_map(|tile| {
+                        let n = tile.len() / n_rows;
+                        &tile[row * n..(row + 1) * n]
+                    });
+                    let own: Vec<f32> = own.copied().take(candidates(row)).collect();
+                    top_k(&own, weights.top_k)
+                };
+                (0..n_rows).map(choose).collect::<Vec<_>>()
             });
             rows.extend(tiles.into_iter().flatten());
         }
