@@ -145,7 +145,7 @@ impl CpuOps {
         // Every row is written below; what an earlier call left is not cleared first.
         gathered.resize(chosen.len(), [0.0; HEAD_DIM]);
         let blocks = batch.blocks_of(sequence);
-        unpack_rows(&mut gathered, sequence.n_tokens == 1, |index, row| {
+        fill_rows(&mut gathered, sequence.n_tokens == 1, |index, row| {
             let stored = cache.entry(layer, blocks, chosen[index] as usize);
             unpack_kv(cache.spec.kv, stored, row);
         });
@@ -215,7 +215,7 @@ impl SequenceKeys {
         // Every row is written below; what an earlier call left is not cleared first.
         self.window.resize(positions.start - self.first, [0.0; HEAD_DIM]);
         let (first, slot) = (self.first, sequence.slot as usize);
-        unpack_rows(&mut self.window, true, |index, row| {
+        fill_rows(&mut self.window, true, |index, row| {
             unpack_kv(format, cache.window_row(layer, slot, first + index), row);
         });
         let n_entries = match cache.layers[layer].kind {
@@ -223,14 +223,14 @@ impl SequenceKeys {
             LayerKind::Window | LayerKind::Csa => 0,
         };
         self.entries.resize(n_entries, [0.0; HEAD_DIM]);
-        unpack_rows(&mut self.entries, true, |entry, row| {
+        fill_rows(&mut self.entries, true, |entry, row| {
             unpack_kv(format, cache.entry(layer, blocks, entry), row);
         });
     }
 }
 
-/// Runs `unpack` for every row; on all threads if it `may` and there are enough.
-fn unpack_rows(rows: &mut [KvRow], may: bool, unpack: impl Fn(usize, &mut KvRow) + Sync) {
+/// Fills every row with `unpack`; on all threads if it `may` and there are enough.
+fn fill_rows(rows: &mut [KvRow], may: bool, unpack: impl Fn(usize, &mut KvRow) + Sync) {
     if may && rows.len() >= 2 * UNPACKED {
         let rows = rows.par_iter_mut().enumerate().with_min_len(UNPACKED);
         rows.for_each(|(index, row)| unpack(index, row));

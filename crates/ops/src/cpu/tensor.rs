@@ -2,6 +2,9 @@
 //!
 //! In mode `bf16` the values are bf16 values stored in f32; operators round where the official
 //! code does, so nothing is lost and nothing is converted back and forth.
+//!
+//! A step makes and drops the same tensors in every layer, so their memory goes through a pool
+//! ([`Values`]); operators that write every value take it as it is.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -47,13 +50,17 @@ impl Pool {
         Some(values)
     }
 
-    /// Keeps `values`; what was there longest has to go when there is no room.
-    fn give(&mut self, values: Vec<f32>) {
+    /// Keeps `values`; what was there longest has to go when there is no room, and is handed back.
+    fn give(&mut self, values: Vec<f32>) -> Vec<Vec<f32>> {
         self.len += values.len();
         self.free.push(values);
+        let mut gone = Vec::new();
         while self.len > MAX_POOLED {
-            self.len -= self.free.remove(0).len();
+            let oldest = self.free.remove(0);
+            self.len -= oldest.len();
+            gone.push(oldest);
         }
+        gone
     }
 }
 
@@ -82,10 +89,11 @@ impl Values {
 
 impl Drop for Values {
     fn drop(&mut self) {
-        if self.memory.len() >= MIN_POOLED
-            && let Ok(mut pool) = POOL.lock()
-        {
-            pool.give(std::mem::take(&mut self.memory));
+        if self.memory.len() >= MIN_POOLED {
+            let memory = std::mem::take(&mut self.memory);
+            // What has to go is freed after the lock.
+            let gone = POOL.lock().map(|mut pool| pool.give(memory));
+            drop(gone);
         }
     }
 }
@@ -226,4 +234,45 @@ pub(crate) fn for_each_row(out: &mut HostTensor, body: impl Fn(usize, &mut [f32]
 /// Rounds every value to bf16, on all threads if there is enough to do.
 pub(crate) fn round_tensor(tensor: &mut HostTensor) {
     for_each_row(tensor, |_, row| round_to_bf16(row));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_gives_what_fits_best_and_never_mostly_unused_memory() {
+        let mut pool = Pool { free: Vec::new(), len: 0 };
+        for len in [100, 60, 40] {
+            assert!(pool.give(vec![0.0; len]).is_empty());
+        }
+        let taken = |pool: &mut Pool, len| pool.take(len).map(|values| values.len());
+        assert_eq!(taken(&mut pool, 41), Some(60));
+        assert_eq!(taken(&mut pool, 41), None, "100 are more than twice as many");
+        assert_eq!(taken(&mut pool, 50), Some(100));
+        assert_eq!((pool.free.len(), pool.len), (1, 40));
+    }
+
+    #[test]
+    fn a_full_pool_lets_go_of_the_oldest() {
+        let mut pool = Pool { free: Vec::new(), len: 0 };
+        let half = MAX_POOLED / 2;
+        assert!(pool.give(vec![0.0; half]).is_empty());
+        assert!(pool.give(vec![0.0; half - 1]).is_empty());
+        let gone: Vec<usize> = pool.give(vec![0.0; 2]).iter().map(Vec::len).collect();
+        assert_eq!((gone, pool.len), (vec![half], half + 1));
+    }
+
+    #[test]
+    fn a_tensor_shows_nothing_of_the_one_that_had_its_memory() {
+        let cols = 2 * MIN_POOLED;
+        let mut old = HostTensor::unset(1, cols);
+        old.data.fill(7.0);
+        drop(old);
+        let new = HostTensor::zeros(1, cols - 5);
+        assert_eq!(new.data.len(), cols - 5);
+        assert!(new.data.iter().all(|value| *value == 0.0));
+        assert_eq!(new, new.clone());
+        assert_eq!(Vec::from(new.data).len(), cols - 5);
+    }
 }

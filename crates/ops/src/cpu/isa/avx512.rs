@@ -16,6 +16,34 @@ impl Avx512 {
             && is_x86_feature_detected!("fma");
         has.then_some(Self(()))
     }
+
+    /// The first half of a sum of lanes, for four accumulators at once: four lanes of the first, third,
+    /// second and fourth each. Each round adds the halves of runs of lanes, those of two accumulators
+    /// at once: one shuffle lines up what a blend left crossed.
+    #[inline(always)]
+    fn fours(self, acc: &[Lanes; GROUP]) -> __m512 {
+        let (a, b) = (self.load(&acc[0], 0), self.load(&acc[1], 0));
+        let (c, d) = (self.load(&acc[2], 0), self.load(&acc[3], 0));
+        // SAFETY: the CPU has AVX-512F.
+        unsafe {
+            // Lanes i and i + 8.
+            let ab = _mm512_add_ps(
+                _mm512_mask_blend_ps(0xff00, a, b),
+                _mm512_shuffle_f32x4::<0x4e>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_mask_blend_ps(0xff00, c, d),
+                _mm512_shuffle_f32x4::<0x4e>(c, d),
+            );
+            // i and i + 4.
+            let order =
+                _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+            _mm512_add_ps(
+                _mm512_mask_blend_ps(0xf0f0, ab, cd),
+                _mm512_permutex2var_ps(ab, order, cd),
+            )
+        }
+    }
 }
 
 impl Isa for Avx512 {
@@ -150,29 +178,11 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn sum(self, acc: &[Lanes; GROUP]) -> [f32; GROUP] {
+        let fours = self.fours(acc);
         // SAFETY: the CPU has AVX-512F; `out` has the 16 bytes of an unaligned store.
         unsafe {
-            let (a, b) = (self.load(&acc[0], 0), self.load(&acc[1], 0));
-            let (c, d) = (self.load(&acc[2], 0), self.load(&acc[3], 0));
-            // Each round adds the halves of runs of lanes, those of two accumulators at once: one
-            // shuffle lines up what a blend left crossed. Lanes i and i + 8:
-            let ab = _mm512_add_ps(
-                _mm512_mask_blend_ps(0xff00, a, b),
-                _mm512_shuffle_f32x4::<0x4e>(a, b),
-            );
-            let cd = _mm512_add_ps(
-                _mm512_mask_blend_ps(0xff00, c, d),
-                _mm512_shuffle_f32x4::<0x4e>(c, d),
-            );
-            // i and i + 4: now four lanes of a, c, b and d each.
-            let order =
-                _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
-            let acbd = _mm512_add_ps(
-                _mm512_mask_blend_ps(0xf0f0, ab, cd),
-                _mm512_permutex2var_ps(ab, order, cd),
-            );
             // i and i + 2, i and i + 1.
-            let pairs = _mm512_add_ps(acbd, _mm512_permute_ps::<0x4e>(acbd));
+            let pairs = _mm512_add_ps(fours, _mm512_permute_ps::<0x4e>(fours));
             let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
             let mut out = [0.0; 4];
             let first = _mm512_setr_epi32(0, 8, 4, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -184,30 +194,12 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn sum_all(self, acc: &[Lanes; LANES], out: &mut [f32]) {
+        let (groups, _) = acc.as_chunks::<GROUP>();
+        let (a, b) = (self.fours(&groups[0]), self.fours(&groups[1]));
+        let (c, d) = (self.fours(&groups[2]), self.fours(&groups[3]));
         // SAFETY: the CPU has AVX-512F; the stores have the 64 bytes that they write.
         unsafe {
-            // As in `sum`, rounds that halve the number of vectors: lanes i and i + 8, i and i + 4.
-            let mut fours = [_mm512_setzero_ps(); 4];
-            let order =
-                _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
-            for i in 0..4 {
-                let (a, b) = (self.load(&acc[4 * i], 0), self.load(&acc[4 * i + 1], 0));
-                let (c, d) = (self.load(&acc[4 * i + 2], 0), self.load(&acc[4 * i + 3], 0));
-                let ab = _mm512_add_ps(
-                    _mm512_mask_blend_ps(0xff00, a, b),
-                    _mm512_shuffle_f32x4::<0x4e>(a, b),
-                );
-                let cd = _mm512_add_ps(
-                    _mm512_mask_blend_ps(0xff00, c, d),
-                    _mm512_shuffle_f32x4::<0x4e>(c, d),
-                );
-                fours[i] = _mm512_add_ps(
-                    _mm512_mask_blend_ps(0xf0f0, ab, cd),
-                    _mm512_permutex2var_ps(ab, order, cd),
-                );
-            }
             // i and i + 2.
-            let [a, b, c, d] = fours;
             let ab =
                 _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps::<0x4e>(a, b));
             let cd =
