@@ -83,7 +83,7 @@ def experts_get_their_pairs_in_whole_blocks(_fathom: str) -> None:
     n_pairs, n_experts, block = 18, 5, 4
     counts = [sum(expert_of(pair, n_experts) == e for pair in range(n_pairs)) for e in range(n_experts)]
     assert sum(counts) == n_pairs and max(counts) - min(counts) <= 1, counts
-    pairs, experts = expert_blocks(counts, block)
+    pairs, experts = expert_blocks(n_pairs, n_experts, block)
     assert len(pairs) == block * len(experts), (pairs, experts)
     assert sorted(pair for pair in pairs if pair < n_pairs) == list(range(n_pairs)), pairs
     for at, pair in enumerate(pairs):

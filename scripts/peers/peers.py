@@ -206,10 +206,9 @@ def deepgemm_index(shape: dict, folder: Path):
     return rotating([lambda cache=cache: select(cache) for cache in caches])
 
 
-def expert_blocks(counts: list[int], block: int) -> tuple[list[int], list[int]]:
-    """Pairs of token and expert as Marlin takes them, given each expert's number of pairs: pairs grouped
-    by expert, each group padded to whole blocks, and the expert of each block."""
-    n_experts, n_pairs = len(counts), sum(counts)
+def expert_blocks(n_pairs: int, n_experts: int, block: int) -> tuple[list[int], list[int]]:
+    """Pairs of token and expert as Marlin takes them: grouped by expert, each group padded to whole
+    blocks, and the expert of each block."""
     pairs, experts = [], []
     for expert in range(n_experts):
         own = [pair for pair in range(n_pairs) if expert_of(pair, n_experts) == expert]
@@ -228,12 +227,10 @@ def marlin_experts(shape: dict, folder: Path):
     library(torch, folder / "marlin", "_moe_C")
     rows, width, channels = shape["rows"], shape["width"], shape["channels"]
     n_experts, top_k = shape["n_experts"], shape["top_k"]
-    counts = [0] * n_experts
-    for pair in range(rows * top_k):
-        counts[expert_of(pair, n_experts)] += 1
     # The block that vLLM chooses.
     block = next((b for b in (8, 16, 32, 48) if rows * top_k / n_experts / b < 0.9), 64)
-    pairs, experts = (torch.tensor(x, device="cuda", dtype=torch.int32) for x in expert_blocks(counts, block))
+    blocks = expert_blocks(rows * top_k, n_experts, block)
+    pairs, experts = (torch.tensor(x, device="cuda", dtype=torch.int32) for x in blocks)
     n_padded = torch.tensor([len(pairs)], device="cuda", dtype=torch.int32)
     routing = torch.rand(rows, top_k, device="cuda")
     n_units = torch.cuda.get_device_properties(0).multi_processor_count
