@@ -10,7 +10,7 @@
 mod model;
 mod sanitize;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -171,11 +171,15 @@ fn report(gpu: &Gpu, args: &DeviceCheckArgs, outcomes: &[Outcome]) -> Result<()>
             "seed": args.seed,
             "cases": outcomes.iter().map(Outcome::json).collect::<Vec<_>>(),
         });
-        let text = serde_json::to_string_pretty(&result)? + "\n";
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        write_json(file, &result)?;
     }
     ensure!(n_failed == 0, "{n_failed} of {} cases failed", outcomes.len());
     Ok(())
+}
+
+fn write_json(file: &Path, result: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(result)? + "\n";
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]

@@ -74,8 +74,7 @@ pub(super) fn run(args: &DeviceCheckArgs) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"),
             "tools": reports.iter().map(Report::json).collect::<Vec<_>>(),
         });
-        let text = serde_json::to_string_pretty(&result)? + "\n";
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        super::write_json(file, &result)?;
     }
     let bad = reports.iter().filter(|report| report.verdict != Verdict::Clean).count();
     ensure!(bad == 0, "{bad} of {} tools are not content", reports.len());
