@@ -218,7 +218,7 @@ impl StepLoop {
             let started = Instant::now();
             self.scheduler.limit_prefill(self.pace.allowed());
             self.scheduler.plan(started - self.epoch, &mut self.plan);
-            self.report_ended(started, None);
+            self.keep_ended(started, None);
             // Before the step, which may overwrite what is copied.
             if let Err(error) = self.copies.copy_down(&mut self.scheduler, self.runner.as_mut()) {
                 self.fail_step(&error)?;
@@ -268,7 +268,7 @@ impl StepLoop {
                 Ok(Command::Submit(submission)) => self.submit(*submission),
                 Ok(Command::Cancel(id)) => {
                     self.scheduler.cancel(id);
-                    self.report_ended(Instant::now(), None);
+                    self.keep_ended(Instant::now(), None);
                 }
                 Ok(Command::Shutdown { deadline }) => {
                     // A second, more impatient order counts.
@@ -283,7 +283,6 @@ impl StepLoop {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.scheduler.fail_all();
             self.report_ended(Instant::now(), Some(&GenerateError::ShuttingDown));
-            self.outbox.send(&mut self.requests);
             return Ok(false);
         }
         Ok(true)
@@ -382,7 +381,7 @@ impl StepLoop {
         self.pace.observe(self.plan.n_tokens(), self.plan.n_prefill_tokens(), started.elapsed());
         let took = started.elapsed();
         self.count_step(n_sampled, took, model);
-        self.report_ended(Instant::now(), None);
+        self.keep_ended(Instant::now(), None);
         if !self.runner.runs_ahead() {
             self.outbox.send(&mut self.requests);
         }
@@ -456,7 +455,6 @@ impl StepLoop {
         self.scheduler.abort(&self.plan);
         if matches!(error, StepError::Step { .. }) {
             self.report_ended(Instant::now(), Some(&cause));
-            self.outbox.send(&mut self.requests);
             return Ok(());
         }
         self.lose_device(error)
@@ -466,9 +464,8 @@ impl StepLoop {
     fn lose_device(&mut self, error: &StepError) -> Result<(), StepError> {
         let cause = GenerateError::StepFailed { message: error.to_string() };
         self.scheduler.fail_running();
-        self.report_ended(Instant::now(), Some(&cause));
         // A reset may wait for ranks.
-        self.outbox.send(&mut self.requests);
+        self.report_ended(Instant::now(), Some(&cause));
         guard(|| self.runner.reset())
     }
 
@@ -477,12 +474,17 @@ impl StepLoop {
         self.scheduler.fail_all();
         let cause = GenerateError::StepFailed { message: error.to_string() };
         self.report_ended(Instant::now(), Some(&cause));
+    }
+
+    /// As [`StepLoop::keep_ended`], and sends everything: what follows may take its time.
+    fn report_ended(&mut self, now: Instant, cause: Option<&GenerateError>) {
+        self.keep_ended(now, cause);
         self.outbox.send(&mut self.requests);
     }
 
-    /// Keeps the final events of the sequences that left the scheduler. Those that failed without a
-    /// reason of their own did so because of `cause`.
-    fn report_ended(&mut self, now: Instant, cause: Option<&GenerateError>) {
+    /// Keeps the final events of the sequences that left the scheduler, to be sent. Those that failed
+    /// without a reason of their own did so because of `cause`.
+    fn keep_ended(&mut self, now: Instant, cause: Option<&GenerateError>) {
         self.scheduler.take_ended(&mut self.ended);
         if self.ended.is_empty() {
             return;
