@@ -13,6 +13,7 @@ use std::slice;
 use super::format::{Bf16, F32, Format, Fp4, Fp8};
 use super::linear::{CpuLinear, RowCodes, Stored};
 use super::output::Rectangle;
+use super::single::single;
 use crate::cpu::isa::Portable;
 use crate::cpu::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 
@@ -21,7 +22,7 @@ use crate::cpu::isa::{Block, GROUP, Isa, LANES, Lanes, RAW_BYTES, STEPS, Task};
 pub(super) const STRIP: usize = LANES;
 /// Rows of `x` of a panel: with some blocks of a strip they fit the L1 cache.
 pub(super) const PANEL_TOKENS: usize = 12;
-/// Blocks of weight rows that are multiplied four at a time with a single row of `x`.
+/// Blocks of weight rows that a single row of `x` meets in one go.
 const SHORT_BLOCKS: usize = 8;
 /// Blocks that go through a tile before the next tile's do.
 const TILE_BLOCKS: usize = 2;
@@ -31,7 +32,7 @@ const SHARED_BLOCKS: usize = 1024;
 const CHUNK_BLOCKS: usize = 32;
 /// How far ahead of a row's decoding its codes are asked for: memory answers late, and streams of
 /// a few kilobytes end before the CPU's own prefetcher has seen them.
-const AHEAD_BYTES: usize = 8192;
+pub(super) const AHEAD_BYTES: usize = 8192;
 /// The same for strips, in blocks.
 const AHEAD_BLOCKS: usize = 4;
 
@@ -92,8 +93,7 @@ fn product<I: Isa, F: Format>(isa: I, mut args: Product<'_>) {
         let tokens = first..args.tokens.end.min(first + panels * args.panel_tokens);
         let x = &args.x[first * n_blocks..tokens.end * n_blocks];
         match tokens.len() {
-            // Short weight rows: what a row costs besides its blocks is shared.
-            1 if n_blocks <= SHORT_BLOCKS => few::<I, F, 4, 1>(isa, &mut args, x, first),
+            1 if n_blocks <= SHORT_BLOCKS => single::<I, F>(isa, &mut args, x, first),
             // One weight row after the other: the codes are one stream.
             1 => few::<I, F, 1, 1>(isa, &mut args, x, first),
             // More at once, so that loads of x are shared: as many as registers hold.
@@ -204,13 +204,29 @@ impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
                 run[r] = &codes[r].whole[whole.clone()];
                 run_scales[r] = &scales[r][whole.clone()];
             }
-            self.add_blocks(isa, part, run, run_scales, &self.x[..whole.len()], &mut sums);
+            add_blocks::<I, F, N, M>(
+                isa,
+                part,
+                self.ahead,
+                run,
+                run_scales,
+                &self.x[..whole.len()],
+                &mut sums,
+            );
             if whole.end < self.blocks.end {
                 for r in 0..N {
                     run[r] = codes[r].padded.map_or(&[][..], slice::from_ref);
                     run_scales[r] = &scales[r][whole.end..];
                 }
-                self.add_blocks(isa, part, run, run_scales, &self.x[whole.len()..], &mut sums);
+                add_blocks::<I, F, N, M>(
+                    isa,
+                    part,
+                    self.ahead,
+                    run,
+                    run_scales,
+                    &self.x[whole.len()..],
+                    &mut sums,
+                );
             }
             for r in 0..N {
                 for m in 0..M {
@@ -219,52 +235,50 @@ impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
             }
         }
     }
+}
 
-    /// Adds a run of blocks of `N` weight rows times `x` to `sums`.
-    #[inline(always)]
-    fn add_blocks<I: Isa, const N: usize>(
-        &self,
-        isa: I,
-        part: usize,
-        codes: [&[F::Codes]; N],
-        scales: [&[F::Scale]; N],
-        x: &[[Block; M]],
-        sums: &mut [[I::Vector; M]; N],
-    ) {
-        for r in 0..N {
-            assert!(
-                codes[r].len() == x.len() && scales[r].len() == x.len(),
-                "runs are equally long"
-            );
-        }
-        for (block, x) in x.iter().enumerate() {
-            let mut partial = [[isa.zero(); M]; N];
-            for q in 0..F::RAWS {
-                let mut raw = [F::load(isa, &codes[0][block].as_ref()[q], part); N];
+/// Adds a run of blocks of `N` weight rows times `M` rows of `x` to `sums`. Codes `ahead` bytes further
+/// will be needed next.
+#[inline(always)]
+pub(super) fn add_blocks<I: Isa, F: Format, const N: usize, const M: usize>(
+    isa: I,
+    part: usize,
+    ahead: usize,
+    codes: [&[F::Codes]; N],
+    scales: [&[F::Scale]; N],
+    x: &[[Block; M]],
+    sums: &mut [[I::Vector; M]; N],
+) {
+    for r in 0..N {
+        assert!(codes[r].len() == x.len() && scales[r].len() == x.len(), "runs are equally long");
+    }
+    for (block, x) in x.iter().enumerate() {
+        let mut partial = [[isa.zero(); M]; N];
+        for q in 0..F::RAWS {
+            let mut raw = [F::load(isa, &codes[0][block].as_ref()[q], part); N];
+            for r in 0..N {
+                let codes = &codes[r][block].as_ref()[q];
+                raw[r] = F::load(isa, codes, part);
+                isa.prefetch(codes.as_ptr().wrapping_add(ahead));
+            }
+            for j in 0..F::RAW_STEPS {
+                let step = q * F::RAW_STEPS + j;
+                let mut w = [isa.zero(); N];
                 for r in 0..N {
-                    let codes = &codes[r][block].as_ref()[q];
-                    raw[r] = F::load(isa, codes, part);
-                    isa.prefetch(codes.as_ptr().wrapping_add(self.ahead));
+                    w[r] = F::decode(isa, raw[r], j);
                 }
-                for j in 0..F::RAW_STEPS {
-                    let step = q * F::RAW_STEPS + j;
-                    let mut w = [isa.zero(); N];
+                for m in 0..M {
+                    let x = isa.load(&x[m].0[step], part);
                     for r in 0..N {
-                        w[r] = F::decode(isa, raw[r], j);
-                    }
-                    for m in 0..M {
-                        let x = isa.load(&x[m].0[step], part);
-                        for r in 0..N {
-                            partial[r][m] = multiply_add(isa, step, w[r], x, partial[r][m]);
-                        }
+                        partial[r][m] = multiply_add(isa, step, w[r], x, partial[r][m]);
                     }
                 }
             }
-            for r in 0..N {
-                let scale = F::scale(isa, scales[r][block], part);
-                for m in 0..M {
-                    sums[r][m] = isa.fma(partial[r][m], scale, sums[r][m]);
-                }
+        }
+        for r in 0..N {
+            let scale = F::scale(isa, scales[r][block], part);
+            for m in 0..M {
+                sums[r][m] = isa.fma(partial[r][m], scale, sums[r][m]);
             }
         }
     }

@@ -24,6 +24,7 @@ mod output;
 mod pack;
 pub mod probe;
 mod run;
+mod single;
 #[cfg(test)]
 mod tests;
 

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::cpu::isa::{GROUP, LANES};
+use crate::cpu::isa::GROUP;
 
 /// `[n_tokens, n_rows]`, row-major, to be handed out in rectangles.
 #[derive(Debug)]
@@ -54,12 +54,12 @@ pub(super) struct Rectangle<'a> {
 }
 
 impl Rectangle<'_> {
-    /// The weight rows `rows` of token `token`, at most 16.
+    /// The weight rows `rows` of token `token`.
     #[inline(always)]
     pub(super) fn run(&mut self, token: usize, rows: Range<usize>) -> &mut [f32] {
         let inside = self.tokens.contains(&token) && self.rows.start <= rows.start;
         assert!(inside && rows.end <= self.rows.end, "outside the rectangle");
-        assert!(rows.start < rows.end && rows.len() <= LANES, "a run of rows");
+        assert!(rows.start < rows.end, "a run of rows");
         // SAFETY: the assertions keep the run inside the rectangle, which is inside the output, and
         // nobody else has a part of it.
         unsafe {
