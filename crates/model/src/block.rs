@@ -32,6 +32,14 @@ impl<O: Ops> Pass<'_, O> {
     pub fn see(&mut self, layer: usize, seen: Seen<'_, O>) -> Result<(), OpError> {
         self.probe.see(self.ops, layer, seen)
     }
+
+    /// The rows of `tensor [T, ..]` whose logits are wanted.
+    ///
+    /// # Errors
+    /// What the operator fails with.
+    pub fn wanted(&self, tensor: O::Tensor) -> Result<O::Tensor, OpError> {
+        Ok(self.ops.wanted_rows(&tensor, self.step)?.unwrap_or(tensor))
+    }
 }
 
 /// `Block` of the official code.
@@ -82,9 +90,40 @@ impl<O: Ops> Block<O> {
         pass.see(layer, Seen::FfnOut(&y))?;
         Ok((y, pre.mix))
     }
+
+    /// [`forward`](Self::forward) of the last block: what follows the cache rows, for the rows whose
+    /// logits are wanted alone. Their copies `[W, 4 * D]`.
+    fn finish(
+        &self,
+        pass: &mut Pass<'_, O>,
+        layer: usize,
+        x: O::Tensor,
+        pre: HcPre<O::Tensor>,
+    ) -> Result<O::Tensor, ModelError> {
+        let y = self.attn.forward_wanted(pass, layer, &pre.normed)?;
+        let mut x = pass.wanted(x)?;
+        if pass.ops.shape(&x).0 == 0 {
+            return Ok(x);
+        }
+        let HcMix { post, comb } = pre.mix;
+        let mix = HcMix { post: pass.wanted(post)?, comb: pass.wanted(comb)? };
+        let pre = self.hc_ffn.follow(pass.ops, &mut x, &y, &mix)?;
+        let y = self.ffn.forward(pass, layer, &pre.normed)?;
+        Ok(pass.ops.hc_post(&x, &y, &pre.mix)?)
+    }
 }
 
-/// Runs `blocks`, each with the number of its layer, over the copies `x [T, 4 * D]`.
+/// Rows that anybody looks at after the last block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All.
+    All,
+    /// Those whose logits are wanted; there may be none.
+    Wanted,
+}
+
+/// Runs `blocks`, each with the number of its layer, over the copies `x [T, 4 * D]`: the copies of the
+/// rows of `outcome`. Every row of the step enters the cache of every block.
 ///
 /// # Errors
 /// What the operators or the probe fail with.
@@ -92,11 +131,15 @@ pub fn run_blocks<'b, O: Ops>(
     blocks: impl IntoIterator<Item = (usize, &'b Block<O>)>,
     pass: &mut Pass<'_, O>,
     mut x: O::Tensor,
+    outcome: Outcome,
 ) -> Result<O::Tensor, ModelError> {
     let mut blocks = blocks.into_iter().peekable();
     let Some((_, first)) = blocks.peek() else { return Ok(x) };
     let mut pre = first.hc_attn.enter(pass.ops, &x)?;
     while let Some((layer, block)) = blocks.next() {
+        if outcome == Outcome::Wanted && blocks.peek().is_none() {
+            return block.finish(pass, layer, x, pre);
+        }
         let (y, mix) = block.forward(pass, layer, &mut x, &pre)?;
         if let Some((_, next)) = blocks.peek() {
             pre = next.hc_attn.follow(pass.ops, &mut x, &y, &mix)?;

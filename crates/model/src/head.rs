@@ -4,6 +4,7 @@ use fathom_ops::layer::{HcHead, Norm};
 use fathom_ops::{Communicator, OpError, Ops};
 
 use crate::ModelError;
+use crate::block::Outcome;
 use crate::load::Loader;
 
 /// The collapse of the copies and the norm after it; the model and each MTP block have their own.
@@ -30,7 +31,8 @@ impl<O: Ops> Head<O> {
         Ok(Self { hc_head, norm: loader.norm(&format!("{prefix}norm"))? })
     }
 
-    /// f32 logits `[n, V]` of the rows of `x [T, 4 * D]` that `step` wants; at least one.
+    /// f32 logits `[W, V]` of the rows that `step` wants, at least one; `x [.., 4 * D]` are the copies of
+    /// the rows of `outcome`.
     ///
     /// # Errors
     /// What the operators fail with.
@@ -39,10 +41,14 @@ impl<O: Ops> Head<O> {
         ops: &O,
         head: &O::Linear,
         x: &O::Tensor,
+        outcome: Outcome,
         step: &O::Step,
         comm: &dyn Communicator,
     ) -> Result<O::Tensor, OpError> {
-        let selected = ops.wanted_rows(x, step)?;
+        let selected = match outcome {
+            Outcome::All => ops.wanted_rows(x, step)?,
+            Outcome::Wanted => None,
+        };
         let hidden = ops.hc_head(selected.as_ref().unwrap_or(x), &self.hc_head, &self.norm)?;
         ops.logits(head, &hidden, comm)
     }

@@ -10,7 +10,7 @@ use fathom_core::{LayerKind, RouterKind};
 use fathom_ops::Ops;
 use fathom_ops::layer::MtpInputWeights;
 
-use crate::block::{Block, run_blocks};
+use crate::block::{Block, Outcome, run_blocks};
 use crate::head::Head;
 use crate::load::Loader;
 use crate::{ModelError, Pass};
@@ -57,6 +57,6 @@ impl<O: Ops> MtpBlock<O> {
         x: &O::Tensor,
     ) -> Result<O::Tensor, ModelError> {
         let x0 = pass.ops.mtp_input(&self.input, embed, pass.step, x)?;
-        run_blocks([(self.layer, &self.block[0])], pass, x0)
+        run_blocks([(self.layer, &self.block[0])], pass, x0, Outcome::All)
     }
 }

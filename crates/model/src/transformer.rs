@@ -10,7 +10,7 @@ use fathom_core::{LayerKind, ModelConfig, Rank, TokenId};
 use fathom_ops::{Backend, Batch, CacheSpec, Communicator, OpError, Ops, PassOutput};
 use fathom_weights::Checkpoint;
 
-use crate::block::{Block, run_blocks};
+use crate::block::{Block, Outcome, run_blocks};
 use crate::head::Head;
 use crate::load::Loader;
 use crate::{LoadOptions, LoadProgress, ModelError, MtpBlock, NoProbe, Pass, Probe};
@@ -145,12 +145,15 @@ impl<O: Ops> Transformer<O> {
         let watches = probe.watches();
         let step = &if watches { ops.prepare_exact_step(batch)? } else { ops.prepare_step(batch)? };
         let wants_logits = !batch.logit_rows.is_empty();
+        let needs_all = watches || wants_copies || batch.wants_all_rows();
+        let outcome =
+            if needs_all || !ops.takes_wanted_rows() { Outcome::All } else { Outcome::Wanted };
         let mut run = |cache: &mut O::Cache| {
             let x = ops.embed(&self.embed, step)?;
             let pass = &mut Pass { ops, step, cache, comm, probe };
-            let x = run_blocks(self.layers.iter().enumerate(), pass, x)?;
+            let x = run_blocks(self.layers.iter().enumerate(), pass, x, outcome)?;
             let logits = wants_logits
-                .then(|| self.norm_head.logits(ops, &self.head, &x, step, comm))
+                .then(|| self.norm_head.logits(ops, &self.head, &x, outcome, step, comm))
                 .transpose()?;
             Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
         };
@@ -173,7 +176,7 @@ impl<O: Ops> Transformer<O> {
         let x = ops.embed(&self.embed, step)?;
         let pass = &mut Pass { ops, step, cache, comm, probe: &mut NoProbe };
         let chosen = layers.iter().filter_map(|&layer| Some((layer, self.layers.get(layer)?)));
-        run_blocks(chosen, pass, x)
+        run_blocks(chosen, pass, x, Outcome::All)
     }
 
     /// Runs the MTP block over the rows of `batch`, whose tokens are ignored: row `t` reads
@@ -210,7 +213,7 @@ impl<O: Ops> Transformer<O> {
             let pass = &mut Pass { ops, step, cache, comm, probe };
             let x = mtp.forward(pass, &self.embed, &x)?;
             let logits = wants_logits
-                .then(|| mtp.head.logits(ops, &self.head, &x, step, comm))
+                .then(|| mtp.head.logits(ops, &self.head, &x, Outcome::All, step, comm))
                 .transpose()?;
             Ok(PassOutput { logits, copies: wants_copies.then_some(x) })
         };

@@ -93,16 +93,17 @@ fn in_formats(model: &Model, tokens: &[TokenId], formats: RowFormats) -> Vec<u32
 
 fn forward(model: &Model, batch: &Batch, cache: &mut CpuCache) -> Vec<u32> {
     let output = model.forward(batch, cache, &Solo, false, &mut NoProbe).unwrap();
-    bits(&output.logits.unwrap().data)
+    output.logits.map_or_else(Vec::new, |logits| bits(&logits.data))
 }
 
 /// Runs `sequences` together, `chunks[i]` tokens of sequence `i` per step from step `starts[i]` on;
-/// returns the logits of every row of each.
+/// returns the logits of each at the positions that it `wants`.
 fn together(
     model: &Model,
     sequences: &[Vec<TokenId>],
     chunks: &[usize],
     starts: &[usize],
+    wants: impl Fn(usize) -> bool,
 ) -> Vec<Vec<u32>> {
     let n = sequences.len();
     let mut cache = shared_cache(model, n as u32, 0);
@@ -118,8 +119,13 @@ fn together(
             let end = sequences[i].len().min(positions[i] + chunks[i]);
             let blocks = BlockList::strided(i as u32, n as u32, N_BLOCKS);
             let (slot, run) = ((n - 1 - i) as u32, &sequences[i][positions[i]..end]);
+            let (first_row, start) = (batch.n_tokens(), positions[i]);
             batch.push(slot, positions[i] as u32, run, blocks.covering(end), false);
-            parts.push((i, run.len()));
+            let wanted = (start..end).filter(|&position| wants(position));
+            let rows: Vec<_> =
+                wanted.map(|position| (first_row + position - start) as u32).collect();
+            parts.push((i, rows.len()));
+            batch.logit_rows.extend(rows);
             positions[i] = end;
         }
         if parts.is_empty() && step >= *starts.iter().max().unwrap() {
@@ -128,7 +134,6 @@ fn together(
         if parts.is_empty() {
             continue;
         }
-        batch.logit_rows = (0..batch.n_tokens() as u32).collect();
         let mut rows = forward(model, &batch, &mut cache).into_iter();
         let width = model.config().vocab_size;
         for (i, n_rows) in parts {
@@ -202,11 +207,31 @@ fn logits_do_not_depend_on_who_else_is_in_the_batch() {
                 members.iter().enumerate().map(|(i, m)| tokens(i as u32, m.0)).collect();
             let chunks: Vec<_> = members.iter().map(|member| member.1).collect();
             let starts: Vec<_> = members.iter().map(|member| member.2).collect();
-            let logits = together(&model, &sequences, &chunks, &starts);
+            let logits = together(&model, &sequences, &chunks, &starts, |_| true);
             for (logits, sequence) in logits.iter().zip(&sequences) {
                 assert!(*logits == alone(&model, sequence), "{numerics} {members:?}");
             }
         });
+    }
+}
+
+#[test]
+fn what_nobody_asks_for_changes_nothing() {
+    // Nothing for a while, then all; the last of a block; a few of every chunk.
+    let patterns: [fn(usize) -> bool; 3] = [|at| at >= 140, |at| at % 128 == 127, |at| at % 7 == 3];
+    for numerics in MODES {
+        let model = load(numerics);
+        let sequences = [tokens(21, 290), tokens(22, 150), tokens(23, 40)];
+        let width = model.config().vocab_size;
+        let expected = sequences.each_ref().map(|sequence| alone(&model, sequence));
+        for (pattern, wants) in patterns.into_iter().enumerate() {
+            let logits = together(&model, &sequences, &[130, 60, 1], &[0, 1, 0], wants);
+            for (logits, all) in logits.iter().zip(&expected) {
+                let rows = all.chunks(width).enumerate().filter(|(position, _)| wants(*position));
+                let expected: Vec<u32> = rows.flat_map(|(_, row)| row).copied().collect();
+                assert!(*logits == expected, "{numerics}, pattern {pattern}");
+            }
+        }
     }
 }
 

@@ -55,6 +55,37 @@ impl SequenceSlice {
     }
 }
 
+/// Rows of a batch that an operator works on, numbered in order: all, or those whose logits are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StepRows<'a> {
+    /// Every row.
+    All,
+    /// [`Batch::logit_rows`].
+    Wanted(&'a [u32]),
+}
+
+impl StepRows<'_> {
+    /// The numbers of the rows of `sequence`.
+    pub(crate) fn of(self, sequence: &SequenceSlice) -> Range<usize> {
+        let rows = sequence.rows();
+        match self {
+            Self::All => rows,
+            Self::Wanted(wanted) => {
+                let number = |row| wanted.partition_point(|&wanted| (wanted as usize) < row);
+                number(rows.start)..number(rows.end)
+            }
+        }
+    }
+
+    /// The row of the batch that has this number.
+    pub(crate) fn row(self, number: usize) -> usize {
+        match self {
+            Self::All => number,
+            Self::Wanted(wanted) => wanted[number] as usize,
+        }
+    }
+}
+
 impl Batch {
     /// A batch of one sequence: `tokens` from `position` on, logits of its last row.
     #[must_use]
@@ -117,6 +148,25 @@ impl Batch {
     #[must_use]
     pub fn wants_all_rows(&self) -> bool {
         self.logit_rows.iter().copied().eq(0..self.tokens.len() as u32)
+    }
+
+    /// The rows that a tensor `arg` of `n` rows is of.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] if it has neither a row for each token nor one for each wanted row.
+    pub(crate) fn step_rows(
+        &self,
+        op: &'static str,
+        arg: &'static str,
+        n: usize,
+    ) -> Result<StepRows<'_>, OpError> {
+        if n == self.n_tokens() {
+            return Ok(StepRows::All);
+        }
+        if n == self.logit_rows.len() && self.logit_rows.is_sorted_by(|a, b| a < b) {
+            return Ok(StepRows::Wanted(&self.logit_rows));
+        }
+        Err(OpError::Shape { op, arg, got: n, expected: self.n_tokens() })
     }
 
     /// Number of rows.

@@ -157,6 +157,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Ok((self.prepare_exact_step(batch)?, x))
     }
 
+    /// Whether operators after [`attn_store`](AttentionOps::attn_store) also take tensors with a row for
+    /// each of [`Batch::logit_rows`] instead of each token: then nothing else of the last block is
+    /// computed.
+    fn takes_wanted_rows(&self) -> bool {
+        false
+    }
+
     /// Runs the operators of `side` and of `main`, neither of which uses what the other makes: at the
     /// same time where the backend can, else in this order.
     ///

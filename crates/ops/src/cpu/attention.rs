@@ -18,6 +18,7 @@ use crate::cpu::heads::{HEADS, Heads, KEY_BLOCK, KvRow};
 use crate::cpu::rope::Rotation;
 use crate::cpu::tensor::HostTensor;
 use crate::layer::AttentionWeights;
+use crate::row_formats::KvFormat;
 use crate::{Batch, OpError, SequenceSlice};
 
 use super::indexer::Selection;
@@ -55,7 +56,7 @@ thread_local! {
     static GATHERED: Cell<Vec<KvRow>> = const { Cell::new(Vec::new()) };
 }
 
-/// All KV rows a sequence's rows may need, unpacked.
+/// All KV rows a sequence's rows may need, unpacked. Rows that are read where they lie are not here.
 #[derive(Default)]
 struct SequenceKeys {
     /// Position of `window[0]`.
@@ -64,6 +65,24 @@ struct SequenceKeys {
     window: Vec<KvRow>,
     /// Every visible entry of a ratio-128 layer; empty on others.
     entries: Vec<KvRow>,
+}
+
+/// A stored row as it is, if its format is that of unpacked rows.
+fn in_place(format: KvFormat, row: &[u8]) -> Option<&KvRow> {
+    let is_same = format == KvFormat::F32 && cfg!(target_endian = "little");
+    // Memory that happens not to be aligned is copied like the other formats.
+    if is_same { bytemuck::try_from_bytes(row).ok() } else { None }
+}
+
+/// What one row of a step asks for.
+struct Query<'a> {
+    heads: &'a [KvRow],
+    /// Entries that the indexer chose; none on other layers.
+    chosen: &'a [u32],
+    /// Its row in the batch.
+    row: usize,
+    /// No other row of its sequence asks.
+    is_alone: bool,
 }
 
 impl CpuOps {
@@ -80,25 +99,34 @@ impl CpuOps {
         layer: usize,
     ) -> Result<HostTensor, OpError> {
         const OP: &str = "sparse_attention";
-        let n_tokens = batch.n_tokens();
-        q.expect(OP, "q", n_tokens, weights.n_heads * HEAD_DIM)?;
-        kv.expect(OP, "kv", n_tokens, HEAD_DIM)?;
+        let step_rows = batch.step_rows(OP, "q", q.rows)?;
+        q.expect(OP, "q", q.rows, weights.n_heads * HEAD_DIM)?;
+        kv.expect(OP, "kv", batch.n_tokens(), HEAD_DIM)?;
         crate::error::check_len(OP, "attn_sink", weights.attn_sink.len(), weights.n_heads)?;
         if let Some(selection) = selection {
-            crate::error::check_len(OP, "selection", selection.rows.len(), n_tokens)?;
+            crate::error::check_len(OP, "selection", selection.rows.len(), q.rows)?;
         }
-        let mut out = HostTensor::unset(n_tokens, q.cols);
+        let mut out = HostTensor::unset(q.rows, q.cols);
         for sequence in &batch.sequences {
+            let rows = step_rows.of(sequence);
+            if rows.is_empty() {
+                continue;
+            }
             let mut keys = KEYS.take();
             keys.fill(sequence, batch.blocks_of(sequence), cache, layer);
-            let rows = sequence.rows();
             let out = &mut out.data[rows.start * q.cols..rows.end * q.cols];
-            let row = |(row, out): (usize, &mut [f32])| {
-                self.attend_row(
-                    weights, q, kv, selection, batch, sequence, cache, layer, &keys, row, out,
-                );
+            let is_alone = rows.len() == 1;
+            let row = |(index, out): (usize, &mut [f32])| {
+                let number = rows.start + index;
+                let query = Query {
+                    heads: q.row(number).as_chunks().0,
+                    chosen: selection.map_or(&[], |selection| &selection.rows[number]),
+                    row: step_rows.row(number),
+                    is_alone,
+                };
+                self.attend_row(weights, &query, kv, batch, sequence, cache, layer, &keys, out);
             };
-            if rows.len() > 1 {
+            if !is_alone {
                 out.par_chunks_exact_mut(q.cols).enumerate().for_each(row);
             } else {
                 out.chunks_exact_mut(q.cols).enumerate().for_each(row);
@@ -118,44 +146,49 @@ impl CpuOps {
     fn attend_row(
         &self,
         weights: &AttentionWeights<Self>,
-        q: &HostTensor,
+        query: &Query<'_>,
         kv: &HostTensor,
-        selection: Option<&Selection>,
         batch: &Batch,
         sequence: &SequenceSlice,
         cache: &CpuCache,
         layer: usize,
         keys: &SequenceKeys,
-        offset: usize,
         out: &mut [f32],
     ) {
-        let position = sequence.position as usize + offset;
-        let row = sequence.row as usize + offset;
-        let kind = cache.layers[layer].kind;
+        let Query { heads, chosen, row, is_alone } = *query;
+        let start = sequence.position as usize;
+        let position = start + row - sequence.row as usize;
+        let (kind, format) = (cache.layers[layer].kind, cache.spec.kv);
         let window_first = (position + 1).saturating_sub(WINDOW);
-        let cached = keys.window.get(window_first - keys.first..).unwrap_or_default();
-        let (own, _) = kv.data.as_chunks::<HEAD_DIM>();
-        let own = &own[row + 1 - (position + 1 - window_first - cached.len())..=row];
-        let window: Vec<&KvRow> = cached.iter().chain(own).collect();
-        let mut gathered = GATHERED.take();
-        let chosen = match (kind, selection) {
-            (LayerKind::Csa, Some(selection)) => &selection.rows[row][..],
-            _ => &[],
-        };
-        // Every row is written below; what an earlier call left is not cleared first.
-        gathered.resize(chosen.len(), [0.0; HEAD_DIM]);
-        let blocks = batch.blocks_of(sequence);
-        fill_rows(&mut gathered, sequence.n_tokens == 1, |index, row| {
-            let stored = cache.entry(layer, blocks, chosen[index] as usize);
-            unpack_kv(cache.spec.kv, stored, row);
+        let slot = sequence.slot as usize;
+        let cached = (window_first..start).map(|position| {
+            let stored = cache.window_row(layer, slot, position);
+            in_place(format, stored).unwrap_or_else(|| &keys.window[position - keys.first])
         });
+        let (own, _) = kv.data.as_chunks::<HEAD_DIM>();
+        let own = &own[row + window_first.max(start) - position..=row];
+        let window: Vec<&KvRow> = cached.chain(own).collect();
+        let blocks = batch.blocks_of(sequence);
+        let mut gathered = GATHERED.take();
+        // Every row that is read is written below; what an earlier call left is not cleared first.
+        gathered.resize(chosen.len(), [0.0; HEAD_DIM]);
+        let chosen_row = |index: usize| cache.entry(layer, blocks, chosen[index] as usize);
+        fill_rows(&mut gathered, is_alone, format, chosen_row);
         let compressed: Vec<&KvRow> = match kind {
-            LayerKind::Hca => keys.entries[..kind.n_entries(position + 1)].iter().collect(),
-            _ => gathered.iter().collect(),
+            LayerKind::Hca => (0..kind.n_entries(position + 1))
+                .map(|entry| {
+                    let stored = cache.entry(layer, blocks, entry);
+                    in_place(format, stored).unwrap_or_else(|| &keys.entries[entry])
+                })
+                .collect(),
+            _ => gathered
+                .iter()
+                .enumerate()
+                .map(|(index, row)| in_place(format, chosen_row(index)).unwrap_or(row))
+                .collect(),
         };
         let is_bf16 = self.is_bf16();
         let rotation = Rotation::at(position, &weights.rope);
-        let (heads, _) = q.row(row).as_chunks::<HEAD_DIM>();
         let (outs, _) = out.as_chunks_mut::<HEAD_DIM>();
         let sinks: &[f32] = &weights.attn_sink;
         let attend = |((q, sinks), out): ((&[KvRow], &[f32]), &mut [KvRow])| {
@@ -166,7 +199,7 @@ impl CpuOps {
         };
         let work = heads.len() * (window.len() + compressed.len()) * HEAD_DIM;
         // A single row of a long context: share its heads among the threads.
-        if sequence.n_tokens == 1 && work > SHARED_WORK {
+        if is_alone && work > SHARED_WORK {
             let each = heads.len().div_ceil(rayon::current_num_threads()).min(HEADS);
             let parts = heads.par_chunks(each).zip(sinks.par_chunks(each));
             parts.zip(outs.par_chunks_mut(each)).for_each(attend);
@@ -176,16 +209,15 @@ impl CpuOps {
         GATHERED.set(gathered);
     }
 
-    /// `q` per head: norm, rope. In place.
+    /// `q` per head, of the tokens at `positions`: norm, rope. In place.
     pub(crate) fn finish_queries(
         &self,
         q: &mut HostTensor,
-        batch: &Batch,
+        positions: &[usize],
         rope: &[f32],
         eps: Option<f32>,
         head_dim: usize,
     ) {
-        let positions = batch.positions();
         let is_bf16 = self.is_bf16();
         let quantises = self.numerics.quantises();
         super::tensor::for_each_row(q, |row, q| {
@@ -215,27 +247,34 @@ impl SequenceKeys {
         // Every row is written below; what an earlier call left is not cleared first.
         self.window.resize(positions.start - self.first, [0.0; HEAD_DIM]);
         let (first, slot) = (self.first, sequence.slot as usize);
-        fill_rows(&mut self.window, true, |index, row| {
-            unpack_kv(format, cache.window_row(layer, slot, first + index), row);
-        });
+        let window_row = |index: usize| cache.window_row(layer, slot, first + index);
+        fill_rows(&mut self.window, true, format, window_row);
         let n_entries = match cache.layers[layer].kind {
             kind @ LayerKind::Hca => kind.n_entries(positions.end),
             LayerKind::Window | LayerKind::Csa => 0,
         };
         self.entries.resize(n_entries, [0.0; HEAD_DIM]);
-        fill_rows(&mut self.entries, true, |entry, row| {
-            unpack_kv(format, cache.entry(layer, blocks, entry), row);
-        });
+        fill_rows(&mut self.entries, true, format, |entry| cache.entry(layer, blocks, entry));
     }
 }
 
-/// Fills every row with `unpack`; on all threads if it `may` and there are enough.
-fn fill_rows(rows: &mut [KvRow], may: bool, unpack: impl Fn(usize, &mut KvRow) + Sync) {
+/// Unpacks the `stored` rows that are not read in place; on all threads if it `may` and there are
+/// enough.
+fn fill_rows<'a>(
+    rows: &mut [KvRow],
+    may: bool,
+    format: KvFormat,
+    stored: impl Fn(usize) -> &'a [u8] + Sync,
+) {
+    let is_needed = |index| in_place(format, stored(index)).is_none();
+    if !(0..rows.len()).any(is_needed) {
+        return;
+    }
+    let unpack = |(index, row): (usize, &mut KvRow)| unpack_kv(format, stored(index), row);
     if may && rows.len() >= 2 * UNPACKED {
-        let rows = rows.par_iter_mut().enumerate().with_min_len(UNPACKED);
-        rows.for_each(|(index, row)| unpack(index, row));
+        rows.par_iter_mut().enumerate().with_min_len(UNPACKED).for_each(unpack);
     } else {
-        rows.iter_mut().enumerate().for_each(|(index, row)| unpack(index, row));
+        rows.iter_mut().enumerate().for_each(unpack);
     }
 }
 

@@ -85,7 +85,10 @@ impl AttentionOps for CpuOps {
     ) -> Result<Queries<HostTensor>, OpError> {
         const OP: &str = "attn_queries";
         let qr = &projected.qr;
-        qr.expect(OP, "qr", step.n_tokens(), weights.q_norm.weight.len())?;
+        let rows = step.step_rows(OP, "qr", qr.rows)?;
+        qr.expect(OP, "qr", qr.rows, weights.q_norm.weight.len())?;
+        let positions = step.positions();
+        let positions: Vec<_> = (0..qr.rows).map(|row| positions[rows.row(row)]).collect();
         let is_bf16 = self.is_bf16();
         let mut normed = HostTensor::unset(qr.rows, qr.cols);
         for_each_row(&mut normed, |row, out| {
@@ -106,9 +109,10 @@ impl AttentionOps for CpuOps {
                 round_tensor(tensor);
             }
         }
-        self.finish_queries(&mut q, step, &weights.rope, Some(weights.q_norm.eps), HEAD_DIM);
+        let eps = Some(weights.q_norm.eps);
+        self.finish_queries(&mut q, &positions, &weights.rope, eps, HEAD_DIM);
         if let Some(index) = &mut index {
-            self.finish_queries(index, step, &weights.rope, None, INDEX_HEAD_DIM);
+            self.finish_queries(index, &positions, &weights.rope, None, INDEX_HEAD_DIM);
         }
         Ok(Queries { q, index })
     }

@@ -101,20 +101,23 @@ impl CpuOps {
         layer: usize,
     ) -> Result<Selection, OpError> {
         const OP: &str = "index_select";
-        queries.expect(OP, "queries", batch.n_tokens(), weights.n_heads * INDEX_HEAD_DIM)?;
-        head_weights.expect(OP, "weights", batch.n_tokens(), weights.n_heads)?;
+        let step_rows = batch.step_rows(OP, "queries", queries.rows)?;
+        queries.expect(OP, "queries", queries.rows, weights.n_heads * INDEX_HEAD_DIM)?;
+        head_weights.expect(OP, "weights", queries.rows, weights.n_heads)?;
         let kind = cache.layers[layer].kind;
-        let mut rows = Vec::with_capacity(batch.n_tokens());
+        let mut rows = Vec::with_capacity(queries.rows);
         for sequence in &batch.sequences {
             let blocks = batch.blocks_of(sequence);
-            let tiles = sequence.n_tokens.div_ceil(ROW_TILE as u32) as usize;
+            let own = step_rows.of(sequence);
             let n_keys = kind.n_entries(sequence.positions().end);
-            let work = sequence.n_tokens as usize * n_keys * weights.n_heads * INDEX_HEAD_DIM;
-            let tiles = in_parallel(work, 0..tiles, |tile| {
-                let first = tile * ROW_TILE;
-                let n_rows = ROW_TILE.min(sequence.n_tokens as usize - first);
-                let candidates =
-                    |row: usize| kind.n_entries(sequence.position as usize + first + row + 1);
+            let work = own.len() * n_keys * weights.n_heads * INDEX_HEAD_DIM;
+            let tiles = in_parallel(work, 0..own.len().div_ceil(ROW_TILE), |tile| {
+                let first = own.start + tile * ROW_TILE;
+                let n_rows = ROW_TILE.min(own.end - first);
+                let candidates = |row: usize| {
+                    let offset = step_rows.row(first + row) - sequence.row as usize;
+                    kind.n_entries(sequence.position as usize + offset + 1)
+                };
                 let n_keys = candidates(n_rows - 1);
                 if n_keys <= weights.top_k {
                     return (0..n_rows).map(|row| (0..candidates(row) as u32).collect()).collect();
@@ -129,7 +132,7 @@ impl CpuOps {
                         unpack_key(cache.spec.index_keys, stored, key);
                     }
                     for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
-                        let row = sequence.row as usize + first + row;
+                        let row = first + row;
                         let (q, weights) = (queries.row(row), head_weights.row(row));
                         Level::best().run(Score { q, weights, keys: &keys[..n], scores });
                     }

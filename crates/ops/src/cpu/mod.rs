@@ -146,6 +146,10 @@ impl Backend for CpuOps {
         rayon::scope(|_| awake::keep_awake(work))
     }
 
+    fn takes_wanted_rows(&self) -> bool {
+        true
+    }
+
     fn load_linear(&self, source: &WeightSource) -> Result<CpuLinear, OpError> {
         CpuLinear::new(source)
     }

@@ -143,7 +143,7 @@ impl MoeOps for CpuOps {
         step: &Batch,
     ) -> Result<Routing, OpError> {
         const OP: &str = "route";
-        check_len(OP, "tokens", step.n_tokens(), x.rows)?;
+        let rows = step.step_rows(OP, "x", x.rows)?;
         let (k, n_experts) = (weights.top_k, weights.gate.n_rows());
         let mut scores = HostTensor::unset(x.rows, n_experts);
         weights.gate.matmul(&x.data, &mut scores.data)?;
@@ -152,7 +152,7 @@ impl MoeOps for CpuOps {
         match &weights.router {
             Router::Hash(table) => {
                 check_len(OP, "tid2eid", table.k, k)?;
-                for &token in &step.tokens {
+                for token in (0..x.rows).map(|row| step.tokens[rows.row(row)]) {
                     let start = token as usize * k;
                     let (got, limit) = (token as usize, table.ids.len() / k);
                     let row = table.ids.get(start..start + k).ok_or(OpError::OutOfRange {
