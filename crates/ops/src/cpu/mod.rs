@@ -19,6 +19,7 @@ mod indexer;
 pub(crate) mod isa;
 mod moe;
 pub mod norm;
+mod pool;
 pub mod quant;
 pub mod rope;
 mod simd;
@@ -140,10 +141,10 @@ impl Backend for CpuOps {
         self.numerics
     }
 
-    /// On a thread of the pool: from outside, each parallel loop would put the calling thread to
+    /// On a thread of a pool: from outside, each parallel loop would put the calling thread to
     /// sleep and wake it up again, some dozens of times per decoded token.
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| awake::keep_awake(work))
+        pool::enter(|| awake::keep_awake(work))
     }
 
     fn takes_wanted_rows(&self) -> bool {
