@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut sources = String::new();
     let mut entries = String::new();
     let mut tables = String::new();
+    let mut dependent = Vec::new();
     for header in fs::read_dir(root.join("include"))? {
         let name = format!("include/{}", header?.file_name().to_string_lossy());
         embed(&mut sources, &root, &name)?;
@@ -29,6 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let names = file.get("entries").and_then(toml::Value::as_array).ok_or("no entries")?;
         for entry in names.iter().filter_map(toml::Value::as_str) {
             writeln!(entries, "    ({entry:?}, {path:?}),")?;
+            if file.get("dependent").is_some() {
+                dependent.push(entry);
+            }
         }
         let archs = file.get("archs").or(default_archs).ok_or("no archs, and no default")?;
         writeln!(tables, "    ({path:?}, &{}, &{}),", list(archs), list(&file["entries"]))?;
@@ -47,6 +51,8 @@ fn main() -> Result<(), Box<dyn Error>> {
          pub(crate) static ENTRIES: &[(&str, &str)] = &[\n{entries}];\n\
          /// Every kernel file: path, architectures, entry points.\n\
          pub(crate) static FILES: &[(&str, &[&str], &[&str])] = &[\n{tables}];\n\
+         /// Entry points of the files that are `dependent`.\n\
+         pub(crate) static DEPENDENT: &[&str] = &{dependent:?};\n\
          /// The precompiled pack; empty where none was given.\n\
          pub(crate) static PACK: &[u8] = {pack};\n"
     );

@@ -24,6 +24,7 @@ constexpr u32 WARPS = 4;
 extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_q(
     bf16* __restrict__ q, const float* __restrict__ frequencies, const u32* __restrict__ positions,
     u32 n_tokens, u32 n_heads, float eps) {
+    dependency_begin(positions);
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
     bf16* mine = q + static_cast<u64>(head) * HEAD_DIM;
@@ -38,6 +39,7 @@ EMU_KERNEL(attn_finish_q)
 extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_index_q(
     bf16* __restrict__ q, const float* __restrict__ frequencies, const u32* __restrict__ positions,
     u32 n_tokens, u32 n_heads) {
+    dependency_begin(positions);
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
     bf16* mine = q + static_cast<u64>(head) * INDEX_DIM;
@@ -53,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_store_kv(
     const bf16* __restrict__ kv, const float* __restrict__ weight,
     const float* __restrict__ frequencies, const u32* __restrict__ positions,
     bf16* __restrict__ kv_out, u8* __restrict__ pending, u32 n_tokens, float eps) {
+    dependency_begin(kv, positions);
     const u32 row = blockIdx.x * WARPS + warp_id();
     if (row >= n_tokens) return;
     finish_kv_row(kv, weight, frequencies, positions[row], row, kv_out,
@@ -64,6 +67,7 @@ EMU_KERNEL(attn_store_kv)
 extern "C" __global__ void __launch_bounds__(96) attn_commit_window(
     const u8* __restrict__ pending, u8* __restrict__ window, const u32* __restrict__ positions,
     const u32* __restrict__ sequence_of, const Sequence* __restrict__ sequences, u32 ring) {
+    dependency_begin(pending, positions, sequence_of, sequences);
     const u32 row = blockIdx.x;
     const Sequence& sequence = sequences[sequence_of[row]];
     const u32 position = positions[row];

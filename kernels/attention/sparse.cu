@@ -64,6 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
     float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
     u32 ratio, u32 top_k, u32 split_blocks) {
+    dependency_begin(window, pending, entries, chosen, counts, positions, sequence_of, sequences, blocks);
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
     const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS;
@@ -214,6 +215,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_merge(
     const float* __restrict__ acc, const float* __restrict__ stats, const float* __restrict__ sink,
     const float* __restrict__ frequencies, const u32* __restrict__ positions, bf16* __restrict__ o,
     u32 first_token, u32 n_tokens, u32 n_heads, u32 n_splits) {
+    dependency_begin(acc, stats, positions);
     const u32 index = blockIdx.x * WARPS + warp_id();
     if (index >= n_tokens * n_heads) return;
     const u32 token = index / n_heads, head = index % n_heads;

@@ -223,6 +223,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse90(
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
     float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
     u32 ratio, u32 top_k, u32 split_blocks) {
+    // Of `window` and `blocks` nothing that is read here is written in this step.
+    dependency_begin(q, pending, entries, chosen, counts, positions, sequence_of, sequences);
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
     const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS, t = threadIdx.x;

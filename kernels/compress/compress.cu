@@ -89,6 +89,7 @@ INLINE void emit(const float* u, const float* s, const float* ape, const float* 
         const u32* __restrict__ positions, const u32* __restrict__ sequence_of,                   \
         const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,                   \
         u8* __restrict__ store, u32 ratio, u32 coff, u32 ring, float eps) {                       \
+        dependency_begin(u, s, state_u, state_s, positions, sequence_of, sequences, blocks);      \
         emit<width, keys>(u, s, ape, state_u, state_s, weight, frequencies,                       \
                           Step{positions, sequence_of, sequences, blocks}, store, ratio, coff,    \
                           ring, eps);                                                             \
@@ -118,6 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) compress_state(
     float* __restrict__ state_u, float* __restrict__ state_s, const u32* __restrict__ positions,
     const u32* __restrict__ sequence_of, const Sequence* __restrict__ sequences, u32 stride,
     u32 ratio, u32 ring) {
+    dependency_begin(u, s, positions, sequence_of, sequences);
     keep(u, s, ape, state_u, state_s, Step{positions, sequence_of, sequences, nullptr}, stride, ratio, ring);
 }
 EMU_KERNEL(compress_state)
@@ -148,6 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_store_step(
     float* state_s, u8* entries, u32 ring, float entry_eps, const float* key_u, const float* key_s,
     const float* key_ape, const float* key_weight, float* key_state_u, float* key_state_s, u8* keys, u32 key_ring,
     float key_eps) {
+    dependency_begin();
     const Step step = {positions, sequence_of, sequences, blocks};
     const u32 row = blockIdx.x;
     if (blockIdx.y == 1) {

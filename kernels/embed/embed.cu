@@ -13,6 +13,7 @@
 extern "C" __global__ void __launch_bounds__(128) embed(
     const bf16* __restrict__ table, const u32* __restrict__ tokens, bf16* __restrict__ x,
     u32 width, u32 n_copies) {
+    dependency_begin(tokens);
     const bf16* source = table + static_cast<u64>(tokens[blockIdx.x]) * width;
     bf16* out = x + static_cast<u64>(blockIdx.x) * n_copies * width;
     for (u32 i = threadIdx.x * PER_THREAD; i < width; i += blockDim.x * PER_THREAD) {

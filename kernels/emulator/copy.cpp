@@ -121,6 +121,7 @@ void cp_async(void* destination, const void* source, uint32_t bytes, bool valid)
     if (mode.eager) {
         land(copy, pc);
     } else {
+        if (valid) check_access(source, bytes, false, pc);
         check_access(destination, bytes, true, pc);
         shared_poison(destination, bytes);
     }

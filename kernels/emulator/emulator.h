@@ -41,7 +41,7 @@ extern Launch launch;
 // What a kernel says of itself beside its code.
 struct Options {
     uint32_t cluster = 1;   // blocks of a cluster, along x
-    bool dependent = false; // may start before the launch before it has ended: `dependency_wait`
+    bool dependent = false; // as in the manifest; a planted error's own
 };
 
 // A kernel by name; made by EMU_KERNEL.
@@ -96,6 +96,7 @@ void cluster_wait();
 void cluster_store(uint32_t address, uint32_t value);
 void set_registers(uint32_t n);
 void dependency_wait();
+void prefetch(const void* p, uint32_t bytes);
 
 enum class Input { e4m3, bf16 };
 // One warpgroup product d[64][n] (+)= a b. `a`: four registers, or null for `a_matrix`.

@@ -1,8 +1,9 @@
 // Global memory: buffers in one reserved range with gaps between them, filled with 0xFF (NaN).
 //
-// A kernel that may start before the launch before it has ended must wait for it
-// (`dependency_wait`) before it reads what that launch wrote, and before it writes anything. When
-// the host has read something, all launches before have ended.
+// A dependent launch may start before those before it have ended, however many they are. So a thread of
+// it waits for them (`dependency_wait`) before it reads anything but weights, which no such launch
+// writes, and before it writes at all; and a thread of each block does, since the launch after it takes
+// its end for theirs.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,21 +21,20 @@ constexpr size_t GLOBAL_BYTES = size_t{16} << 30, GAP = 4096;
 
 struct Allocation {
     uint64_t start, bytes;
-    uint64_t written_by; // number of a launch
+    bool holds_weights;
 };
 
 char* const global_start = reserve(GLOBAL_BYTES);
-uint64_t global_next = GAP, launch_number = 1; // buffers no launch wrote have 0
+uint64_t global_next = GAP;
 std::map<uint64_t, Allocation> buffers; // by address
 uint64_t releases = 0;
 
-void check_dependency(Allocation& buffer, bool is_write, void* pc) {
-    if (cluster.options.dependent && current && !self().has_waited_for_launch) {
-        if (is_write) fail_at(pc, "stores before it has waited for the launch before it");
-        if (buffer.written_by + 1 == launch_number)
-            fail_at(pc, "loads what the launch before it wrote without waiting for that launch");
-    }
-    if (is_write) buffer.written_by = launch_number;
+void check_dependency(const Allocation& buffer, bool is_write, void* pc) {
+    if (!cluster.options.dependent || !current) return;
+    if (is_write && buffer.holds_weights) fail_at(pc, "stores to weights, which the launch after it may read any time");
+    if (self().has_waited_for_launch) return;
+    if (is_write) fail_at(pc, "stores before it has waited for the launch before it");
+    if (!buffer.holds_weights) fail_at(pc, "loads what is no weight before it has waited for the launch before it");
 }
 
 } // namespace
@@ -48,9 +48,23 @@ char* reserve(size_t bytes) {
 
 bool is_global(const char* p) { return p >= global_start && p < global_start + GLOBAL_BYTES; }
 
-void launch_starts() { ++launch_number; }
-
 void dependency_wait() { self().has_waited_for_launch = true; }
+
+void dependencies_at_exit() {
+    if (!cluster.options.dependent) return;
+    std::vector<bool> waited(launch.cluster);
+    for (const Fibre& fibre : cluster.fibres)
+        if (fibre.has_waited_for_launch) waited[fibre.rank] = true;
+    for (uint32_t rank = 0; rank < launch.cluster; ++rank)
+        if (!waited[rank]) FAIL("a block ends without having waited for the launch before it");
+}
+
+void prefetch(const void* p, uint32_t bytes) {
+    void* pc = __builtin_return_address(0);
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(p) % 16)
+        fail_at(pc, "a prefetch of %u bytes: length and address must be multiples of 16", bytes);
+    check_global(static_cast<const char*>(p), bytes, false, pc);
+}
 
 void check_global(const char* p, size_t bytes, bool is_write, void* pc) {
     static Allocation* last = nullptr; // of the last access; map nodes do not move
@@ -82,9 +96,14 @@ uint64_t allocate(uint64_t bytes) {
     const uint64_t start = reinterpret_cast<uint64_t>(global_start) + global_next;
     global_next += (bytes + GAP + 255) / 256 * 256;
     if (global_next > GLOBAL_BYTES) fprintf(stderr, "emulator: out of memory\n"), exit(2);
-    buffers[start] = {start, bytes, 0};
+    buffers[start] = {start, bytes, false};
     memset(reinterpret_cast<void*>(start), 0xff, bytes);
     return start;
+}
+
+void hold_weights(uint64_t address) {
+    const auto found = buffers.find(address);
+    if (found != buffers.end()) found->second.holds_weights = true;
 }
 
 void release(uint64_t address) {

@@ -132,7 +132,8 @@ EMU_KERNEL(planted90_ring_ended, .cluster = 4)
 extern "C" __global__ void planted90_too_many_registers(const u8*, const u8*, float*) { take_registers<256>(); }
 EMU_KERNEL(planted90_too_many_registers)
 
-// May start early: the first reads what the launch before wrote, the second writes, without waiting.
+// May start early, and err: read or write what launches before may still use, end without having waited,
+// write weights. The last one is sound.
 extern "C" __global__ void planted90_early_load(const u8*, const u8*, float* out) {
     const float x = out[threadIdx.x];
     dependency_wait();
@@ -141,8 +142,46 @@ extern "C" __global__ void planted90_early_load(const u8*, const u8*, float* out
 EMU_KERNEL(planted90_early_load, .dependent = true)
 extern "C" __global__ void planted90_early_store(const u8*, const u8*, float* out) { out[threadIdx.x] = 0.0f; }
 EMU_KERNEL(planted90_early_store, .dependent = true)
+extern "C" __global__ void planted90_early_prefetch(const u8*, const u8* b, float*) {
+    prefetch(b, 512);
+    dependency_wait();
+}
+EMU_KERNEL(planted90_early_prefetch, .dependent = true)
+// Copies land after the wait; they read before it all the same.
+extern "C" __global__ void planted90_early_copy(const u8*, const u8* b, float*) {
+    u8* to = shared<Slots>().b[0] + 16 * threadIdx.x;
+    if (threadIdx.x < WARP) cp_async16(to, b + 16 * threadIdx.x, true);
+    cp_async_commit();
+    dependency_wait();
+    cp_async_wait<0>();
+}
+EMU_KERNEL(planted90_early_copy, .dependent = true)
+extern "C" __global__ void planted90_early_bulk_copy(const u8*, const u8* b, float*) {
+    Slots& s = shared<Slots>();
+    if (threadIdx.x == 0) {
+        mbarrier_init(&s.full[0], 1);
+        fence_mbarrier_init();
+        mbarrier_arrive_expect(&s.full[0], B_BYTES);
+        bulk_load<true>(s.b[0], b, B_BYTES, &s.full[0]);
+    }
+    block_sync();
+    dependency_wait();
+    mbarrier_wait(&s.full[0], 0);
+}
+EMU_KERNEL(planted90_early_bulk_copy, .dependent = true)
+extern "C" __global__ void planted90_unawaited(const u8*, const u8*, float* out) {
+    if (blockIdx.x == 1) return;
+    dependency_wait();
+    if (threadIdx.x == 0) out[blockIdx.x] = 0.0f;
+}
+EMU_KERNEL(planted90_unawaited, .dependent = true)
+extern "C" __global__ void planted90_stored_weight(u8* a, const u8*, float*) {
+    dependency_wait();
+    if (threadIdx.x == 0) a[blockIdx.x] = 0;
+}
+EMU_KERNEL(planted90_stored_weight, .dependent = true)
 extern "C" __global__ void planted90_dependent(const u8* a, const u8*, float* out) {
-    const float x = a[threadIdx.x]; // nobody wrote it since it was uploaded
+    const float x = a[threadIdx.x];
     dependency_wait();
     out[threadIdx.x] += x;
 }

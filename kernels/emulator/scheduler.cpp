@@ -192,17 +192,18 @@ void run_cluster(Dim3 first_block) {
     if (const size_t n = bulk_copies_under_way()) FAIL("ends with %zu bulk copies on their way", n);
     products_at_exit();
     tensor_memory_at_exit();
+    dependencies_at_exit();
 }
 
 } // namespace
 
-void run_grid(const Kernel& kernel, void** arguments) {
+void run_grid(const Kernel& kernel, bool dependent, void** arguments) {
     running = &kernel, running_arguments = arguments;
     cluster.kernel = kernel.name, cluster.options = kernel.options;
+    cluster.options.dependent |= dependent;
     launch.cluster = kernel.options.cluster;
     if (launch.grid.x % launch.cluster || launch.cluster > MAX_CLUSTER)
         FAIL("a grid of %u blocks in clusters of %u", launch.grid.x, launch.cluster);
-    launch_starts();
     random_state = mode.seed ? mode.seed * 2654435761u | 1 : 1;
     for (uint32_t z = 0; z < launch.grid.z; ++z)
         for (uint32_t y = 0; y < launch.grid.y; ++y)

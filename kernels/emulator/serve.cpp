@@ -5,9 +5,10 @@
 //   2 release:  u64 address
 //   3 write:    u64 address, u64 n, n bytes
 //   4 read:     u64 address, u64 n           -> n bytes
-//   5 launch:   u32 n, name, u32 grid[3], block[3], u64 shared bytes, u32 count,
+//   5 launch:   u32 n, name, u32 grid[3], block[3], u64 shared bytes, u32 dependent, u32 count,
 //               count x (u32 n, n bytes)     -> u32 0
 //   6 fill:     u64 address, u64 n, u32 byte
+//   7 weights:  u64 address                  what is allocated there changes only while a model is loaded
 // An error ends the process with status 3 and a line on standard error.
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +40,7 @@ void launch() {
     emu::launch.grid = take<emu::Dim3>();
     emu::launch.block = take<emu::Dim3>();
     emu::launch.shared_bytes = take<uint64_t>();
+    const bool dependent = take<uint32_t>() != 0;
     struct alignas(128) Argument {
         char bytes[128];
     };
@@ -58,7 +60,7 @@ void launch() {
         fprintf(stderr, "emulator: %s: %u threads in a block\n", name.c_str(), n_threads);
         exit(3);
     }
-    emu::run_grid(*kernel, pointers.data());
+    emu::run_grid(*kernel, dependent, pointers.data());
     const uint32_t done = 0;
     send(&done, sizeof done);
 }
@@ -82,7 +84,6 @@ int main(int argc, char** argv) {
         }
         case 4: {
             const uint64_t address = take<uint64_t>();
-            emu::launch_starts(); // whoever reads has waited for all launches so far
             send(reinterpret_cast<void*>(address), take<uint64_t>());
             break;
         }
@@ -92,6 +93,7 @@ int main(int argc, char** argv) {
             memset(reinterpret_cast<void*>(address), static_cast<int>(take<uint32_t>()), n);
             break;
         }
+        case 7: emu::hold_weights(take<uint64_t>()); break;
         default: fprintf(stderr, "emulator: a request it does not know\n"); return 2;
         }
     }

@@ -93,7 +93,7 @@ inline Warp& own_warp() { return cluster.warps[self().warp]; }
 inline uint32_t async_warp() { return static_cast<uint32_t>(cluster.warps.size()); }
 
 // scheduler.cpp
-void run_grid(const Kernel& kernel, void** arguments);
+void run_grid(const Kernel& kernel, bool dependent, void** arguments);
 void yield();
 uint32_t random_below(uint32_t n);
 // sync.cpp
@@ -141,8 +141,9 @@ void check_not_dirty(const void* p, size_t bytes, void* pc);
 // global.cpp
 void check_global(const char* p, size_t bytes, bool is_write, void* pc);
 bool is_global(const char* p);
-void launch_starts();
+void dependencies_at_exit();
 uint64_t allocate(uint64_t bytes);
+void hold_weights(uint64_t address);
 void release(uint64_t address);
 char* reserve(size_t bytes);
 

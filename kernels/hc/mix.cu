@@ -78,13 +78,21 @@ struct Output {
 };
 
 template <u32 Mix, bool Post>
-INLINE void mix(const bf16* x, const float* fn, float* partial, const Output& output, const float* post,
+INLINE void mix(const bf16* x, const float* fn, float* partial, Output output, const float* post,
                 const float* comb, bf16* x_out, u32 width, u32 n_tokens) {
     MixShared& s = shared<MixShared>();
     const u32 lane = lane_id(), g = lane / 4, quad = lane % 4, first_token = blockIdx.y * TOKENS;
     // A lane's eight channels are two words of each of two products: which k a register stands for
     // follows from that, and `fn` is taken the same way.
     const u32 channel = blockIdx.x * SLICE + warp_id() * 32 + 8 * quad;
+    dependency_trigger();
+    // A row of this block's part of `fn` for each of the first threads.
+    const u32 first_channel = blockIdx.x * SLICE, n_channels = min_u32(SLICE, width - first_channel);
+    if (threadIdx.x < Mix * HC)
+        prefetch(fn + static_cast<u64>(threadIdx.x) * width + first_channel, n_channels * 4);
+    dependency_wait();
+    x = after_wait(x), post = after_wait(post), comb = after_wait(comb), output.y = after_wait(output.y);
+    output.parts = after_wait(output.parts), output.order = after_wait(output.order);
     u32x4 a[TILES][HC][2] = {};
     float squares[TILES][2] = {};
     UNROLL
@@ -190,6 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) hc_post(
     const bf16* __restrict__ x, const bf16* __restrict__ y, const float* __restrict__ post,
     const float* __restrict__ comb, bf16* __restrict__ x_out, u32 width, const bf16* __restrict__ parts,
     const u32* __restrict__ order, u32 top_k) {
+    dependency_begin(x, y, post, comb, parts, order);
     const u32 channel = (blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
     const u64 token = blockIdx.y;
     if (channel >= width) return;

@@ -71,6 +71,10 @@ INLINE void pre(const float* partial, const bf16* x, const float* base, const fl
     constexpr u32 MIX = Head ? 4 : 24;
     PreShared& s = shared<PreShared>();
     const u32 token = blockIdx.x, t = threadIdx.x;
+    dependency_trigger();
+    if (t == 0) prefetch(weight, width * 4);
+    dependency_wait();
+    partial = after_wait(partial), x = after_wait(x);
     x += static_cast<u64>(token) * HC * width;
     if (t <= MIX) {
         float sum = 0.0f;

@@ -63,5 +63,13 @@ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 // Below every number.
 INLINE float negative_infinity() { return bits_float(0xff800000u); }
 
+// The first line of a dependent kernel that fetches no weights early; it is given the pointers to what is
+// no weight.
+template <class... Pointer>
+INLINE void dependency_begin(Pointer&... inputs) {
+    dependency_trigger(), dependency_wait();
+    ((inputs = after_wait(inputs)), ...);
+}
+
 INLINE u32 lane_id() { return threadIdx.x % WARP; }
 INLINE u32 warp_id() { return threadIdx.x / WARP; }

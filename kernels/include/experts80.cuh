@@ -76,6 +76,7 @@ INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h,
         const scale* __restrict__ s3, const u32* __restrict__ items, const u32* __restrict__ n_items,     \
         const u32* __restrict__ pairs, const bf16* __restrict__ x, const float* __restrict__ weights,     \
         bf16* __restrict__ h, u32 channels, u32 width, u32 top_k, float limit) {                          \
+        dependency_begin(items, n_items, pairs, weights);                                                 \
         gate_up<Format::format>({items, n_items, pairs, channels, width}, w1, s1, w3, s3, x, weights, h, top_k, limit); \
     }                                                                                                     \
     EMU_KERNEL(gate_up_name)                                                                              \
@@ -83,6 +84,7 @@ INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h,
         const u8* __restrict__ w2, const scale* __restrict__ s2, const u32* __restrict__ items,           \
         const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ h,       \
         void* __restrict__ out, u32 width, u32 channels, u32 is_f32) {                                    \
+        dependency_begin(items, n_items, pairs);                                                          \
         down<Format::format>({items, n_items, pairs, channels, width}, w2, s2, h, out, is_f32);           \
     }                                                                                                     \
     EMU_KERNEL(down_name)

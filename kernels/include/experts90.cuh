@@ -67,10 +67,16 @@ INLINE void run_item(P& s, R& ring, const Experts& e, const Work& work, u32 per,
 
 // `rows` is x or h in bf16 (N = 8), else `x` its tiles.
 template <bool Down, Format F, Share S, u32 N, u32 Stages>
-INLINE void experts(const Experts& e, const bf16* rows, const XTiles& x) {
+INLINE void experts(Experts e, const bf16* rows, const XTiles& x) {
     using P = Pipeline<F, S, N, Stages>;
     P& s = shared<P>();
+    dependency_trigger();
     pipeline_start(s, S == Share::K ? FILL_WARPS : 1);
+    if (S == Share::Rows) clear_x(s);
+    // Which weights are read is decided by a launch before.
+    dependency_wait();
+    e.items = after_wait(e.items), e.n_items = after_wait(e.n_items), e.pairs = after_wait(e.pairs);
+    e.weights = after_wait(e.weights), rows = after_wait(rows);
     const u32 n_blocks = ceil_div(e.k, K_BLOCK), per = per_segment(n_blocks, SEGMENTS);
     const u32 n_tiles = ceil_div(e.n_rows, Down ? TILE_ROWS : CHANNELS_PER_TILE);
     const u32 n_units = S == Share::K ? n_tiles : ceil_div(n_tiles, 2);
@@ -78,7 +84,6 @@ INLINE void experts(const Experts& e, const bf16* rows, const XTiles& x) {
     const u64 expert_bytes = static_cast<u64>(n_tiles) * n_blocks * tile_bytes<F>;
     const u32 warp = warp_id();
     Ring<Stages> ring;
-    if (S == Share::Rows) clear_x(s);
     // Each role has a loop of its own, so that the compiler can count its registers alone.
     const auto for_each_item = [&](const auto& role) {
         for (u32 at = blockIdx.x; at < n_work; at += gridDim.x) {

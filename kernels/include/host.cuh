@@ -114,6 +114,14 @@ INLINE T shfl_up(T value, u32 delta) {
 }
 INLINE u32 ballot(bool predicate) { return emu::ballot(predicate); }
 
+INLINE void dependency_wait() { emu::dependency_wait(); }
+INLINE void dependency_trigger() {}
+template <class T>
+INLINE T* after_wait(T* p) {
+    return p;
+}
+INLINE void prefetch(const void* p, u32 bytes) { emu::prefetch(p, bytes); }
+
 INLINE u32 atomic_add(u32* p, u32 x) { return emu::atomic_add(p, x); }
 INLINE void atomic_add64(u64* p, u64 x) { emu::atomic_add64(p, x); }
 

@@ -43,8 +43,6 @@ template <int N>
 INLINE void take_registers() {
     emu::set_registers(N);
 }
-INLINE void dependency_wait() { emu::dependency_wait(); }
-INLINE void dependency_trigger() {}
 
 INLINE u32 pack_e4m3x2(float low, float high) { return emu::e4m3_pair(low, high); }
 

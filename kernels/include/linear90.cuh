@@ -73,9 +73,10 @@ INLINE void split(const Linear& l, const TensorMap& weights, const Input& x, u32
             copy_matrix<F, Share::K, true>(s, ring, l, work, weights, tile);
         } else if (FROM_ROWS && warp > 0) {
             dependency_wait();
+            const bf16* rows = after_wait(x.rows);
             if constexpr (FROM_ROWS)
                 fill_x(s, ring, work, l.k, [&](u32 token) -> const bf16* {
-                    return token < count ? x.rows + static_cast<u64>(first_token + token) * x.stride : nullptr;
+                    return token < count ? rows + static_cast<u64>(first_token + token) * x.stride : nullptr;
                 });
         } else if (!FROM_ROWS && warp == 1 && elect()) {
             dependency_wait();

@@ -1,5 +1,5 @@
-// Device bodies: barriers in shared memory, bulk and tensor copies, clusters, register budgets,
-// programmatic launch (sm_90a and sm_100f).
+// Device bodies: barriers in shared memory, bulk and tensor copies, clusters, register budgets (sm_90a
+// and sm_100f).
 //
 // Twin: `host90.cuh`. Included by `device.cuh` only.
 #pragma once
@@ -116,10 +116,6 @@ template <int N>
 INLINE void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
-
-// Waits for the launch before this one, where the two may overlap; and lets the next one begin.
-INLINE void dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-INLINE void dependency_trigger() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // Two floats to E4M3 codes, nearest even, saturating; `low` goes to the low byte.
 INLINE u32 pack_e4m3x2(float low, float high) {

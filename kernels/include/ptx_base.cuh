@@ -1,4 +1,5 @@
-// Device bodies: bit casts, arithmetic with a fixed rounding, loads, barriers, shuffles, atomics.
+// Device bodies: bit casts, arithmetic with a fixed rounding, loads, barriers, shuffles,
+// programmatic launch, atomics.
 //
 // Twin: `host.cuh`. Included by `device.cuh` only.
 #pragma once
@@ -94,6 +95,36 @@ INLINE T shfl_up(T value, u32 delta) {
     return __shfl_up_sync(0xffffffffu, value, delta);
 }
 INLINE u32 ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+
+// Programmatic launch, for kernels that are `dependent` in the manifest; nothing before sm_90. A launch may
+// begin when all blocks of the one before it have begun, and every block of it waits for that one's end:
+// before it reads what is no weight, and before it stores.
+INLINE void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next launch begin: at once, since until its wait it touches nothing but weights.
+INLINE void dependency_trigger() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// `p` as known only from here on. The compiler takes what a __restrict__ parameter points to for the same
+// all through the kernel, and may load it before a wait.
+template <class T>
+INLINE T* after_wait(T* p) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("" : "+l"(p)::"memory");
+#endif
+    return p;
+}
+// Begins to bring `bytes` weights to the second-level cache; address and length are multiples of 16.
+INLINE void prefetch(const void* p, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
 
 INLINE u32 atomic_add(u32* p, u32 x) { return atomicAdd(p, x); }
 INLINE void atomic_add64(u64* p, u64 x) { atomicAdd(p, x); }

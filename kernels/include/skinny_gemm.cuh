@@ -129,6 +129,17 @@ INLINE void copy_x(bf16 (*to)[Tokens][X_STRIDE], const bf16* x, u32 x_stride, u3
     cp_async_commit();
 }
 
+// Begins to bring what `gemm` will read first of each row and segment, by the warps that will.
+template <Format F>
+INLINE void prefetch_rows(const Weights& w, u32 first_row) {
+    constexpr u32 BYTES = 512; // 64 KB a block: what memory delivers in the two microseconds of a launch
+    const u32 row_bytes = F == Format::Bf16 ? 2 * w.k : w.k;
+    const u32 per_segment = ceil_div(ceil_div(w.k, K_BLOCK), SEGMENTS) * (F == Format::Bf16 ? 2 : 1) * K_BLOCK;
+    const u32 start = warp_id() / ROW_TILES * per_segment, row = first_row + lane_id();
+    if (lane_id() < TILE_ROWS && row < w.n_rows && start < row_bytes)
+        prefetch(w.data + static_cast<u64>(row) * row_bytes + start, min_u32(min_u32(BYTES, per_segment), row_bytes - start));
+}
+
 // The whole product for the rows `w.rows[tile] ..+ 16` of each row tile and `Tokens` tokens. Ends
 // with the segments' sums in shared memory, after a barrier; `gemm_sum` adds them.
 template <Format F, u32 Tokens, u32 Stages, class RowOf>

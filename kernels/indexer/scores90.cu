@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) index_scores90(
     const u32* __restrict__ positions, const u32* __restrict__ sequence_of,
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
     float* __restrict__ scores, u32 n_heads, u32 max_entries, u32 top_k, float scale) {
+    dependency_begin(q, w, keys, positions, sequence_of, sequences, blocks);
     const u32 token = blockIdx.y, thread = threadIdx.x, lane = lane_id(), t = lane % 4;
     const u32 n_entries = (positions[token] + 1) / 4, first = blockIdx.x * KEYS * TILES;
     if (n_entries <= top_k || first >= n_entries) return;

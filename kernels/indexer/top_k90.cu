@@ -69,6 +69,7 @@ INLINE void find_bin(SelectShared& s, u32 shift) {
 extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_top_k90(
     const float* __restrict__ scores, const u32* __restrict__ positions, u32* __restrict__ chosen,
     u32* __restrict__ counts, u32 max_entries, u32 top_k) {
+    dependency_begin(scores, positions);
     const u32 token = blockIdx.x / BLOCKS, rank = cluster_rank(), t = threadIdx.x, lane = lane_id(), warp = warp_id();
     const u32 n_entries = (positions[token] + 1) / 4;
     scores += static_cast<u64>(token) * max_entries;

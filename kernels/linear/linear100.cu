@@ -90,7 +90,7 @@ INLINE void linear(const Linear& l, const TensorMap& weights, const u8* w_scales
         linear<tokens, stages, c>({out, n_rows, n_tokens, out_stride, is_f32}, weights, w_scales,      \
                                   {codes, x_scales, x_rows}, k);                                       \
     }                                                                                                  \
-    EMU_KERNEL(name, .cluster = c, .dependent = true)
+    EMU_KERNEL(name, .cluster = c)
 
 LINEAR(linear100_32_c1, 32, 5, 1)
 LINEAR(linear100_32_c2, 32, 5, 2)

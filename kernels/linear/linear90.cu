@@ -31,7 +31,7 @@
     }
 #define SPLIT(name, tokens, stages, c)                                                                 \
     LINEAR(name, __cluster_dims__(c), (split<Format::Fp8, tokens, stages, c>(l, weights, x, blockIdx.x / c))) \
-    EMU_KERNEL(name, .cluster = c, .dependent = true)
+    EMU_KERNEL(name, .cluster = c)
 
 SPLIT(linear90_8_c1, 8, 6, 1)
 SPLIT(linear90_8_c2, 8, 6, 2)
@@ -40,7 +40,7 @@ SPLIT(linear90_64_c1, 64, 4, 1)
 SPLIT(linear90_64_c2, 64, 4, 2)
 SPLIT(linear90_64_c4, 64, 4, 4)
 LINEAR(linear90_128, , (whole<Format::Fp8, 4>(l, weights, x, n_segments)))
-EMU_KERNEL(linear90_128, .dependent = true)
+EMU_KERNEL(linear90_128)
 
 extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) __cluster_dims__(4) linear90_pair_8_c4(
     const __grid_constant__ TensorMap weights, const float* __restrict__ w_scales, bf16* __restrict__ out, u32 n_rows,
@@ -52,4 +52,4 @@ extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) __cluster_dims
     const Linear l = {other ? other_scales : w_scales, other ? other_out : out, n, k, n_tokens, n, 0};
     split<Format::Fp8, 8, 6, 4>(l, other ? other_weights : weights, {rows, k, {}, nullptr}, other ? tile - n_tiles : tile);
 }
-EMU_KERNEL(linear90_pair_8_c4, .cluster = 4, .dependent = true)
+EMU_KERNEL(linear90_pair_8_c4, .cluster = 4)

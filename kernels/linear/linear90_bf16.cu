@@ -30,15 +30,15 @@
     }
 #define SPLIT(name, format, stages, c)                                                                 \
     LINEAR(name, __cluster_dims__(c), (split<Format::format, 64, stages, c>(l, weights, x, blockIdx.x / c))) \
-    EMU_KERNEL(name, .cluster = c, .dependent = true)
+    EMU_KERNEL(name, .cluster = c)
 
 SPLIT(linear90_bf16_64_c1, Bf16, 5, 1)
 SPLIT(linear90_bf16_64_c2, Bf16, 5, 2)
 SPLIT(linear90_bf16_64_c4, Bf16, 5, 4)
 LINEAR(linear90_bf16_128, , (whole<Format::Bf16, 4>(l, weights, x, n_segments)))
-EMU_KERNEL(linear90_bf16_128, .dependent = true)
+EMU_KERNEL(linear90_bf16_128)
 SPLIT(linear90_wo_64_c1, Fp8ByBf16, 3, 1)
 SPLIT(linear90_wo_64_c2, Fp8ByBf16, 3, 2)
 SPLIT(linear90_wo_64_c4, Fp8ByBf16, 3, 4)
 LINEAR(linear90_wo_128, , (whole<Format::Fp8ByBf16, 3>(l, weights, x, n_segments)))
-EMU_KERNEL(linear90_wo_128, .dependent = true)
+EMU_KERNEL(linear90_wo_128)

@@ -61,9 +61,11 @@ extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) __cluster_dims
         if (warp == 0 && elect()) {
             copy_matrix<Format::Fp8, Share::K, true>(s, ring, l, work, is_index ? index_weights : weights, tile);
         } else if (warp > 0) {
+            if (threadIdx.x == WARP) prefetch(norm, k * 4);
             dependency_wait();
+            const bf16* rows = after_wait(qr);
             const auto row_of = [&](u32 token) -> const bf16* {
-                return token < n_tokens ? qr + static_cast<u64>(token) * k : nullptr;
+                return token < n_tokens ? rows + static_cast<u64>(token) * k : nullptr;
             };
             fill_x(s, ring, work, k, row_of, {norm, eps});
         }
@@ -87,7 +89,8 @@ extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) __cluster_dims
     meet();
     if (group > 0 || rank >= n_tokens) return;
     dependency_wait();
-    if (is_index) finish(values, true, tile / BLOCKS * 4, n_index_heads, rank, frequencies, positions, eps, index_q);
-    else finish(values, false, tile / BLOCKS, n_heads, rank, frequencies, positions, eps, q);
+    const u32* at = after_wait(positions);
+    if (is_index) finish(values, true, tile / BLOCKS * 4, n_index_heads, rank, frequencies, at, eps, index_q);
+    else finish(values, false, tile / BLOCKS, n_heads, rank, frequencies, at, eps, q);
 }
-EMU_KERNEL(queries90, .cluster = 8, .dependent = true)
+EMU_KERNEL(queries90, .cluster = 8)

@@ -12,6 +12,7 @@
 //          _each: matrices one after the other along the grid's first axis; no rows: none.
 // Launch   grid (ceil(n_rows / 32), ceil(n_tokens / Tokens), groups), 256 threads. k is a multiple of 16
 //          (FP8) or 8 (bf16); scales of FP8 rows need n_rows in whole 128s or a last partial one.
+//          May start before the launch before it has ended: weights come first.
 // Limit    memory for few tokens: every weight byte is read once per block row of tokens.
 // Arch     sm_80 and later; no FP8 arithmetic needed.
 // CPU twin `CpuLinear::matmul`, within K f32 roundings of the sum of magnitudes (2^-21).
@@ -22,6 +23,7 @@
 template <Format F, u32 Tokens, u32 Stages>
 INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32,
                    u32 row_block) {
+    dependency_trigger();
     // Where this group's part of each begins.
     const u32 group = blockIdx.z, row_bytes = F == Format::Bf16 ? 2 * w.k : w.k;
     w.data += static_cast<u64>(group) * w.n_rows * row_bytes;
@@ -31,6 +33,8 @@ INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_toke
     auto& s = shared<GemmShared<Tokens, Stages>>();
     const u32 first_token = blockIdx.y * Tokens, first_row = row_block * ROW_TILES * TILE_ROWS;
     const u32 tile = warp_id() % ROW_TILES;
+    prefetch_rows<F>(w, first_row + tile * TILE_ROWS);
+    dependency_wait();
     gemm<F, Tokens, Stages>(s, w, first_row + tile * TILE_ROWS, x, x_stride, n_tokens,
                             [&](u32 token) { return first_token + token; });
     for (u32 i = threadIdx.x; i < Tokens * ROW_TILES * TILE_ROWS; i += GEMM_THREADS) {

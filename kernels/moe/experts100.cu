@@ -96,6 +96,7 @@ INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x)
         const u32* __restrict__ items, const u32* __restrict__ n_items, const u32* __restrict__ pairs, \
         const u8* __restrict__ codes, const u32* __restrict__ x_scales, u32 x_rows,                    \
         const float* __restrict__ weights_of_pairs, bf16* __restrict__ h, u32 channels, u32 width, float limit) { \
+        dependency_begin(items, n_items, pairs, weights_of_pairs);                                     \
         experts<false, tokens, stages>(                                                                \
             {w_scales, items, n_items, pairs, weights_of_pairs, h, channels, width, limit}, weights,   \
             {codes, x_scales, x_rows});                                                                \
@@ -107,6 +108,7 @@ INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x)
         const u32* __restrict__ items, const u32* __restrict__ n_items, const u32* __restrict__ pairs, \
         const u8* __restrict__ codes, const u32* __restrict__ x_scales, u32 x_rows, bf16* __restrict__ out, \
         u32 width, u32 channels) {                                                                     \
+        dependency_begin(items, n_items, pairs);                                                       \
         experts<true, tokens, stages>({w_scales, items, n_items, pairs, nullptr, out, width, channels, 0.0f}, \
                                       weights, {codes, x_scales, x_rows});                             \
     }                                                                                                  \

@@ -93,6 +93,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS* WARP) moe_route_score(
     const float* __restrict__ logits, const float* __restrict__ bias, u32* __restrict__ ids,
     u32* __restrict__ order, float* __restrict__ weights, u32 n_tokens, u32 n_experts, u32 top_k,
     float scaling) {
+    dependency_begin(logits);
     const u32 token = blockIdx.x * ROUTE_WARPS + warp_id();
     if (token >= n_tokens) return;
     route<false>({logits, bias, nullptr, nullptr, ids, order, weights, n_tokens, n_experts, top_k, scaling}, token);
@@ -103,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS* WARP) moe_route_hash(
     const float* __restrict__ logits, const u16* __restrict__ table, const u32* __restrict__ tokens,
     u32* __restrict__ ids, u32* __restrict__ order, float* __restrict__ weights, u32 n_tokens,
     u32 n_experts, u32 top_k, float scaling) {
+    dependency_begin(logits, tokens);
     const u32 token = blockIdx.x * ROUTE_WARPS + warp_id();
     if (token >= n_tokens) return;
     route<true>({logits, nullptr, table, tokens, ids, order, weights, n_tokens, n_experts, top_k, scaling}, token);
@@ -198,6 +200,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_group(
     const u32* __restrict__ ids, u32* __restrict__ items, u32* __restrict__ n_items,
     u32* __restrict__ pairs, u32 n_pairs, u32 first_expert, u32 n_experts, u32 max_count,
     u32 align) {
+    dependency_begin(ids);
     group(ids, {items, n_items, pairs, n_pairs, first_expert, n_experts, max_count, align});
 }
 EMU_KERNEL(moe_group)
@@ -214,6 +217,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_route_group_scor
     u32* __restrict__ order, float* __restrict__ weights, u32 n_tokens, u32 n_experts, u32 top_k,
     float scaling, u32* __restrict__ items, u32* __restrict__ n_items, u32* __restrict__ pairs,
     u32 first_expert, u32 n_local, u32 max_count, u32 align) {
+    dependency_begin(logits);
     route_group<false>({logits, bias, nullptr, nullptr, ids, order, weights, n_tokens, n_experts, top_k, scaling},
                        {items, n_items, pairs, n_tokens * top_k, first_expert, n_local, max_count, align});
 }
@@ -224,6 +228,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) moe_route_group_hash
     u32* ids, u32* __restrict__ order, float* __restrict__ weights, u32 n_tokens, u32 n_experts,
     u32 top_k, float scaling, u32* __restrict__ items, u32* __restrict__ n_items,
     u32* __restrict__ pairs, u32 first_expert, u32 n_local, u32 max_count, u32 align) {
+    dependency_begin(logits, tokens);
     route_group<true>({logits, nullptr, table, tokens, ids, order, weights, n_tokens, n_experts, top_k, scaling},
                       {items, n_items, pairs, n_tokens * top_k, first_expert, n_local, max_count, align});
 }

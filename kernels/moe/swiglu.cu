@@ -17,6 +17,7 @@
 
 extern "C" __global__ void __launch_bounds__(128) swiglu(
     const bf16* __restrict__ gate, const bf16* __restrict__ up, bf16* __restrict__ out, u32 n, float limit) {
+    dependency_begin(gate, up);
     const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
     if (i >= n) return;
     float g[8], u[8];
@@ -35,6 +36,7 @@ EMU_KERNEL(swiglu)
 extern "C" __global__ void __launch_bounds__(128) moe_combine(
     const bf16* __restrict__ parts, const u32* __restrict__ order, const bf16* __restrict__ shared_part,
     bf16* __restrict__ out, u32 top_k, u32 width) {
+    dependency_begin(parts, order, shared_part);
     const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
     if (i >= width) return;
     float sum[8];

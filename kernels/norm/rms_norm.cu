@@ -22,6 +22,7 @@ struct NormShared {
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
     const bf16* __restrict__ x, const float* __restrict__ weight, bf16* __restrict__ normed,
     bf16* __restrict__ quantised, u32 width, float eps) {
+    dependency_begin(x);
     NormShared& s = shared<NormShared>();
     const u64 row = static_cast<u64>(blockIdx.x) * width;
     float v[MAX_CHUNKS][8] = {};

@@ -15,6 +15,7 @@ constexpr u32 THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS) act_quant_grid(
     const bf16* __restrict__ x, bf16* __restrict__ out, u32 width) {
+    dependency_begin(x);
     const u32 i = (blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
     const u64 at = static_cast<u64>(blockIdx.y) * width + i;
     float v[8] = {};
@@ -26,6 +27,7 @@ EMU_KERNEL(act_quant_grid)
 
 extern "C" __global__ void __launch_bounds__(THREADS) act_quant(
     const bf16* __restrict__ x, u8* __restrict__ codes, u8* __restrict__ scales, u32 width) {
+    dependency_begin(x);
     const u32 i = (blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
     const u64 at = static_cast<u64>(blockIdx.y) * width + i;
     float v[8] = {};

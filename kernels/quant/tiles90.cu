@@ -17,6 +17,7 @@
 extern "C" __global__ void __launch_bounds__(256) act_quant_tiles(
     const bf16* __restrict__ x, const u32* __restrict__ pairs, const u32* __restrict__ n_items,
     u8* __restrict__ codes, float* __restrict__ scales, u32 width, u32 n_rows, u32 x_rows, u32 per_row) {
+    dependency_begin(x, pairs, n_items);
     const u32 lane = lane_id(), row = blockIdx.x * 16 + warp_id() * 2 + lane / 16, block = blockIdx.y;
     const u32 column = lane % 16 * PER_THREAD, n_used = pairs ? n_items[1] : n_rows;
     u32 from = row < n_used ? pairs ? pairs[row] : row : ~0u;

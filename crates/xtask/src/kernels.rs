@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::workspace::Workspace;
 
+mod dependency;
 mod log;
 mod manifest;
 
@@ -81,10 +82,9 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
             println!("{path:<24} {arch:<8} {report}");
         }
         faults.extend(shortfalls(file, arch, &log, &reports));
-        if file.expect(arch).next().is_some() || file.forbid(arch).next().is_some() {
-            let sass = disassemble(&toolchain, &out.join(format!("{key}.cubin")))?;
-            faults.extend(instruction_faults(file, arch, &sass));
-        }
+        let sass = disassemble(&toolchain, &out.join(format!("{key}.cubin")))?;
+        faults.extend(instruction_faults(file, arch, &sass));
+        faults.extend(dependency::faults(file, arch, &sass));
     }
     println!();
     faults.iter().for_each(|fault| println!("{fault}"));

@@ -168,6 +168,15 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// [`DeviceError::OutOfMemory`] with the numbers.
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError>;
 
+    /// What is allocated at `address` changes only while a model is loaded, by copies and by kernels that
+    /// are not `dependent`: launches of dependent ones may read it ahead of those before them.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn hold_weights(&self, _address: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Gives memory back; launches that still use it are not disturbed.
     fn free(&self, address: u64, bytes: usize);
 

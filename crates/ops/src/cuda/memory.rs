@@ -121,6 +121,9 @@ impl Arena {
     fn new(device: &Arc<dyn Device>, place: Place, bytes: usize) -> Result<Self, OpError> {
         let capacity = aligned(bytes);
         let base = device.alloc(capacity).map_err(OpError::device)?;
+        if place == Place::Weights {
+            device.hold_weights(base).map_err(OpError::device)?;
+        }
         let device = Arc::clone(device);
         Ok(Self { device, place, base, capacity, used: Mutex::default() })
     }
@@ -254,7 +257,8 @@ impl Memory {
     /// [`OpError::Device`] if there is no room.
     pub fn buffer(&self, place: Place, bytes: usize) -> Result<Buffer, OpError> {
         let Some((arenas, arena)) = self.arena(place) else {
-            return Buffer::new(&self.device, bytes);
+            let buffer = Buffer::new(&self.device, bytes)?;
+            return if place == Place::Weights { buffer.for_weights() } else { Ok(buffer) };
         };
         let start = arena.take(bytes).map_err(OpError::device)?;
         Ok(Buffer::part_of(arenas, place, start, bytes))
@@ -390,6 +394,16 @@ impl Buffer {
         let address = device.alloc(bytes).map_err(OpError::device)?;
         let memory = Allocation::Loose { device: Arc::clone(device), address, bytes };
         Ok(Self { memory: Arc::new(memory), address, bytes })
+    }
+
+    /// The same for what launches may read ahead of those before them ([`Device::hold_weights`]); the
+    /// buffer is an allocation of its own.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if the device fails.
+    pub fn for_weights(self) -> Result<Self, OpError> {
+        self.device().hold_weights(self.address).map_err(OpError::device)?;
+        Ok(self)
     }
 
     /// An allocation of its own: a copy of `bytes`.

@@ -13,6 +13,11 @@ pub(crate) fn file_of(entry: &str) -> Option<&'static str> {
     ENTRIES.iter().find(|(name, _)| *name == entry).map(|(_, path)| *path)
 }
 
+/// Whether kernel `entry` waits by itself for the launch before it (`dependent` in the manifest).
+pub(crate) fn is_dependent(entry: &str) -> bool {
+    DEPENDENT.contains(&entry)
+}
+
 /// `path` with every `#include "..."` replaced by the file's text, each file once; the host bodies
 /// are left out. `read` returns a file by its path under `kernels/`.
 ///

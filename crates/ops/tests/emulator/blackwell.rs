@@ -14,7 +14,7 @@ use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
 use fathom_ops::{Backend, Batch, Ops, Scales, Solo, WeightData};
 
 use crate::compare::{BF16_STEP, assert_close};
-use crate::process::in_every_mode_as;
+use crate::process::{in_every_mode_as, weight_buffer};
 use crate::weights::Random;
 
 const ARCH: &str = "sm_100f";
@@ -123,7 +123,7 @@ fn matrix(device: &Arc<dyn Device>) -> Matrix {
         f64::from(e4m3_to_f32(code)) * f64::from(scale)
     };
     let values = codes.iter().enumerate().map(value).collect();
-    let codes = Buffer::from_bytes(device, codes).unwrap();
+    let codes = weight_buffer(device, codes);
     let map = device
         .encode(&TensorMapSpec {
             element: MapElement::U8,
@@ -136,10 +136,10 @@ fn matrix(device: &Arc<dyn Device>) -> Matrix {
         .unwrap();
     let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
     let plain = Buffer::from_bytes(device, &bytes).unwrap();
-    let scales = Buffer::new(device, ROWS.div_ceil(128) * n_blocks * 512).unwrap();
+    let bytes = ROWS.div_ceil(128) * n_blocks * 512;
+    let scales = Buffer::new(device, bytes).unwrap().for_weights().unwrap();
     let args = [Arg::from(&plain), Arg::from(&scales)];
     launch(device, "linear_pack_scales100", [n_blocks, ROWS.div_ceil(128), 1], 128, &args);
-    scales.read(0, 1).unwrap();
     Matrix { _codes: codes, map, scales, values }
 }
 

@@ -64,6 +64,9 @@ impl Device for Forgetful {
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.device.alloc(bytes)
     }
+    fn hold_weights(&self, address: u64) -> Result<(), DeviceError> {
+        self.device.hold_weights(address)
+    }
     fn free(&self, address: u64, bytes: usize) {
         self.device.free(address, bytes);
     }

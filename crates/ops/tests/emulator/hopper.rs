@@ -14,7 +14,7 @@ use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
 use fathom_ops::{Backend, Batch, MoeOps, Ops, Scales, Solo, WeightData, WeightSource};
 
 use crate::compare::{BF16_STEP, assert_close};
-use crate::process::in_every_mode_on_hopper;
+use crate::process::{in_every_mode_on_hopper, weight_buffer};
 use crate::weights::Random;
 
 const WIDTH: usize = 384;
@@ -163,7 +163,7 @@ fn matrix(device: &Arc<dyn Device>) -> Matrix {
         f64::from(e4m3_to_f32(code)) * f64::from(scale)
     };
     let values = codes.iter().enumerate().map(value).collect();
-    let codes = Buffer::from_bytes(device, codes).unwrap();
+    let codes = weight_buffer(device, codes);
     let map = device
         .encode(&TensorMapSpec {
             element: MapElement::U8,
@@ -175,7 +175,7 @@ fn matrix(device: &Arc<dyn Device>) -> Matrix {
         })
         .unwrap();
     let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
-    Matrix { _codes: codes, map, scales: Buffer::from_bytes(device, &bytes).unwrap(), values }
+    Matrix { _codes: codes, map, scales: weight_buffer(device, &bytes), values }
 }
 
 /// The product by `kernel`, which takes `tokens` to a block and clusters of `cluster`.
@@ -348,9 +348,9 @@ fn fp8_weights_of_unquantised_activations_agree_with_f64_in_every_form() {
             let scale = scales[row / 128 * (K / 128) + k / 128];
             f64::from(e4m3_to_f32(codes[row * K + k])) * f64::from(scale)
         };
-        let w = Buffer::from_bytes(device, codes).unwrap();
+        let w = weight_buffer(device, codes);
         let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let scales = Buffer::from_bytes(device, &bytes).unwrap();
+        let scales = weight_buffer(device, &bytes);
         let map =
             |buffer: &Buffer, element, dims: [usize; 2], stride: usize, box_dims: [u32; 2]| {
                 let spec = TensorMapSpec {

@@ -51,7 +51,7 @@ fn run(kernels: &[&'static str], threads: u32, mode: Mode) -> Option<Outcome> {
     let device: Arc<dyn Device> = Emulator::start(mode)?;
     let mut random = Random::new(3);
     let (a, b) = (codes(64, &mut random), codes(8, &mut random));
-    let input_a = Buffer::from_bytes(&device, &swizzled(&a)).unwrap();
+    let input_a = Buffer::from_bytes(&device, &swizzled(&a)).unwrap().for_weights().unwrap();
     let input_b = Buffer::from_bytes(&device, &swizzled(&b)).unwrap();
     let out = Buffer::from_bytes(&device, &[0; OUT * 4]).unwrap();
     let args = [&input_a, &input_b, &out].map(|buffer| Arg::Address(buffer.address()));
@@ -161,9 +161,16 @@ fn a_launch_that_may_start_early_must_wait_before_it_loads_results_or_stores() {
         got.unwrap();
     }
     finds("planted90_early_store", true, &["stores before it has waited"]);
-    let Some(Outcome { result, .. }) = run(&[dependent, "planted90_early_load"], 256, MODES[0])
-    else {
-        return;
-    };
-    assert!(result.expect_err("an early load").contains("without waiting for that launch"));
+    finds("planted90_early_load", true, &["loads what is no weight before it has waited"]);
+    finds("planted90_early_prefetch", true, &["loads what is no weight before it has waited"]);
+    finds("planted90_unawaited", true, &["a block ends without having waited"]);
+    finds("planted90_stored_weight", true, &["stores to weights"]);
+}
+
+#[test]
+fn copies_count_as_loads_when_they_are_issued() {
+    let copies = ["planted90_early_bulk_copy", "planted90_early_copy"];
+    for kernel in copies {
+        finds(kernel, true, &["loads what is no weight before it has waited"]);
+    }
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use fathom_ops::cuda::Device;
 use fathom_ops::cuda::emulator::{self, build};
 pub(crate) use fathom_ops::cuda::emulator::{MODES, Mode};
+use fathom_ops::cuda::{Buffer, Device};
 
 /// The program, or `None` without a compiler.
 ///
@@ -38,6 +38,11 @@ impl Emulator {
         };
         Some(Arc::new(emulator::Emulator::start(program, mode).unwrap().with_arch(arch)))
     }
+}
+
+/// A copy of `bytes` that kernels may read before they wait for the launch before.
+pub(crate) fn weight_buffer(device: &Arc<dyn Device>, bytes: &[u8]) -> Buffer {
+    Buffer::from_bytes(device, bytes).unwrap().for_weights().unwrap()
 }
 
 /// Runs `case` in every mode; does nothing without a C++ compiler.

@@ -13,7 +13,7 @@ use fathom_ops::traits::{Projected, Queries};
 use fathom_ops::{AttentionOps, Backend, Batch, Scales, WeightData};
 
 use crate::compare::{BF16_STEP, assert_close};
-use crate::process::{Emulator, MODES, in_every_mode_on_hopper};
+use crate::process::{Emulator, MODES, in_every_mode_on_hopper, weight_buffer};
 use crate::weights::Random;
 
 /// Columns: two blocks of K and a ragged third.
@@ -46,7 +46,7 @@ fn matrix(device: &Arc<dyn Device>, random: &mut Random, rows: usize) -> Matrix 
     let WeightData::Fp8 { codes, scales: Scales::Ue8m0(bytes) } = random.fp8(rows, K).data else {
         unreachable!("FP8")
     };
-    let codes = Buffer::from_bytes(device, &codes).unwrap();
+    let codes = weight_buffer(device, &codes);
     let spec = TensorMapSpec {
         element: MapElement::U8,
         address: codes.address(),
@@ -58,13 +58,13 @@ fn matrix(device: &Arc<dyn Device>, random: &mut Random, rows: usize) -> Matrix 
     let map = Arg::Map(device.encode(&spec).unwrap());
     let scale = |&byte: &u8| Ue8m0::from_byte(byte).unwrap().to_f32().to_le_bytes();
     let scales: Vec<u8> = bytes.iter().flat_map(scale).collect();
-    let scales = Buffer::from_bytes(device, &scales).unwrap();
+    let scales = weight_buffer(device, &scales);
     Matrix { _codes: codes, map, scales, rows }
 }
 
 fn f32_buffer(device: &Arc<dyn Device>, values: &[f32]) -> Buffer {
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    Buffer::from_bytes(device, &bytes).unwrap()
+    weight_buffer(device, &bytes)
 }
 
 fn u32s<const N: usize>(values: [usize; N]) -> [Arg; N] {

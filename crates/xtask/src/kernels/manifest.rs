@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The kernel files in the order of the manifest.
 pub(crate) struct Manifest {
@@ -18,8 +18,29 @@ pub(crate) struct File {
     pub(crate) archs: Vec<String>,
     /// A spill is an error.
     pub(crate) hot: bool,
+    /// Whether launches may begin before the one before them has ended.
+    pub(crate) dependent: Option<Dependent>,
     expected: BTreeMap<String, Vec<String>>,
     forbidden: BTreeMap<String, Vec<String>>,
+}
+
+/// How the kernels of a file wait for the launch before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dependent {
+    /// Before they touch memory.
+    WaitsFirst,
+    /// When they have begun to read weights.
+    WeightsFirst,
+}
+
+impl Dependent {
+    fn parse(value: &toml::Value) -> Result<Self> {
+        match value.as_str() {
+            Some("waits first") => Ok(Self::WaitsFirst),
+            Some("weights first") => Ok(Self::WeightsFirst),
+            _ => bail!("`dependent` is \"waits first\" or \"weights first\""),
+        }
+    }
 }
 
 impl File {
@@ -80,6 +101,7 @@ impl Manifest {
                 entries: strings(entries)?,
                 archs: file.get("archs").map_or_else(|| Ok(defaults.clone()), strings)?,
                 hot: file.get("hot").and_then(toml::Value::as_bool).unwrap_or(false),
+                dependent: file.get("dependent").map(Dependent::parse).transpose()?,
                 expected: lists(file.get("expect"))?,
                 forbidden: lists(file.get("forbid"))?,
             })

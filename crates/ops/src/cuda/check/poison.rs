@@ -49,6 +49,10 @@ impl Device for Poisoned {
         Ok(address)
     }
 
+    fn hold_weights(&self, address: u64) -> Result<(), DeviceError> {
+        self.device.hold_weights(address)
+    }
+
     fn free(&self, address: u64, bytes: usize) {
         self.device.free(address, bytes);
     }

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::device::{Device, DeviceError, Launch, MemoryInfo};
+use crate::cuda::source;
 use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 
 /// How copies land and in which order warps run.
@@ -211,6 +212,10 @@ impl Device for Emulator {
         Ok(u64::from_le_bytes(address))
     }
 
+    fn hold_weights(&self, address: u64) -> Result<(), DeviceError> {
+        self.state().call_now("hold_weights", &Request::new(7).u64(address), &mut [])
+    }
+
     fn free(&self, address: u64, bytes: usize) {
         let mut state = self.state();
         // A process that has ended has no memory left to free.
@@ -243,7 +248,9 @@ impl Device for Emulator {
         for size in launch.grid.into_iter().chain(launch.block) {
             request = request.u32(size);
         }
-        request = request.u64(u64::from(launch.shared_bytes)).u32(launch.args.len() as u32);
+        let is_dependent = source::is_dependent(launch.kernel);
+        request = request.u64(u64::from(launch.shared_bytes)).u32(is_dependent.into());
+        request = request.u32(launch.args.len() as u32);
         for arg in launch.args {
             let (bytes, len) = arg.bytes();
             request = request.u32(len as u32).bytes(&bytes.0[..len]);
