@@ -95,7 +95,7 @@ fn opened() -> Result<Gpu> {
         })
         .with_context(|| format!("loading kernels onto {}", facts.name))?;
     let about = format!(
-        "{} ({}, {} SMs, compute capability {}.{}), driver for CUDA {}.{}, kernels {}",
+        "{} ({}, {} SMs, compute capability {}.{}), driver for CUDA {}.{}, kernels {}{}",
         facts.name,
         crate::bytes::readable(facts.total_bytes),
         facts.n_sms,
@@ -104,6 +104,7 @@ fn opened() -> Result<Gpu> {
         facts.driver_cuda / 1000,
         facts.driver_cuda % 1000 / 10,
         origins(&device.origins()),
+        if device.launches_overlap() { ", launches overlap" } else { "" },
     );
     // Without FP8 arithmetic the grid would cost time and precision and save nothing.
     let activations = if facts.has_fp8() { Activations::Fp8Grid } else { Activations::Bf16 };

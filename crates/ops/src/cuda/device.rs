@@ -142,6 +142,11 @@ pub struct MemoryInfo {
 /// [`end_record`](Self::end_record) they are noted instead of run, and [`replay`](Self::replay) runs
 /// all of them at the cost of one (a CUDA graph). The arguments are those of the recording; what
 /// changes from replay to replay is in the memory they point to.
+///
+/// In order means that a launch finds what those before it wrote, not that they have ended when it
+/// begins: between a kernel that is `dependent` in the manifest and another right behind it a device
+/// may let the second read weights ([`hold_weights`](Self::hold_weights)) ahead of everything that the
+/// first ones do ([`overlap`](super::overlap) says when).
 pub trait Device: Debug + Send + Sync + 'static {
     /// Name, for messages.
     fn name(&self) -> String;
@@ -307,5 +312,5 @@ pub enum Stamp {
     /// For devices that run each launch when it is made.
     Host(Instant),
     /// An event of the driver.
-    Event(super::driver::Event),
+    Event(super::event::Event),
 }

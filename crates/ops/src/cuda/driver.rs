@@ -17,7 +17,9 @@ use cudarc::nvrtc::Ptx;
 
 use super::code::{KernelSources, Origin};
 use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
+use super::event::Event;
 use super::gpu::{GpuFacts, gpus, needed_cuda};
+use super::overlap::{self, Overlap};
 use super::staging::Staging;
 use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 use super::{pool, source};
@@ -40,6 +42,7 @@ pub struct DriverDevice {
     sources: KernelSources,
     /// See [`CAREFUL`].
     is_careful: bool,
+    overlap: Overlap,
     loaded: Mutex<Loaded>,
     /// Made when first needed.
     staging: Mutex<Option<Staging>>,
@@ -76,35 +79,6 @@ struct Graph(sys::CUgraphExec);
 // SAFETY: the driver does not care which thread uses a graph, as long as only one does at a time;
 // graphs are behind a mutex.
 unsafe impl Send for Graph {}
-
-/// A driver's event with a time.
-pub struct Event {
-    event: sys::CUevent,
-    /// Alive as long as the event.
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: the driver does not care which thread uses an event; nothing here changes one after it
-// was recorded.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl std::fmt::Debug for Event {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Event").finish_non_exhaustive()
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // A failure means that the context is gone already.
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the event was made by `stamp` and nobody else has it.
-            let _ = unsafe { result::event::destroy(self.event) };
-        }
-    }
-}
 
 #[derive(Default)]
 struct Recordings {
@@ -173,6 +147,7 @@ impl DriverDevice {
             ended: new_event()?,
             open: Mutex::default(),
         };
+        let is_careful = std::env::var_os(CAREFUL).is_some();
         Ok(Self {
             facts,
             context,
@@ -180,7 +155,8 @@ impl DriverDevice {
             branch,
             archs,
             sources,
-            is_careful: std::env::var_os(CAREFUL).is_some(),
+            is_careful,
+            overlap: Overlap::new(major >= 9 && !is_careful && Overlap::is_asked_for()),
             loaded: Mutex::default(),
             staging: Mutex::default(),
             recordings: Mutex::default(),
@@ -191,6 +167,12 @@ impl DriverDevice {
     #[must_use]
     pub const fn facts(&self) -> &GpuFacts {
         &self.facts
+    }
+
+    /// Whether launches may begin before the one before them has ended (see [`overlap`]).
+    #[must_use]
+    pub const fn launches_overlap(&self) -> bool {
+        self.overlap.is_on()
     }
 
     /// Brings the code of every kernel for this GPU onto it, so that what is missing shows at start
@@ -265,7 +247,8 @@ impl DriverDevice {
         self.context.bind_to_thread().map_err(failed("binding the context"))
     }
 
-    /// The context, bound; refused while launches are recorded or a branch is open.
+    /// The context, bound, for what is no launch; refused while launches are recorded or a branch is
+    /// open.
     fn bind_for(&self, call: &'static str) -> Result<(), DeviceError> {
         if locked(&self.recordings).is_recording {
             return Err(DeviceError::Recording { call });
@@ -273,6 +256,7 @@ impl DriverDevice {
         if locked(&self.branch.open).is_some() {
             return Err(branch_error(call, "a branch is open: only launches are ordered in it"));
         }
+        self.overlap.interrupt();
         self.bind()
     }
 
@@ -339,6 +323,7 @@ impl Device for DriverDevice {
         if recordings.is_recording {
             recordings.to_free.push(address);
         } else if self.bind().is_ok() {
+            self.overlap.interrupt();
             // SAFETY: the address came from `alloc` and its only owner gives it back; being ordered
             // in the stream, it stays until launches before have ended. A failure leaks it.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
@@ -419,22 +404,19 @@ impl Device for DriverDevice {
         let mut values: Vec<_> = launch.args.iter().map(|arg| arg.bytes().0).collect();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
-        let (grid, block) = (launch.grid.into(), launch.block.into());
         let on_branch = !self.is_careful && *locked(&self.branch.open) == Some(Side::Branch);
         let stream = if on_branch { &self.branch.stream } else { &self.stream };
-        // SAFETY: the caller promises that the arguments fit the kernel; each pointer is to a value
-        // that outlives the call, which copies it.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                grid,
-                block,
-                launch.shared_bytes,
-                stream.cu_stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(failed(launch.kernel))?;
+        let is_dependent = source::is_dependent(launch.kernel);
+        self.overlap
+            .launch(on_branch, is_dependent, |overlaps| {
+                let (function, stream) = (function.cu_function(), stream.cu_stream());
+                // SAFETY: the caller promises that the arguments fit the kernel; each pointer is to
+                // a value that outlives the call, which copies it.
+                unsafe {
+                    overlap::launch_kernel(function, &launch, stream, &mut pointers, overlaps)
+                }
+            })
+            .map_err(failed(launch.kernel))?;
         if self.is_careful {
             stream.synchronize().map_err(failed(launch.kernel))?;
         }
@@ -448,6 +430,7 @@ impl Device for DriverDevice {
             return Err(branch_error("fork", "a branch is open already"));
         }
         self.bind()?;
+        self.overlap.interrupt();
         forked.record(&self.stream).map_err(failed("cuEventRecord"))?;
         stream.wait(forked).map_err(failed("cuStreamWaitEvent"))?;
         *open = Some(Side::Branch);
@@ -469,6 +452,7 @@ impl Device for DriverDevice {
             return Err(branch_error("join", "no branch is open"));
         }
         self.bind()?;
+        self.overlap.interrupt();
         let joined = ended
             .record(stream)
             .map_err(failed("cuEventRecord"))
@@ -496,6 +480,7 @@ impl Device for DriverDevice {
 
     fn end_record(&self) -> Result<u64, DeviceError> {
         self.bind()?;
+        self.overlap.interrupt();
         let to_free = {
             let mut recordings = locked(&self.recordings);
             recordings.is_recording = false;
@@ -553,12 +538,7 @@ impl Device for DriverDevice {
     fn stamp(&self) -> Result<Stamp, DeviceError> {
         const CALL: &str = "cuEventRecord";
         self.bind_for(CALL)?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
-            .map_err(failed("cuEventCreate"))?;
-        let stamp = Event { event, context: Arc::clone(&self.context) };
-        // SAFETY: event and stream are alive.
-        unsafe { result::event::record(event, self.stream.cu_stream()) }.map_err(failed(CALL))?;
-        Ok(Stamp::Event(stamp))
+        Event::record(&self.context, &self.stream).map(Stamp::Event).map_err(failed(CALL))
     }
 
     fn seconds_between(&self, first: &Stamp, second: &Stamp) -> Result<f64, DeviceError> {
@@ -568,12 +548,7 @@ impl Device for DriverDevice {
             return Err(DeviceError::Failed { call: CALL, reason });
         };
         self.bind_for(CALL)?;
-        // SAFETY: both events are alive and were recorded.
-        let milliseconds = unsafe {
-            result::event::synchronize(second.event).map_err(failed("cuEventSynchronize"))?;
-            result::event::elapsed(first.event, second.event)
-        };
-        milliseconds.map(|ms| f64::from(ms) / 1e3).map_err(failed(CALL))
+        first.milliseconds_to(second).map(|ms| f64::from(ms) / 1e3).map_err(failed(CALL))
     }
 }
 

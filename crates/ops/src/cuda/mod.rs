@@ -1,7 +1,7 @@
 //! The CUDA backend: kernels of `kernels/`, launched through the driver, which is opened at run
 //! time. The same binary runs on a machine without a driver and says so.
 //!
-//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`]): the GPU;
+//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`], [`overlap`], [`event`]): the GPU;
 //!   [`emulator`]: a process that runs kernels on the CPU; [`rehearsal`]: none, to see what memory will
 //!   be needed;
 //! - [`memory`]: arenas and buffers; `pool`: what the driver keeps of buffers given back;
@@ -25,6 +25,7 @@ pub mod device;
 mod draw;
 pub mod driver;
 pub mod emulator;
+pub mod event;
 mod experts;
 pub mod gpu;
 mod hc;
@@ -34,6 +35,7 @@ mod linear;
 pub mod memory;
 mod moe;
 mod ops;
+pub mod overlap;
 pub mod pack;
 mod pool;
 pub mod rehearsal;
