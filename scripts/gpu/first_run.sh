@@ -7,9 +7,10 @@
 #     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--commit ID]
 #
 # Writes to DIR (default: `results` beside this script) what benches/results holds for other machines:
-# device-check.json, kernels.json, slice.json with slice.svg, peers.json, all logs, and run.json with
-# machine, driver, commit and command. A step that fails or has no time left is noted there, and the
-# next one runs. Exits with 1 if the device check fails or a sanitizer finds something.
+# device-check.json, kernels.json, slice.json with slice.svg, peers.json (with `-pdl` in the name where
+# launches overlap), all logs, and run.json with machine, driver, commit and command. A step that fails or
+# has no time left is noted there, and the next one runs. Exits with 1 if the device check fails or a
+# sanitizer finds something.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 command="$0 $*"
@@ -115,6 +116,14 @@ fi
 # The first cells of the grid before anything long: they answer most.
 step slice-quick 120 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
   --budget-s 100 --out "$out/slice-quick.json"
+# Launches that overlap: the same check and the same cells once more. Off by default until measured.
+if step device-check-small-pdl 60 env FATHOM_CUDA_PDL=1 "$fathom" device-check --small "${goldens[@]}" \
+  --out "$out/device-check-small-pdl.json"; then
+  step slice-quick-pdl 80 env FATHOM_CUDA_PDL=1 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
+    --budget-s 60 --out "$out/slice-quick-pdl.json"
+else
+  case $? in 124 | 137) ;; *) checked=1 ;; esac
+fi
 step kernels 120 "$fathom" bench kernels --out "$out/kernels.json"
 step slice 330 "$fathom" bench slice --budget-s "$(($(left) < 330 ? $(left) - 20 : 300))" --out "$out/slice.json"
 if [ -s "$out/slice.json" ]; then step plot 10 "$fathom" bench plot "$out/slice.json" --out "$out/slice.svg"; fi
