@@ -136,8 +136,9 @@ INLINE void experts(Experts e, const bf16* rows, const XTiles& x) {
     });
 }
 
-#define GATE_UP(name, ...)                                                                            \
-    extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) name(                           \
+// `per_sm`: blocks that must fit on a multiprocessor, for a launch that begins beside the one before it.
+#define GATE_UP(name, per_sm, ...)                                                                    \
+    extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, per_sm) name(                      \
         const u8* __restrict__ tiles, const u32* __restrict__ items, const u32* __restrict__ n_items, \
         const u32* __restrict__ pairs, const bf16* __restrict__ rows, const u8* __restrict__ codes,   \
         const float* __restrict__ scales, u32 x_rows, const float* __restrict__ weights,              \
@@ -147,8 +148,8 @@ INLINE void experts(Experts e, const bf16* rows, const XTiles& x) {
             {codes, scales, x_rows});                                                                 \
     }                                                                                                 \
     EMU_KERNEL(name)
-#define DOWN(name, ...)                                                                               \
-    extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 1) name(                           \
+#define DOWN(name, per_sm, ...)                                                                       \
+    extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, per_sm) name(                      \
         const u8* __restrict__ tiles, const u32* __restrict__ items, const u32* __restrict__ n_items, \
         const u32* __restrict__ pairs, const bf16* __restrict__ rows, const u8* __restrict__ codes,   \
         const float* __restrict__ scales, u32 x_rows, bf16* __restrict__ out, u32 width,              \

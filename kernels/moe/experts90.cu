@@ -19,7 +19,7 @@
 
 #include "../include/experts90.cuh"
 
-GATE_UP(moe_gate_up90_8, Format::Fp4, Share::K, 8, 8)
-GATE_UP(moe_gate_up90_128, Format::Fp4, Share::Rows, 128, 5)
-DOWN(moe_down90_8, Format::Fp4, Share::K, 8, 8)
-DOWN(moe_down90_128, Format::Fp4, Share::Rows, 128, 5)
+GATE_UP(moe_gate_up90_8, 2, Format::Fp4, Share::K, 8, 8)
+GATE_UP(moe_gate_up90_128, 1, Format::Fp4, Share::Rows, 128, 5)
+DOWN(moe_down90_8, 2, Format::Fp4, Share::K, 8, 8)
+DOWN(moe_down90_128, 1, Format::Fp4, Share::Rows, 128, 5)

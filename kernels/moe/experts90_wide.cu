@@ -10,7 +10,7 @@
 
 #include "../include/experts90.cuh"
 
-GATE_UP(moe_gate_up90_8_wide, Format::Fp4Wide, Share::K, 8, 8)
-GATE_UP(moe_gate_up90_128_wide, Format::Fp4Wide, Share::Rows, 128, 5)
-DOWN(moe_down90_8_wide, Format::Fp4Wide, Share::K, 8, 8)
-DOWN(moe_down90_128_wide, Format::Fp4Wide, Share::Rows, 128, 5)
+GATE_UP(moe_gate_up90_8_wide, 2, Format::Fp4Wide, Share::K, 8, 8)
+GATE_UP(moe_gate_up90_128_wide, 1, Format::Fp4Wide, Share::Rows, 128, 5)
+DOWN(moe_down90_8_wide, 2, Format::Fp4Wide, Share::K, 8, 8)
+DOWN(moe_down90_128_wide, 1, Format::Fp4Wide, Share::Rows, 128, 5)
