@@ -7,8 +7,8 @@
 #     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--commit ID]
 #
 # Writes to DIR (default: `results` beside this script) what benches/results holds for other machines:
-# device-check.json, kernels.json, slice.json with slice.svg, peers.json (with `-pdl` in the name where
-# launches overlap), all logs, and run.json with machine, driver, commit and command. A step that fails or
+# device-check.json, kernels.json, slice.json with slice.svg, peers.json (with `-pdl1`, `-pdl2` in the name
+# where launches overlap), all logs, and run.json with machine, driver, commit and command. A step that fails or
 # has no time left is noted there, and the next one runs. Exits with 1 if the device check fails or a
 # sanitizer finds something.
 set -u
@@ -117,13 +117,15 @@ fi
 step slice-quick 120 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
   --budget-s 100 --out "$out/slice-quick.json"
 # Launches that overlap: the same check and the same cells once more. Off by default until measured.
-if step device-check-small-pdl 60 env FATHOM_CUDA_PDL=1 "$fathom" device-check --small "${goldens[@]}" \
-  --out "$out/device-check-small-pdl.json"; then
-  step slice-quick-pdl 80 env FATHOM_CUDA_PDL=1 "$fathom" bench slice --quick --only decode --batch 1,64 --context 1K \
-    --budget-s 60 --out "$out/slice-quick-pdl.json"
-else
-  case $? in 124 | 137) ;; *) checked=1 ;; esac
-fi
+for level in 1 2; do
+  if step "device-check-small-pdl$level" 60 env FATHOM_CUDA_PDL=$level "$fathom" device-check --small \
+    "${goldens[@]}" --out "$out/device-check-small-pdl$level.json"; then
+    step "slice-quick-pdl$level" 60 env FATHOM_CUDA_PDL=$level "$fathom" bench slice --quick --only decode \
+      --batch 1,64 --context 1K --budget-s 45 --out "$out/slice-quick-pdl$level.json"
+  else
+    case $? in 124 | 137) ;; *) checked=1 ;; esac
+  fi
+done
 step kernels 120 "$fathom" bench kernels --out "$out/kernels.json"
 step slice 330 "$fathom" bench slice --budget-s "$(($(left) < 330 ? $(left) - 20 : 300))" --out "$out/slice.json"
 if [ -s "$out/slice.json" ]; then step plot 10 "$fathom" bench plot "$out/slice.json" --out "$out/slice.svg"; fi

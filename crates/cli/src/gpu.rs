@@ -104,7 +104,7 @@ fn opened() -> Result<Gpu> {
         facts.driver_cuda / 1000,
         facts.driver_cuda % 1000 / 10,
         origins(&device.origins()),
-        if device.launches_overlap() { ", launches overlap" } else { "" },
+        device.overlap().remark(),
     );
     // Without FP8 arithmetic the grid would cost time and precision and save nothing.
     let activations = if facts.has_fp8() { Activations::Fp8Grid } else { Activations::Bf16 };

@@ -19,7 +19,7 @@ use super::code::{KernelSources, Origin};
 use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 use super::event::Event;
 use super::gpu::{GpuFacts, gpus, needed_cuda};
-use super::overlap::{self, Overlap};
+use super::overlap::{self, Level, Overlap};
 use super::staging::Staging;
 use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 use super::{pool, source};
@@ -148,6 +148,8 @@ impl DriverDevice {
             open: Mutex::default(),
         };
         let is_careful = std::env::var_os(CAREFUL).is_some();
+        let can_overlap = overlap::is_possible(archs[0]) && !is_careful;
+        let level = if can_overlap { Level::asked_for() } else { Level::Off };
         Ok(Self {
             facts,
             context,
@@ -156,7 +158,7 @@ impl DriverDevice {
             archs,
             sources,
             is_careful,
-            overlap: Overlap::new(major >= 9 && !is_careful && Overlap::is_asked_for()),
+            overlap: Overlap::new(level),
             loaded: Mutex::default(),
             staging: Mutex::default(),
             recordings: Mutex::default(),
@@ -169,10 +171,10 @@ impl DriverDevice {
         &self.facts
     }
 
-    /// Whether launches may begin before the one before them has ended (see [`overlap`]).
+    /// Which launches may begin before the one before them has ended.
     #[must_use]
-    pub const fn launches_overlap(&self) -> bool {
-        self.overlap.is_on()
+    pub const fn overlap(&self) -> Level {
+        self.overlap.level()
     }
 
     /// Brings the code of every kernel for this GPU onto it, so that what is missing shows at start
@@ -430,7 +432,7 @@ impl Device for DriverDevice {
             return Err(branch_error("fork", "a branch is open already"));
         }
         self.bind()?;
-        self.overlap.interrupt();
+        self.overlap.fork(locked(&self.recordings).is_recording);
         forked.record(&self.stream).map_err(failed("cuEventRecord"))?;
         stream.wait(forked).map_err(failed("cuStreamWaitEvent"))?;
         *open = Some(Side::Branch);

@@ -11,7 +11,13 @@
 //! - behind a kernel that is not dependent: it may be one that packs weights.
 //!
 //! So the first of a run of launches waits as ever, and what comes after the run waits for its last,
-//! which has waited for all before. Off unless asked for. Not yet run on a GPU.
+//! which has waited for all before.
+//!
+//! One exception must be asked for by itself: while launches are recorded, the event of a fork is no
+//! node of the graph, so the main stream's next kernel still has one edge, from the kernel before the
+//! fork. The branch's first kernel, which waits for the event, keeps a full one.
+//!
+//! Off unless asked for. Not yet run on a GPU.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
@@ -20,34 +26,83 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::device::Launch;
 
-/// Name of the variable that lets launches overlap if it is 1, from compute capability 9.0 on.
+/// Name of the variable that says which launches overlap: see [`Level`].
 pub const PDL: &str = "FATHOM_CUDA_PDL";
+
+/// Whether launches can overlap on `arch`: from compute capability 9.0 on.
+#[must_use]
+pub fn is_possible(arch: &str) -> bool {
+    !matches!(arch, "sm_80" | "sm_89")
+}
+
+/// Which launches overlap, where that is possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// None.
+    Off,
+    /// Those with nothing between: 1.
+    Runs,
+    /// In recordings also the main side of a fork: 2.
+    Forks,
+}
+
+impl Level {
+    /// What [`PDL`] asks for.
+    #[must_use]
+    pub fn asked_for() -> Self {
+        match std::env::var_os(PDL) {
+            Some(value) if value == "1" => Self::Runs,
+            Some(value) if value == "2" => Self::Forks,
+            _ => Self::Off,
+        }
+    }
+
+    /// A remark on a device, or nothing.
+    #[must_use]
+    pub const fn remark(self) -> &'static str {
+        match self {
+            Self::Off => "",
+            Self::Runs => ", launches overlap",
+            Self::Forks => ", launches overlap beside forks too",
+        }
+    }
+}
 
 /// Which launches overlap.
 #[derive(Debug)]
 pub(super) struct Overlap {
-    is_on: bool,
+    level: Level,
     /// Whether the last thing on the main stream, and on the branch's, is a launch of a dependent kernel.
     is_open: Mutex<[bool; 2]>,
 }
 
 impl Overlap {
-    pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, is_open: Mutex::default() }
+    pub(super) fn new(level: Level) -> Self {
+        Self { level, is_open: Mutex::default() }
     }
 
-    pub(super) const fn is_on(&self) -> bool {
-        self.is_on
+    pub(super) const fn level(&self) -> Level {
+        self.level
     }
 
-    /// Whether [`PDL`] asks for it.
-    pub(super) fn is_asked_for() -> bool {
-        std::env::var_os(PDL).is_some_and(|value| value == "1")
+    /// The branch begins with the event that the main stream records.
+    pub(super) fn fork(&self, is_recording: bool) {
+        let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        *is_open = [is_open[0] && is_recording && self.level == Level::Forks, false];
     }
 
     /// Something that is no launch goes to one of the streams.
     pub(super) fn interrupt(&self) {
         *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = [false; 2];
+    }
+
+    /// Adds one to `n` if a launch that cannot fail overlaps.
+    pub(super) fn note(&self, on_branch: bool, is_dependent: bool, n: &mut usize) {
+        let launched = self.launch(on_branch, is_dependent, |overlaps| {
+            *n += usize::from(overlaps);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(()) = launched;
     }
 
     /// Calls `launch` with whether it may overlap with the launch before it on its stream.
@@ -60,7 +115,7 @@ impl Overlap {
         // Held meanwhile: nothing may come between.
         let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
         let is_open = &mut is_open[usize::from(on_branch)];
-        let overlaps = std::mem::take(is_open) && self.is_on && is_dependent;
+        let overlaps = std::mem::take(is_open) && self.level > Level::Off && is_dependent;
         launch(overlaps)?;
         *is_open = is_dependent;
         Ok(())
@@ -131,7 +186,7 @@ mod tests {
 
     #[test]
     fn only_a_dependent_kernel_right_behind_another_overlaps() {
-        let order = Overlap::new(true);
+        let order = Overlap::new(Level::Runs);
         let run = [(true, false), (true, true), (true, true), (false, false), (true, false)];
         for (is_dependent, expected) in run {
             assert_eq!(overlaps(&order, false, is_dependent), expected);
@@ -143,12 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn the_main_side_of_a_fork_overlaps_in_a_recording_if_asked_for() {
+        for (level, is_recording, expected) in
+            [(Level::Runs, true, false), (Level::Forks, false, false), (Level::Forks, true, true)]
+        {
+            let order = Overlap::new(level);
+            assert!(!overlaps(&order, false, true) && !overlaps(&order, true, true));
+            order.fork(is_recording);
+            assert!(!overlaps(&order, true, true), "the branch");
+            assert_eq!(overlaps(&order, false, true), expected, "{level:?}, {is_recording}");
+        }
+    }
+
+    #[test]
     fn nothing_overlaps_with_a_launch_that_failed_or_where_it_is_off() {
-        let order = Overlap::new(true);
+        let order = Overlap::new(Level::Forks);
         assert!(!overlaps(&order, false, true));
         assert!(order.launch(false, true, |_| Err("refused")).is_err());
         assert!(!overlaps(&order, false, true));
-        let off = Overlap::new(false);
+        let off = Overlap::new(Level::Off);
         assert!(!overlaps(&off, false, true) && !overlaps(&off, false, true));
     }
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Device, DeviceError, Launch};
 use super::memory::{ArenaSizes, Memory};
+use super::overlap::{Level, Overlap};
+use super::source;
 use super::tensor_map::{TensorMap, TensorMapSpec};
 
 /// Addresses of one arena: more than any GPU has.
@@ -52,6 +54,27 @@ impl Noted {
                     (branch, beside) = (0, 0);
                     current = &mut n;
                 }
+            }
+        }
+        n
+    }
+
+    /// Launches of a recording that may begin before the one before them has ended, at `level`.
+    #[must_use]
+    pub fn n_overlapping(noted: &[Self], level: Level) -> usize {
+        let order = Overlap::new(level);
+        let (mut n, mut on_branch) = (0, false);
+        for one in noted {
+            match one {
+                Self::Launch(kernel) => {
+                    order.note(on_branch, source::is_dependent(kernel), &mut n);
+                }
+                Self::Fork => {
+                    order.fork(true);
+                    on_branch = true;
+                }
+                Self::Back => on_branch = false,
+                Self::Join => order.interrupt(),
             }
         }
         n
@@ -190,5 +213,16 @@ mod tests {
         assert_eq!(Noted::n_dependent(&[one, one]), 2);
         assert_eq!(Noted::n_dependent(&[one, Fork, one, one, Back, one, Join, one]), 4);
         assert_eq!(Noted::n_dependent(&[Fork, one, Back, one, one, one, Join]), 3);
+    }
+
+    #[test]
+    fn what_follows_a_fork_or_a_join_or_another_kind_of_kernel_does_not_overlap() {
+        use Noted::{Back, Fork, Join, Launch};
+        let (one, other) = (Launch("embed"), Launch("moe_pack_fp4"));
+        let n = |noted: &[Noted], level| Noted::n_overlapping(noted, level);
+        assert_eq!(n(&[one, one, one], Level::Runs), 2);
+        assert_eq!(n(&[other, one, one, other, other, one], Level::Runs), 1);
+        let forked = [one, Fork, one, one, Back, one, one, Join, one];
+        assert_eq!((n(&forked, Level::Runs), n(&forked, Level::Forks)), (2, 3));
     }
 }

@@ -1,10 +1,11 @@
 //! How many launches one layer of a decode step makes, from what a step records, and how many of them
 //! wait for each other: at some 1.5 us each these are a floor of their own for few tokens. The target
-//! is twelve.
+//! is twelve. Some may overlap with the launch before them, where the device lets them.
 
 use anyhow::Result;
 use fathom_core::{LayerKind, ModelConfig, Rank};
 use fathom_model::{LoadOptions, Transformer};
+use fathom_ops::cuda::overlap::{self, Level};
 use fathom_ops::cuda::rehearsal::{Noted, Rehearsal};
 use fathom_ops::cuda::{CudaOps, Device};
 use fathom_ops::{Activations, BLOCK_TOKENS, Backend, Batch, CacheSpec, Solo};
@@ -32,6 +33,8 @@ struct Layer {
     kernels: Vec<&'static str>,
     /// How many of them wait for each other.
     n_dependent: usize,
+    /// How many may begin before the launch before them has ended.
+    n_overlapping: usize,
 }
 
 /// Launches of a layer of every kind.
@@ -41,15 +44,21 @@ pub(super) struct Stages(Vec<Layer>);
 impl Stages {
     pub(super) fn line(&self) -> String {
         let part = |layer: &Layer| {
-            format!("{} {} of {}", kind_name(layer.kind), layer.n_dependent, layer.kernels.len())
+            let Layer { kind, kernels, n_dependent, n_overlapping } = layer;
+            let (kind, n) = (kind_name(*kind), kernels.len());
+            format!("{kind} {n_dependent} of {n}, {n_overlapping} may overlap")
         };
         let parts: Vec<String> = self.0.iter().map(part).collect();
-        format!("dependent launches per layer: {} (target {TARGET})", parts.join(", "))
+        format!("dependent launches per layer: {} (target {TARGET})", parts.join("; "))
     }
 
     pub(super) fn json(&self) -> Value {
         let kinds = self.0.iter().map(|layer| {
-            let value = json!({ "dependent": layer.n_dependent, "kernels": layer.kernels });
+            let value = json!({
+                "dependent": layer.n_dependent,
+                "overlapping": layer.n_overlapping,
+                "kernels": layer.kernels,
+            });
             (kind_name(layer.kind).to_owned(), value)
         });
         json!({ "target": TARGET, "kinds": kinds.collect::<serde_json::Map<_, _>>() })
@@ -109,12 +118,15 @@ pub(super) fn per_layer(
             };
             noted.iter().filter_map(kernel).collect::<Vec<_>>()
         };
+        let level = if overlap::is_possible(arch) { Level::Runs } else { Level::Off };
+        let overlapping = |noted: &[Noted]| Noted::n_overlapping(noted, level);
         let (first, both) = (kernels(&once), kernels(&twice));
         let begin = first.len() - 1;
         stages.push(Layer {
             kind,
             kernels: both[begin..begin + both.len() - first.len()].to_vec(),
             n_dependent: Noted::n_dependent(&twice) - Noted::n_dependent(&once),
+            n_overlapping: overlapping(&twice) - overlapping(&once),
         });
     }
     Ok(Stages(stages))
@@ -124,25 +136,28 @@ pub(super) fn per_layer(
 mod tests {
     use super::*;
 
-    /// Dependent launches and all, by kind.
-    fn counts(arch: &'static str) -> Vec<(LayerKind, usize, usize)> {
+    /// Dependent launches, all, and those that may overlap, by kind.
+    fn counts(arch: &'static str) -> Vec<(LayerKind, usize, usize, usize)> {
         let flash = super::super::shape::model("flash").unwrap();
         let stages = per_layer(&flash, (arch, Activations::Fp8Grid)).unwrap();
-        let count = |layer: &Layer| (layer.kind, layer.n_dependent, layer.kernels.len());
+        let count = |layer: &Layer| {
+            (layer.kind, layer.n_dependent, layer.kernels.len(), layer.n_overlapping)
+        };
         stages.0.iter().map(count).collect()
     }
 
     /// Every launch less is a line of `benches/NOTES.md`; one more needs a reason.
     #[test]
     fn a_layer_of_flash_makes_as_many_launches_as_the_notes_say() {
-        let expected = |csa: (usize, usize), hca: (usize, usize), window: (usize, usize)| {
+        type Counts = (usize, usize, usize);
+        let expected = |csa: Counts, hca: Counts, window: Counts| {
             vec![
-                (LayerKind::Csa, csa.0, csa.1),
-                (LayerKind::Hca, hca.0, hca.1),
-                (LayerKind::Window, window.0, window.1),
+                (LayerKind::Csa, csa.0, csa.1, csa.2),
+                (LayerKind::Hca, hca.0, hca.1, hca.2),
+                (LayerKind::Window, window.0, window.1, window.2),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((16, 22), (14, 20), (14, 19)));
-        assert_eq!(counts("sm_80"), expected((23, 30), (19, 26), (19, 25)));
+        assert_eq!(counts("sm_90a"), expected((16, 22, 14), (14, 20, 12), (14, 19, 12)));
+        assert_eq!(counts("sm_80"), expected((23, 30, 0), (19, 26, 0), (19, 25, 0)));
     }
 }
