@@ -24,7 +24,7 @@ constexpr u32 WARPS = 4;
 extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_q(
     bf16* __restrict__ q, const float* __restrict__ frequencies, const u32* __restrict__ positions,
     u32 n_tokens, u32 n_heads, float eps) {
-    dependency_begin(positions);
+    dependency_begin(q, positions);
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
     bf16* mine = q + static_cast<u64>(head) * HEAD_DIM;
@@ -39,7 +39,7 @@ EMU_KERNEL(attn_finish_q)
 extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_finish_index_q(
     bf16* __restrict__ q, const float* __restrict__ frequencies, const u32* __restrict__ positions,
     u32 n_tokens, u32 n_heads) {
-    dependency_begin(positions);
+    dependency_begin(q, positions);
     const u32 head = blockIdx.x * WARPS + warp_id();
     if (head >= n_tokens * n_heads) return;
     bf16* mine = q + static_cast<u64>(head) * INDEX_DIM;

@@ -12,7 +12,7 @@
 
 extern "C" __global__ void __launch_bounds__(128) add_copies(
     const bf16* __restrict__ e, bf16* __restrict__ h, u32 width) {
-    dependency_begin(e);
+    dependency_begin(e, h);
     const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
     if (i >= width) return;
     bf16* mine = h + static_cast<u64>(blockIdx.y) * width + i;

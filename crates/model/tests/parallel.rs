@@ -17,7 +17,8 @@ const CONFIGS: [ParallelConfig; 3] = [
     ParallelConfig { tensor: 2, expert: 2 },
 ];
 
-/// Logits of the last prompt row and of each forced step, then of the MTP block over the prompt.
+/// Logits of the last prompt row and of each forced step, then of the MTP block over the prompt, then of
+/// the last prompt row where the copies of the others were not kept.
 fn run(model: &Transformer<CpuOps>, comm: &dyn Communicator, case: &Case) -> Vec<Vec<f32>> {
     let n_tokens = case.ids.len() + case.forced.len();
     let mut session = Session::new(model, comm, n_tokens, 0).unwrap();
@@ -31,6 +32,12 @@ fn run(model: &Transformer<CpuOps>, comm: &dyn Communicator, case: &Case) -> Vec
     next.push(case.forced[0]);
     let draft = session.draft(0, &next, &prompt.copies.unwrap(), Rows::Last, &mut NoProbe);
     logits.push(draft.unwrap().logits.unwrap().data.into());
+
+    session.rewind(0);
+    let (first, last) = case.ids.split_at(case.ids.len() / 2);
+    session.run(first, Rows::None, false, &mut NoProbe).unwrap();
+    let prompt = session.run(last, Rows::Last, false, &mut NoProbe).unwrap();
+    logits.push(prompt.logits.unwrap().data.into());
     logits
 }
 

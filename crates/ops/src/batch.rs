@@ -22,7 +22,7 @@ pub struct Batch {
     pub sequences: Vec<SequenceSlice>,
     /// Block ids of all sequences, back to back; see [`SequenceSlice::blocks`].
     pub blocks: Vec<u32>,
-    /// Rows whose logits are wanted, ascending.
+    /// Rows whose logits are wanted, strictly ascending.
     pub logit_rows: Vec<u32>,
 }
 
@@ -163,7 +163,7 @@ impl Batch {
         if n == self.n_tokens() {
             return Ok(StepRows::All);
         }
-        if n == self.logit_rows.len() && self.logit_rows.is_sorted_by(|a, b| a < b) {
+        if n == self.logit_rows.len() {
             return Ok(StepRows::Wanted(&self.logit_rows));
         }
         Err(OpError::Shape { op, arg, got: n, expected: self.n_tokens() })
@@ -244,6 +244,18 @@ impl Batch {
         }
         self.blocks.iter().try_for_each(|&block| below("block id", block, n_blocks))?;
         self.tokens.iter().try_for_each(|&token| below("token id", token, vocab_size))?;
-        self.logit_rows.iter().try_for_each(|&row| below("logit row", row, next_row))
+        self.logit_rows.iter().try_for_each(|&row| below("logit row", row, next_row))?;
+        match self.logit_rows.windows(2).find(|pair| pair[0] >= pair[1]) {
+            Some(pair) => {
+                let (got, limit) = (pair[0] as usize, pair[1] as usize);
+                Err(OpError::OutOfRange {
+                    op: OP,
+                    what: "logit row before a later one",
+                    got,
+                    limit,
+                })
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -24,10 +24,14 @@ thread_local! {
 /// Runs `work`, which is on a thread of a pool, with the pool's other threads awake.
 pub(super) fn keep_awake<R>(work: impl FnOnce() -> R) -> R {
     let _pass = Pass::begin();
-    if rayon::current_num_threads() > 1 {
-        rayon::spawn_broadcast(|_| look_for_work());
+    if rayon::current_num_threads() == 1 {
+        return work();
     }
-    work()
+    rayon::spawn_broadcast(|_| look_for_work());
+    let done = work();
+    // This thread was called, too. What it never answers would pile up, and keep the pool alive.
+    while rayon::yield_local() == Some(rayon::Yield::Executed) {}
+    done
 }
 
 /// One running pass: also ended when its work panics.

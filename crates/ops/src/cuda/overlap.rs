@@ -17,7 +17,8 @@
 //! node of the graph, so the main stream's next kernel still has one edge, from the kernel before the
 //! fork. The branch's first kernel, which waits for the event, keeps a full one.
 //!
-//! Off unless asked for. Not yet run on a GPU.
+//! Off unless asked for. Not yet run on a GPU. One thread at a time uses a device, as engines do: another
+//! thread's copy could come between what is noted here and what the driver is told.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
@@ -53,6 +54,10 @@ impl Level {
         match std::env::var_os(PDL) {
             Some(value) if value == "1" => Self::Runs,
             Some(value) if value == "2" => Self::Forks,
+            Some(value) if value != "0" && !value.is_empty() => {
+                tracing::warn!("{PDL} is {value:?}, expected 0, 1 or 2; launches do not overlap");
+                Self::Off
+            }
             _ => Self::Off,
         }
     }

@@ -1,8 +1,6 @@
 //! The product of a single row of `x` and short weight rows, as small models decode: what a row costs
 //! besides its blocks counts, so nothing is cut into chunks or kept between strips.
 
-#![expect(clippy::needless_range_loop, reason = "indices, not closures: see `kernel`")]
-
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
