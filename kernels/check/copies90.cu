@@ -1,7 +1,9 @@
-// check_tensor_copy: one tensor copy, for tests of the wrapper against its meaning.
+// check_tensor_copy, check_tensor_copy_3, check_tensor_copy_5: one tensor copy, for tests of the wrapper
+// against its meaning.
 //
-// Inputs   map: of two dimensions; box_bytes of a box in shared memory, counted_bytes of it that move
-//          at [2] u32: the box's first element
+// Inputs   map: of two, three or five dimensions; box_bytes of a box in shared memory, counted_bytes of it
+//          that move
+//          at [dimensions] u32: the box's first element
 // Outputs  out [box_bytes]: the box as it lies in shared memory
 // Launch   one block of 128 threads, 1,024 bytes of shared memory and box_bytes, 1,024 at least.
 // Limit    none: it is no part of a model.
@@ -15,17 +17,29 @@ struct Box {
     alignas(1024) u8 bytes[1024];
 };
 
-extern "C" __global__ void __launch_bounds__(128) check_tensor_copy(
-    const __grid_constant__ TensorMap map, const u32* __restrict__ at, u8* __restrict__ out, u32 box_bytes, u32 counted_bytes) {
+template <bool Once, int Rank>
+INLINE void copy_box(const TensorMap& map, const u32* at, u8* out, u32 box_bytes, u32 counted_bytes) {
     Box& s = shared<Box>();
     if (threadIdx.x == 0) mbarrier_init(&s.full, 1), fence_mbarrier_init();
     block_sync();
     if (threadIdx.x == 0) {
-        const u32 first[2] = {at[0], at[1]};
+        u32 first[Rank];
+        UNROLL
+        for (int d = 0; d < Rank; ++d) first[d] = at[d];
         mbarrier_arrive_expect(&s.full, counted_bytes);
-        tensor_load<true>(s.bytes, map, first, &s.full);
+        tensor_load<Once>(s.bytes, map, first, &s.full);
     }
     mbarrier_wait(&s.full, 0);
     for (u32 i = threadIdx.x; i < box_bytes; i += 128) out[i] = s.bytes[i];
 }
-EMU_KERNEL(check_tensor_copy)
+
+#define COPY(name, once, rank)                                                                              \
+    extern "C" __global__ void __launch_bounds__(128) name(                                                 \
+        const __grid_constant__ TensorMap map, const u32* __restrict__ at, u8* __restrict__ out, u32 box_bytes, \
+        u32 counted_bytes) {                                                                                \
+        copy_box<once, rank>(map, at, out, box_bytes, counted_bytes);                                       \
+    }                                                                                                       \
+    EMU_KERNEL(name)
+COPY(check_tensor_copy, true, 2)
+COPY(check_tensor_copy_3, false, 3)
+COPY(check_tensor_copy_5, true, 5)

@@ -37,11 +37,11 @@ fn products_of_unquantised_activations_pass_against_the_cpus_a16_form() {
 #[test]
 fn cases_with_forms_of_their_own_on_newer_architectures_pass_there() {
     let is_special = |case: &Case| {
-        ["linear", "number formats", "experts, FP4"].contains(&case.name)
+        ["wrappers", "linear", "number formats", "experts, FP4"].contains(&case.name)
             || case.name.starts_with("attention, ratio 4")
     };
     let cases: Vec<Case> = CASES.into_iter().filter(is_special).collect();
-    assert_eq!(cases.len(), 4);
+    assert_eq!(cases.len(), 5);
     for arch in ["sm_90a", "sm_100f"] {
         all_pass(&cases, Activations::Fp8Grid, MODES[2], arch);
     }
@@ -107,6 +107,7 @@ impl Device for Forgetful {
 #[test]
 fn a_kernel_that_does_nothing_is_found_by_the_case_it_belongs_to() {
     let kernels = [
+        ("check_mma", "wrappers"),
         ("linear_fp8_8", "linear"),
         ("hc_post", "hyper-connections and head"),
         ("attn_commit_window", "attention, window"),

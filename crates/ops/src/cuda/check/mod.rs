@@ -6,6 +6,7 @@
 //! sizes of Flash and Pro the device computes all rows and the CPU a few of them: a row's result does
 //! not depend on the others.
 //!
+//! - `wrappers`: what kernels call beside plain C++, one by one;
 //! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products, hyper-connections, head, experts;
 //!   `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
@@ -20,6 +21,7 @@ mod layers;
 mod parts;
 mod poison;
 mod random;
+mod wrappers;
 
 use std::sync::Arc;
 
@@ -74,7 +76,8 @@ impl std::fmt::Debug for Case {
 }
 
 /// All cases, in the order in which a failure is easiest to understand.
-pub const CASES: [Case; 9] = [
+pub const CASES: [Case; 10] = [
+    Case { name: "wrappers", run: wrappers::wrappers },
     Case { name: "number formats", run: formats::formats },
     Case { name: "linear", run: parts::linear },
     Case { name: "hyper-connections and head", run: parts::hyper_connections },
