@@ -226,10 +226,7 @@ impl Exporter {
             let stopped = tokio::select! {
                 _ = self.spans.recv_many(&mut batch, room) => false,
                 _ = ticks.tick() => true,
-                () = stop.cancelled() => {
-                    self.spans.close();
-                    true
-                }
+                () = stop.cancelled() => true,
             };
             if batch.len() < MAX_BATCH && !stopped {
                 continue;
@@ -239,6 +236,8 @@ impl Exporter {
                 break;
             }
         }
+        // Requests keep their end: without this the last of what they told would be waited for for ever.
+        self.spans.close();
         while self.spans.recv_many(&mut batch, MAX_BATCH).await > 0 {
             self.send(std::mem::take(&mut batch), &mut is_well).await;
         }
@@ -314,6 +313,8 @@ impl Exporter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     #[test]
     fn a_trace_is_continued_if_its_header_is_whole() {
@@ -347,5 +348,28 @@ mod tests {
         for url in ["https://collector", "localhost:4318", "/v1/traces", "http://", ""] {
             assert!(endpoint(url).is_none(), "{url}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_while_a_batch_is_sent_ends_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+        let config = TelemetryConfig { otlp_endpoint: Some(url), ..TelemetryConfig::default() };
+        // Requests that are not over yet keep their end.
+        let (tracer, exporter) = channel(&config).unwrap();
+        for _ in 0..MAX_BATCH {
+            tracer.spans.try_send(Span::default()).unwrap();
+        }
+        let stop = CancellationToken::new();
+        let collect = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stop.cancel();
+            stream.read_exact(&mut [0; 64]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            stream
+        };
+        let both = async { tokio::join!(exporter.run(&stop), collect) };
+        assert!(timeout(PATIENCE, both).await.is_ok(), "the exporter waits for its requests");
+        drop(tracer);
     }
 }
