@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::workspace::{Workspace, succeeds, watched};
-use crate::{e2e, tidy};
+use crate::{e2e, kernels, tidy};
 
 /// How many tests ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -121,6 +121,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
     step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?));
     step("peer scripts", &mut || e2e::peers(workspace, &workspace.tested_fathom()?));
+    step("kernels", &mut || {
+        // Its wheels are the only thing here that a machine may not be able to get.
+        if succeeds(workspace.command("bash").arg("scripts/setup-cuda.sh"))? {
+            let checks = kernels::run(workspace, &["--check".to_owned()])?;
+            Ok(TestCounts::default().or_failed(checks))
+        } else {
+            println!("the kernel compiler cannot be installed: skipped");
+            Ok(TestCounts::default())
+        }
+    });
 
     Ok(report(&outcomes))
 }

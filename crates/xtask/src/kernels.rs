@@ -9,8 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -67,7 +71,7 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     let out = workspace.target.join("kernels");
     let compiled = compile(workspace, &toolchain, &manifest, &only, &out)?;
 
-    let mut faults = Vec::new();
+    let (mut faults, mut images) = (Vec::new(), Vec::new());
     let mut n_kernels = 0;
     for ((path, arch), key) in &compiled {
         let file = manifest.file(path).context("the compiler named a file it was not given")?;
@@ -82,16 +86,47 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
             println!("{path:<24} {arch:<8} {report}");
         }
         faults.extend(shortfalls(file, arch, &log, &reports));
-        let sass = disassemble(&toolchain, &out.join(format!("{key}.cubin")))?;
-        faults.extend(instruction_faults(file, arch, &sass));
-        faults.extend(dependency::faults(file, arch, &sass));
+        images.push((file, arch.as_str(), out.join(format!("{key}.cubin"))));
     }
+    faults.extend(machine_code_faults(&toolchain, &images)?);
     println!();
     faults.iter().for_each(|fault| println!("{fault}"));
     println!("pack: {}", out.join("pack").display());
     let (n_files, n_faults) = (compiled.len(), faults.len());
     println!("kernels: {n_kernels} kernels in {n_files} images, {n_faults} shortfalls");
     Ok(n_faults == 0 || !check)
+}
+
+/// What the machine code of `images` falls short of, in their order; on all processors, as the
+/// disassembler takes longest.
+fn machine_code_faults(
+    toolchain: &Toolchain,
+    images: &[(&File, &str, PathBuf)],
+) -> Result<Vec<String>> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut found = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((file, arch, cubin)) = images.get(index) else { return Ok(found) };
+            let sass = disassemble(toolchain, cubin)?;
+            let mut faults = instruction_faults(file, arch, &sass);
+            faults.extend(dependency::faults(file, arch, &sass));
+            found.push((index, faults));
+        }
+    };
+    let n_threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut found = Vec::new();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(take)).collect();
+        for thread in threads {
+            let part: Result<Vec<_>> = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            found.extend(part?);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    found.sort_unstable_by_key(|(index, _)| *index);
+    Ok(found.into_iter().flat_map(|(_, faults)| faults).collect())
 }
 
 /// Key of each (file, architecture), or `None` where it does not compile.
