@@ -89,7 +89,9 @@ EMU_KERNEL(check_cluster_4, .cluster = 4)
 
 // One block. in [1], out [128]: in, plus 1 where a thread is chosen first, plus 2 where it is chosen again.
 CHECK(check_elect, __launch_bounds__(128)) {
-    const u32 first = elect(), second = elect();
+    const u32 first = elect();
+    block_sync();
+    const u32 second = elect();
     out[threadIdx.x] = in[0] + first + 2 * second;
 }
 EMU_KERNEL(check_elect)

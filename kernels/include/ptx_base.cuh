@@ -36,8 +36,13 @@ INLINE float abs_f32(float x) { return fabsf(x); }
 INLINE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 INLINE u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 
-// Bytes of {a (0..3), b (4..7)} picked by the four nibbles of `selector`.
-INLINE u32 byte_perm(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+// Bytes of {a (0..3), b (4..7)} picked by the four nibbles of `selector`; with 8 added, eight times the byte's sign.
+// (The compiler's own function leaves that bit out.)
+INLINE u32 byte_perm(u32 a, u32 b, u32 selector) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+    return out;
+}
 INLINE u32 popcount(u32 x) { return __popc(x); }
 INLINE u32 count_leading_zeros(u32 x) { return __clz(x); }
 

@@ -28,10 +28,7 @@ pub(super) fn keep_awake<R>(work: impl FnOnce() -> R) -> R {
         return work();
     }
     rayon::spawn_broadcast(|_| look_for_work());
-    let done = work();
-    // This thread was called, too. What it never answers would pile up, and keep the pool alive.
-    while rayon::yield_local() == Some(rayon::Yield::Executed) {}
-    done
+    work()
 }
 
 /// One running pass: also ended when its work panics.
@@ -48,6 +45,8 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
+        // This thread was called, too. What it never answers would pile up, and keep the pool alive.
+        while rayon::yield_local() == Some(rayon::Yield::Executed) {}
         OCCUPIED.set(self.was_occupied);
         PASSES.fetch_sub(1, Ordering::Relaxed);
     }

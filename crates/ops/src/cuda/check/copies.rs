@@ -79,7 +79,7 @@ unsafe fn copied(
     let first = ops.uploaded(&first)?;
     let sizes = [box_bytes, counted].map(|n| Arg::U32(n as u32));
     let args = [Arg::Map(map), (&first).into(), (&out).into(), sizes[0], sizes[1]];
-    let shared_bytes = box_bytes.max(1024) as u32 + 1024;
+    let shared_bytes = box_bytes.max(2048) as u32 + 1024;
     // SAFETY: the caller's promise; the buffer and shared memory have as many bytes.
     unsafe { ops.launch(Call { kernel, grid: [1; 3], threads: 128, shared_bytes, args: &args })? };
     out.read(0, box_bytes)
