@@ -240,6 +240,10 @@ impl Exporter {
         self.spans.close();
         while self.spans.recv_many(&mut batch, MAX_BATCH).await > 0 {
             self.send(std::mem::take(&mut batch), &mut is_well).await;
+            // A collector that does not answer holds the end up once, not for each batch.
+            if !is_well {
+                break;
+            }
         }
     }
 
