@@ -6,8 +6,8 @@ use fathom_core::LayerKind;
 use fathom_core::model_config::HEAD_DIM;
 use fathom_ops::Ops;
 use fathom_ops::layer::AttentionWeights;
-use fathom_ops::traits::{Projected, Queries};
 
+use crate::block::Outcome;
 use crate::load::Loader;
 use crate::probe::Seen;
 use crate::{ModelError, Pass, compressor, indexer, rope};
@@ -58,7 +58,8 @@ impl<O: Ops> Attention<O> {
         Ok(Self { weights })
     }
 
-    /// Attention of `x [T, D]`, the normalised input; writes this step into the cache of `layer`.
+    /// Attention of `x [T, D]`, the normalised input, for the rows of `outcome`; writes all rows of this
+    /// step into the cache of `layer`.
     ///
     /// # Errors
     /// What the operators fail with.
@@ -67,64 +68,34 @@ impl<O: Ops> Attention<O> {
         pass: &mut Pass<'_, O>,
         layer: usize,
         x: &O::Tensor,
+        outcome: Outcome,
     ) -> Result<O::Tensor, ModelError> {
         let (ops, step, weights) = (pass.ops, pass.step, &self.weights);
-        let projected = ops.attn_project(weights, x)?;
-        let cache = &mut *pass.cache;
-        let (kv, queries) = ops.beside(
-            || ops.attn_store(weights, &projected, step, cache, layer),
-            || ops.attn_queries(weights, &projected, step),
-        )?;
-        self.attend(pass, layer, &projected, &kv, &queries)
-    }
-
-    /// [`forward`](Self::forward) for the rows whose logits are wanted, `[W, D]`; all rows enter the
-    /// cache.
-    ///
-    /// # Errors
-    /// What the operators fail with.
-    pub fn forward_wanted(
-        &self,
-        pass: &mut Pass<'_, O>,
-        layer: usize,
-        x: &O::Tensor,
-    ) -> Result<O::Tensor, ModelError> {
-        let (ops, step, weights) = (pass.ops, pass.step, &self.weights);
-        let projected = ops.attn_project(weights, x)?;
-        let kv = ops.attn_store(weights, &projected, step, pass.cache, layer)?;
-        let index_weights = match projected.index_weights {
-            Some(all) => Some(pass.wanted(all)?),
-            None => None,
+        let mut projected = ops.attn_project(weights, x)?;
+        let (kv, queries) = match outcome {
+            Outcome::All => {
+                let cache = &mut *pass.cache;
+                ops.beside(
+                    || ops.attn_store(weights, &projected, step, cache, layer),
+                    || ops.attn_queries(weights, &projected, step),
+                )?
+            }
+            Outcome::Wanted => {
+                let kv = ops.attn_store(weights, &projected, step, pass.cache, layer)?;
+                projected.qr = pass.wanted(projected.qr)?;
+                let weights_of_all = projected.index_weights.take();
+                projected.index_weights = weights_of_all.map(|w| pass.wanted(w)).transpose()?;
+                (kv, ops.attn_queries(weights, &projected, step)?)
+            }
         };
-        let (qr, kv_of_all) = (pass.wanted(projected.qr)?, projected.kv);
-        let projected = Projected {
-            qr,
-            kv: kv_of_all,
-            index_weights,
-            compressor: None,
-            index_compressor: None,
-        };
-        let queries = ops.attn_queries(weights, &projected, step)?;
-        self.attend(pass, layer, &projected, &kv, &queries)
-    }
-
-    /// From queries to the output projection.
-    fn attend(
-        &self,
-        pass: &mut Pass<'_, O>,
-        layer: usize,
-        projected: &Projected<O::Tensor>,
-        kv: &O::Tensor,
-        queries: &Queries<O::Tensor>,
-    ) -> Result<O::Tensor, ModelError> {
-        let (ops, step, weights) = (pass.ops, pass.step, &self.weights);
         let mut selection = None;
         if weights.indexer.is_some() {
-            let chosen = ops.index_select(weights, queries, projected, step, pass.cache, layer)?;
+            let chosen =
+                ops.index_select(weights, &queries, &projected, step, pass.cache, layer)?;
             pass.see(layer, Seen::Selection(&chosen))?;
             selection = Some(chosen);
         }
-        let o = ops.attend(weights, queries, kv, selection.as_ref(), step, pass.cache, layer)?;
+        let o = ops.attend(weights, &queries, &kv, selection.as_ref(), step, pass.cache, layer)?;
         Ok(ops.attn_output(weights, &o, pass.comm)?)
     }
 }

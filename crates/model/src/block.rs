@@ -81,7 +81,7 @@ impl<O: Ops> Block<O> {
         pre: &HcPre<O::Tensor>,
     ) -> Result<(O::Tensor, HcMix<O::Tensor>), ModelError> {
         pass.see(layer, Seen::AttnIn(&pre.normed))?;
-        let y = self.attn.forward(pass, layer, &pre.normed)?;
+        let y = self.attn.forward(pass, layer, &pre.normed, Outcome::All)?;
         pass.see(layer, Seen::AttnOut(&y))?;
 
         let pre = self.hc_ffn.follow(pass.ops, x, &y, &pre.mix)?;
@@ -100,7 +100,7 @@ impl<O: Ops> Block<O> {
         x: O::Tensor,
         pre: HcPre<O::Tensor>,
     ) -> Result<O::Tensor, ModelError> {
-        let y = self.attn.forward_wanted(pass, layer, &pre.normed)?;
+        let y = self.attn.forward(pass, layer, &pre.normed, Outcome::Wanted)?;
         let mut x = pass.wanted(x)?;
         if pass.ops.shape(&x).0 == 0 {
             return Ok(x);

@@ -27,7 +27,7 @@ pub mod rope;
 pub mod session;
 pub mod transformer;
 
-pub use block::{Block, Pass};
+pub use block::{Block, Outcome, Pass};
 pub use cache::plan::{CacheRequest, MemoryPlan, PlanError};
 pub use error::ModelError;
 pub use load::{LoadOptions, LoadProgress};

@@ -2,7 +2,7 @@
 
 use fathom_core::Numerics;
 use fathom_model::session::Rows;
-use fathom_model::{Block, NoProbe, Pass, Session};
+use fathom_model::{Block, NoProbe, Outcome, Pass, Session};
 use fathom_ops::cpu::{CpuOps, HostTensor};
 use fathom_ops::{Backend, Solo};
 
@@ -35,7 +35,7 @@ fn run(model: &Model, layer: usize, module: Module, case: &Case, x: &HostTensor)
         probe: &mut NoProbe,
     };
     match module {
-        Module::Attention => block.attn.forward(&mut pass, layer, x),
+        Module::Attention => block.attn.forward(&mut pass, layer, x, Outcome::All),
         Module::Experts => block.ffn.forward(&mut pass, layer, x),
     }
     .unwrap()
