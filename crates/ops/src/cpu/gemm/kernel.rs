@@ -184,12 +184,7 @@ impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
     /// Weight rows `row..row + N`: all sums stay in registers.
     #[inline(always)]
     fn add_rows<I: Isa, const N: usize>(&mut self, isa: I, row: usize) {
-        let mut codes = [self.linear.row_codes::<F>(row); N];
-        let mut scales = [F::scales(self.linear, row); N];
-        for r in 1..N {
-            codes[r] = self.linear.row_codes(row + r);
-            scales[r] = F::scales(self.linear, row + r);
-        }
+        let rows = Rows::<F, N>::of(self.linear, row);
         let (group, first) = ((row - self.rows.start) / GROUP, (row - self.rows.start) % GROUP);
         for part in 0..I::PARTS {
             let mut sums = [[isa.zero(); M]; N];
@@ -198,36 +193,7 @@ impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
                     sums[r][m] = isa.load(&self.acc[group][m][first + r], part);
                 }
             }
-            let whole = self.blocks.start..self.blocks.end.min(codes[0].whole.len());
-            let (mut run, mut run_scales) = ([&codes[0].whole[..0]; N], [&scales[0][..0]; N]);
-            for r in 0..N {
-                run[r] = &codes[r].whole[whole.clone()];
-                run_scales[r] = &scales[r][whole.clone()];
-            }
-            add_blocks::<I, F, N, M>(
-                isa,
-                part,
-                self.ahead,
-                run,
-                run_scales,
-                &self.x[..whole.len()],
-                &mut sums,
-            );
-            if whole.end < self.blocks.end {
-                for r in 0..N {
-                    run[r] = codes[r].padded.map_or(&[][..], slice::from_ref);
-                    run_scales[r] = &scales[r][whole.end..];
-                }
-                add_blocks::<I, F, N, M>(
-                    isa,
-                    part,
-                    self.ahead,
-                    run,
-                    run_scales,
-                    &self.x[whole.len()..],
-                    &mut sums,
-                );
-            }
+            rows.add(isa, part, self.ahead, self.blocks.clone(), self.x, &mut sums);
             for r in 0..N {
                 for m in 0..M {
                     isa.store(sums[r][m], &mut self.acc[group][m][first + r], part);
@@ -237,10 +203,59 @@ impl<F: Format, const R: usize, const M: usize> Chunk<'_, F, R, M> {
     }
 }
 
+/// Neighbouring weight rows.
+pub(super) struct Rows<'w, F: Format, const N: usize> {
+    codes: [RowCodes<'w, F>; N],
+    scales: [&'w [F::Scale]; N],
+}
+
+impl<'w, F: Format, const N: usize> Rows<'w, F, N> {
+    /// Rows `row..row + N`.
+    #[inline(always)]
+    pub(super) fn of(linear: &'w CpuLinear, row: usize) -> Self {
+        let mut codes = [linear.row_codes::<F>(row); N];
+        let mut scales = [F::scales(linear, row); N];
+        for r in 1..N {
+            codes[r] = linear.row_codes(row + r);
+            scales[r] = F::scales(linear, row + r);
+        }
+        Self { codes, scales }
+    }
+
+    /// Adds their `blocks` times those of `M` rows of `x` to `sums`; the last may be padded.
+    #[inline(always)]
+    pub(super) fn add<I: Isa, const M: usize>(
+        &self,
+        isa: I,
+        part: usize,
+        ahead: usize,
+        blocks: Range<usize>,
+        x: &[[Block; M]],
+        sums: &mut [[I::Vector; M]; N],
+    ) {
+        let Self { codes, scales } = self;
+        let whole = blocks.start..blocks.end.min(codes[0].whole.len());
+        let (mut run, mut run_scales) = ([&codes[0].whole[..0]; N], [&scales[0][..0]; N]);
+        for r in 0..N {
+            run[r] = &codes[r].whole[whole.clone()];
+            run_scales[r] = &scales[r][whole.clone()];
+        }
+        let (x, rest) = x.split_at(whole.len());
+        add_blocks::<I, F, N, M>(isa, part, ahead, run, run_scales, x, sums);
+        if !rest.is_empty() {
+            for r in 0..N {
+                run[r] = codes[r].padded.map_or(&[][..], slice::from_ref);
+                run_scales[r] = &scales[r][whole.end..];
+            }
+            add_blocks::<I, F, N, M>(isa, part, ahead, run, run_scales, rest, sums);
+        }
+    }
+}
+
 /// Adds a run of blocks of `N` weight rows times `M` rows of `x` to `sums`. Codes `ahead` bytes further
 /// will be needed next.
 #[inline(always)]
-pub(super) fn add_blocks<I: Isa, F: Format, const N: usize, const M: usize>(
+fn add_blocks<I: Isa, F: Format, const N: usize, const M: usize>(
     isa: I,
     part: usize,
     ahead: usize,

@@ -12,6 +12,7 @@
 //! - [`linear`]: a matrix of the checkpoint, its bytes where they are; [`format`]: its four formats;
 //! - [`kernel`]: products of few rows of `x` (memory bound) and of many (compute bound), written
 //!   once over [`super::isa`], which has three sets of instructions: `avx512`, `avx2`, `portable`;
+//! - [`single`]: a single row of `x` and short weight rows;
 //! - [`run`]: several products at once, divided among threads;
 //! - [`probe`]: the machine's limits, for benches.
 //!

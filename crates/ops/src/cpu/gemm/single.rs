@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::slice;
 
 use super::format::Format;
-use super::kernel::{AHEAD_BYTES, Product, STRIP, add_blocks};
+use super::kernel::{AHEAD_BYTES, Product, Rows, STRIP};
 use super::linear::CpuLinear;
 use crate::cpu::isa::{Block, GROUP, Isa, Lanes, Task};
 
@@ -64,31 +64,13 @@ fn add_rows<I: Isa, F: Format, const N: usize>(
     out: &mut [Lanes; N],
 ) {
     let ahead = AHEAD_BYTES.max(N * linear.stride());
-    let mut codes = [linear.row_codes::<F>(row); N];
-    let mut scales = [F::scales(linear, row); N];
-    for r in 1..N {
-        codes[r] = linear.row_codes(row + r);
-        scales[r] = F::scales(linear, row + r);
-    }
-    let n_whole = codes[0].whole.len();
-    let (whole, rest) = x.as_chunks::<1>().0.split_at(n_whole);
+    let rows = Rows::<F, N>::of(linear, row);
+    let (x, _) = x.as_chunks::<1>();
     for part in 0..I::PARTS {
         let mut sums = [[isa.zero(); 1]; N];
-        let (mut run, mut run_scales) = ([codes[0].whole; N], [&scales[0][..0]; N]);
-        for r in 0..N {
-            run[r] = codes[r].whole;
-            run_scales[r] = &scales[r][..n_whole];
-        }
-        add_blocks::<I, F, N, 1>(isa, part, ahead, run, run_scales, whole, &mut sums);
-        if !rest.is_empty() {
-            for r in 0..N {
-                run[r] = codes[r].padded.map_or(&[][..], slice::from_ref);
-                run_scales[r] = &scales[r][n_whole..];
-            }
-            add_blocks::<I, F, N, 1>(isa, part, ahead, run, run_scales, rest, &mut sums);
-        }
-        for r in 0..N {
-            isa.store(sums[r][0], &mut out[r], part);
+        rows.add(isa, part, ahead, 0..x.len(), x, &mut sums);
+        for (sum, out) in sums.iter().zip(&mut *out) {
+            isa.store(sum[0], out, part);
         }
     }
 }
