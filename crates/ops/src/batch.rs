@@ -259,3 +259,21 @@ impl Batch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_whose_logits_are_wanted_ascend() {
+        let mut batch = Batch::single(0, 0, &[7, 8, 9], &[0]);
+        for sound in [&[][..], &[0], &[0, 2], &[0, 1, 2]] {
+            batch.logit_rows = sound.to_vec();
+            assert!(batch.validate(1, 1, 10).is_ok(), "{sound:?}");
+        }
+        for wrong in [&[3][..], &[1, 0], &[1, 1], &[2, 1, 0]] {
+            batch.logit_rows = wrong.to_vec();
+            assert!(batch.validate(1, 1, 10).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -6,13 +6,10 @@
 
 use std::cell::OnceCell;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
-
-/// Threads that such pools have besides their callers.
-static OTHERS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// Ends with the thread. `None` where the system gives no more threads.
@@ -25,34 +22,34 @@ pub(super) fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() {
         return work();
     }
-    let is_member = OWN.with(|own| own.get_or_init(with_this_thread).is_some());
+    // The others end with the pool; nobody need wait for them.
+    let make = || Some(with_this_thread(rayon::current_num_threads())?.0);
+    let is_member = OWN.with(|own| own.get_or_init(make).is_some());
     if is_member { work() } else { rayon::scope(|_| work()) }
 }
 
-/// The other threads exist before the pool does: a pool that finds out too late that there are none
-/// has taken this thread already, and does not give it back.
-fn with_this_thread() -> Option<ThreadPool> {
-    let n_threads = rayon::current_num_threads();
-    let mut others = Vec::new();
+/// A pool of this thread and `n_threads - 1` others. These exist before the pool does: a pool that finds
+/// out too late that there are none has taken this thread already, and does not give it back.
+fn with_this_thread(n_threads: usize) -> Option<(ThreadPool, Vec<JoinHandle<()>>)> {
+    let (mut places, mut others) = (Vec::new(), Vec::new());
     for index in 1..n_threads {
         let (place, given) = mpsc::channel::<ThreadBuilder>();
         let run = move || {
             if let Ok(place) = given.recv() {
                 place.run();
             }
-            OTHERS.fetch_sub(1, Ordering::Relaxed);
         };
-        std::thread::Builder::new().name(format!("pass-{index}")).spawn(run).ok()?;
-        OTHERS.fetch_add(1, Ordering::Relaxed);
-        others.push(place);
+        let named = std::thread::Builder::new().name(format!("pass-{index}"));
+        others.push(named.spawn(run).ok()?);
+        places.push(place);
     }
-    let mut others = others.into_iter();
+    let mut places = places.into_iter();
     let pool = ThreadPoolBuilder::new().num_threads(n_threads).use_current_thread();
-    let pool = pool.spawn_handler(|place| {
-        let sent = others.next().and_then(|other| other.send(place).ok());
+    let pool = pool.spawn_handler(|builder| {
+        let sent = places.next().and_then(|place| place.send(builder).ok());
         sent.ok_or_else(|| io::Error::other("a thread that has just begun is gone"))
     });
-    pool.build().ok()
+    Some((pool.build().ok()?, others))
 }
 
 #[cfg(test)]
@@ -63,16 +60,18 @@ mod tests {
 
     #[test]
     fn a_pool_ends_with_its_thread_also_if_a_pass_had_nothing_to_wait_for() {
-        rayon::ThreadPoolBuilder::new().num_threads(3).build_global().expect("the first pool");
         let passes = || {
+            let (pool, others) = with_this_thread(3).expect("two threads more");
             for _ in 0..3 {
                 enter(|| keep_awake(|| assert_eq!(rayon::current_num_threads(), 3)));
             }
-            OTHERS.load(Ordering::Relaxed)
+            drop(pool);
+            others
         };
-        assert_eq!(std::thread::spawn(passes).join().expect("no panic"), 2);
+        let others = std::thread::spawn(passes).join().expect("no panic");
+        assert_eq!(others.len(), 2);
         let begun = Instant::now();
-        while OTHERS.load(Ordering::Relaxed) > 0 {
+        while !others.iter().all(JoinHandle::is_finished) {
             assert!(begun.elapsed() < Duration::from_secs(10), "threads are left");
             std::thread::sleep(Duration::from_millis(10));
         }
