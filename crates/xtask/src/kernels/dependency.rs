@@ -2,6 +2,8 @@
 //!
 //! The compiler takes what a `__restrict__` parameter points to for the same all through a kernel and
 //! moves loads of it before the wait, where the emulator cannot see it: so the code itself is looked at.
+//! Only up to the first wait in its text: of a kernel whose warps wait apart, the code of the others lies
+//! behind it. What its source does too early is the emulator's to find.
 
 use super::manifest::{Dependent, File};
 
