@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::workspace::{Workspace, succeeds, watched};
+use crate::workspace::{SEED, Workspace, succeeds, watched};
 use crate::{e2e, kernels, tidy};
 
 /// How many tests ran.
@@ -19,12 +19,14 @@ pub(crate) struct TestCounts {
 
 impl TestCounts {
     /// Adds the counts of a closing line of nextest, `cargo test` or one of our scripts.
+    ///
+    /// What a failed test printed, its own closing line too, nextest shows indented: not counted.
     pub(crate) fn note(&mut self, line: &str) {
         let line = without_colours(line);
-        let line = line.trim();
-        let closing = line.starts_with("Summary [")
+        let line = line.trim_end();
+        let closing = line.trim_start().starts_with("Summary [")
             || line.starts_with("test result: ")
-            || line.ends_with(" failed");
+            || (line.ends_with(" failed") && !line.starts_with(' '));
         let Some(counts) = closing.then(|| counts_in(line)).flatten() else { return };
         self.passed += counts.passed;
         self.failed += counts.failed;
@@ -90,7 +92,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     };
     let counted = |args: &[&str]| -> Result<TestCounts> {
         let mut counts = TestCounts::default();
-        let success = watched(workspace.cargo().args(args), |line| counts.note(line))?;
+        let seed = workspace.seed();
+        println!("random cases of {SEED}={seed}");
+        let mut command = workspace.cargo();
+        let success = watched(command.args(args).env(SEED, seed), |line| counts.note(line))?;
         Ok(counts.or_failed(success))
     };
 
@@ -168,6 +173,14 @@ mod tests {
         assert_eq!(counts(&["9 passed, 0 failed"]), (9, 0));
         let coloured = "\u{1b}[32;1m     Summary\u{1b}[0m [   0.1s] \u{1b}[1m2\u{1b}[0m tests run: \u{1b}[1m2\u{1b}[0m passed";
         assert_eq!(counts(&[coloured]), (2, 0));
+    }
+
+    #[test]
+    fn a_failed_tests_own_closing_line_is_not_counted_beside_nextests() {
+        let own =
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out";
+        let summary = "     Summary [   0.1s] 4 tests run: 3 passed, 1 failed, 0 skipped";
+        assert_eq!(counts(&[own, own, "    2 passed, 1 failed", summary]), (3, 1));
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+/// The variable that proptest reads a seed from.
+pub(crate) const SEED: &str = "PROPTEST_RNG_SEED";
+
 /// The checkout that this binary was built from.
 pub(crate) struct Workspace {
     /// Root of the checkout.
@@ -51,6 +54,22 @@ impl Workspace {
             .stderr(Stdio::null())
             .status()
             .is_ok_and(|status| status.success())
+    }
+
+    /// The seed of the property tests' random cases: that of the environment, or else one that
+    /// the committed tree determines.
+    ///
+    /// Every change draws other cases, and the same tree draws the same ones everywhere: what
+    /// passed before a change was handed in passes after it.
+    pub(crate) fn seed(&self) -> String {
+        if let Some(seed) = std::env::var_os(SEED) {
+            return seed.to_string_lossy().into_owned();
+        }
+        let tree = self.command("git").args(["rev-parse", "--short=15", "HEAD^{tree}"]).output();
+        let tree = tree.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        // Without git, as in an unpacked archive: always the same.
+        let seed = tree.ok().and_then(|tree| u64::from_str_radix(tree.trim(), 16).ok());
+        seed.unwrap_or_default().to_string()
     }
 
     /// Builds the `fathom` binary for release and returns its path.
