@@ -5,7 +5,7 @@ use fathom_scheduler::{Scheduler, StepPlan, blocks_for};
 use crate::runner::{SnapshotCopy, StepInput};
 use crate::speculate::Speculation;
 
-/// Fills `input` with the step that `plan` describes, reusing its memory, and without choices.
+/// Fills `input` with the step that `plan` describes, reusing its memory.
 pub(crate) fn build(
     scheduler: &Scheduler,
     speculation: &Speculation,
@@ -27,7 +27,6 @@ pub(crate) fn build(
         input.batch.push(entry.slot, entry.position, known, blocks, entry.wants_logits);
         input.batch.extend_last(speculation.drafts(entry));
     }
-    input.choices.clear();
     input.captures.clear();
     input.captures.extend(plan.captures.iter().map(|capture| SnapshotCopy {
         slot: capture.slot,

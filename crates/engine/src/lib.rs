@@ -12,6 +12,7 @@
 
 mod active;
 mod batch_build;
+mod beside;
 pub mod config;
 mod events;
 pub mod handle;
@@ -35,8 +36,8 @@ pub use handle::{
 };
 pub use rank::RankRunner;
 pub use runner::{
-    DraftInput, OutputRow, RunnerCapacity, SnapshotCopy, StateLayout, StateRef, StepError,
-    StepInput, StepOutput, StepRunner,
+    DraftInput, HostWork, OutputRow, RunnerCapacity, SnapshotCopy, StateLayout, StateRef,
+    StepError, StepInput, StepOutput, StepRunner,
 };
 pub use scripted::ScriptedRunner;
 pub use speculate::{DraftMethod, DraftRequest, Drafter, SpeculationConfig};

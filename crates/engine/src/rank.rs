@@ -27,7 +27,8 @@ use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
 
 use self::draft_rows::DraftRows;
 use crate::runner::{
-    DraftInput, RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput, StepRunner,
+    DraftInput, HostWork, RunnerCapacity, StateLayout, StateRef, StepError, StepInput, StepOutput,
+    StepRunner,
 };
 
 /// One rank: its part of the weights, its cache, its end of the group.
@@ -49,13 +50,13 @@ impl<O: Ops> Worker<O> {
         Ok(Self { model: Arc::clone(model), cache, comm, drafts: DraftRows::new(spec) })
     }
 
-    /// Restores, batch, captures; what rank 0 made of the wanted rows goes into `left`. Calls
-    /// `beside` when a device has its work.
+    /// Restores, batch, captures; what rank 0 made of the wanted rows goes into `left`. What there is
+    /// to do beside is done when a device has its work.
     fn run(
         &mut self,
         input: &StepInput,
         left: &mut StepOutput,
-        beside: &mut Beside<'_>,
+        host: &mut dyn HostWork,
     ) -> Result<(), StepError> {
         let ops = self.model.ops();
         for copy in &input.restores {
@@ -72,13 +73,14 @@ impl<O: Ops> Worker<O> {
                 .forward(batch, cache, comm, self.drafts.is_some(), &mut fathom_model::NoProbe)
                 .map_err(|error| device(&error))?;
             if let Some(tensor) = output.logits.filter(|_| comm.rank().index() == 0) {
-                let rows = input.choices.iter().map(|row| Some(row.as_ref()?.borrowed()));
+                let rows = if ops.chooses_tokens() { host.choices() } else { Vec::new() };
+                let rows: Vec<_> = rows.iter().map(|row| Some(row.as_ref()?.borrowed())).collect();
                 let Chosen { choices, logits } = ops
-                    .choose_rows(&tensor, &rows.collect::<Vec<_>>(), beside)
+                    .choose_rows(&tensor, &rows, &mut || host.rest())
                     .map_err(|error| device(&error))?;
                 *left = StepOutput { choices, logits };
             } else {
-                beside();
+                host.rest();
             }
             if let (Some(drafts), Some(x)) = (&mut self.drafts, &output.copies) {
                 drafts
@@ -116,18 +118,23 @@ impl<O: Ops> Worker<O> {
         match order {
             Order::Step(input) => {
                 let mut output = StepOutput::default();
-                self.run(input, &mut output, &mut || ()).map(|()| Done::Rows(output))
+                // On a thread of its own a rank has no host to ask: it hands back all logits.
+                self.run(input, &mut output, &mut ()).map(|()| Done::Rows(output))
             }
-            Order::Draft(input) => self.draft(input).map(Done::Drafts),
+            Order::Draft(input) => self.draft(input, &mut || ()).map(Done::Drafts),
             Order::Read(items) => self.read(items).map(Done::State),
             Order::Write(items) => self.write(items).map(|()| Done::Written),
         }
     }
 
-    fn draft(&mut self, input: &[DraftInput]) -> Result<Vec<Vec<TokenId>>, StepError> {
+    fn draft(
+        &mut self,
+        input: &[DraftInput],
+        beside: &mut Beside<'_>,
+    ) -> Result<Vec<Vec<TokenId>>, StepError> {
         let drafts = self.drafts.as_mut().ok_or_else(|| device(&ModelError::NoMtp))?;
-        let comm = self.comm.as_ref();
-        drafts.draft(&self.model, input, &mut self.cache, comm).map_err(|error| device(&error))
+        let (cache, comm) = (&mut self.cache, self.comm.as_ref());
+        drafts.draft(&self.model, input, cache, comm, beside).map_err(|error| device(&error))
     }
 
     fn read(&self, items: &[StateRef]) -> Result<Vec<Bytes>, StepError> {
@@ -281,7 +288,7 @@ impl<O: Ops> RankRunner<O> {
             DraftInput { slot, position: 1, token: 0, n_drafts: 2, sampling }
         };
         let input: Vec<_> = (0..n_sequences as u32).map(input).collect();
-        self.draft(&Arc::new(input), &mut vec![Vec::new(); n_sequences])
+        self.draft(&Arc::new(input), &mut vec![Vec::new(); n_sequences], &mut || ())
     }
 }
 
@@ -348,19 +355,15 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         self.models.first().is_some_and(|model| model.ops().runs_ahead())
     }
 
-    fn chooses_tokens(&self) -> bool {
-        self.models.first().is_some_and(|model| model.ops().chooses_tokens())
-    }
-
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
-        self.step_beside(input, output, &mut || ())
+        self.step_beside(input, output, &mut ())
     }
 
     fn step_beside(
         &mut self,
         input: &Arc<StepInput>,
         output: &mut StepOutput,
-        beside: &mut Beside<'_>,
+        host: &mut dyn HostWork,
     ) -> Result<(), StepError> {
         let limits = (self.spec.n_slots, self.spec.n_blocks, self.capacity.vocab_size as usize);
         input
@@ -372,10 +375,11 @@ impl<O: Ops> StepRunner for RankRunner<O> {
             Group::Inline(worker) => {
                 // A single rank waits for nobody.
                 let model = Arc::clone(&worker.model);
-                model.ops().enter(|| worker.run(input, output, beside))
+                model.ops().enter(|| worker.run(input, output, host))
             }
             Group::Threads(ranks) => {
-                if let Done::Rows(rows) = command(ranks, &Order::Step(Arc::clone(input)), beside)? {
+                let order = Order::Step(Arc::clone(input));
+                if let Done::Rows(rows) = command(ranks, &order, &mut || host.rest())? {
                     *output = rows;
                 }
                 Ok(())
@@ -396,14 +400,15 @@ impl<O: Ops> StepRunner for RankRunner<O> {
         &mut self,
         input: &Arc<Vec<DraftInput>>,
         drafts: &mut [Vec<TokenId>],
+        beside: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         let made = match &mut self.group {
             Group::Inline(worker) => {
                 let model = Arc::clone(&worker.model);
-                model.ops().enter(|| worker.draft(input))?
+                model.ops().enter(|| worker.draft(input, beside))?
             }
             Group::Threads(ranks) => {
-                match command(ranks, &Order::Draft(Arc::clone(input)), &mut || ())? {
+                match command(ranks, &Order::Draft(Arc::clone(input)), beside)? {
                     Done::Drafts(made) => made,
                     Done::Rows(_) | Done::State(_) | Done::Written => Vec::new(),
                 }

@@ -45,11 +45,28 @@ pub struct StepInput {
     pub restores: Vec<SnapshotCopy>,
     /// The tokens to run.
     pub batch: Batch,
-    /// How the tokens after the wanted rows are chosen, one per row; `None` where only the engine can
-    /// choose. Empty if the engine wants all logits. Those of a row behind drafts take them for right.
-    pub choices: Vec<Option<OwnedRowChoice>>,
     /// Slot to snapshot, after the batch.
     pub captures: Vec<SnapshotCopy>,
+}
+
+/// What the host does while a device runs a step.
+pub trait HostWork: Send {
+    /// How the tokens after the wanted rows are chosen, one per row; `None` where only the engine can
+    /// choose. Those of a row behind drafts take them for right. A runner that chooses asks once,
+    /// when the device has everything that comes before.
+    fn choices(&mut self) -> Vec<Option<OwnedRowChoice>>;
+
+    /// All else that there is to do.
+    fn rest(&mut self);
+}
+
+/// Nothing: all logits are wanted.
+impl HostWork for () {
+    fn choices(&mut self) -> Vec<Option<OwnedRowChoice>> {
+        Vec::new()
+    }
+
+    fn rest(&mut self) {}
 }
 
 /// A sequence that a draft model should continue.
@@ -152,25 +169,21 @@ pub trait StepRunner: Send {
         Ok(())
     }
 
-    /// Whether steps choose tokens where their input says how. If not, nobody need say.
-    fn chooses_tokens(&self) -> bool {
-        false
-    }
-
     /// Whether [`StepRunner::step_beside`] has time for something beside a step: a device runs it.
     fn runs_ahead(&self) -> bool {
         false
     }
 
-    /// Runs one step and leaves what became of the wanted rows in `output`. The input is shared so
+    /// Runs one step and leaves the logits of the wanted rows in `output`. The input is shared so
     /// that ranks on other threads can read it without a copy.
     ///
     /// # Errors
     /// [`StepError`]; a panic counts as [`StepError::Device`].
     fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError>;
 
-    /// The same, and calls `beside` once, unless the step fails before: when the host has nothing else
-    /// to do, which is while a device runs, and before the step if the host itself runs it.
+    /// The same, but chooses tokens where `host` says how, and has the rest of its work done once,
+    /// unless the step fails before: when the host has nothing else to do, which is while a device
+    /// runs, and before the step if the host itself runs it.
     ///
     /// # Errors
     /// As [`StepRunner::step`].
@@ -178,9 +191,9 @@ pub trait StepRunner: Send {
         &mut self,
         input: &Arc<StepInput>,
         output: &mut StepOutput,
-        beside: &mut Beside<'_>,
+        host: &mut dyn HostWork,
     ) -> Result<(), StepError> {
-        beside();
+        host.rest();
         self.step(input, output)
     }
 
@@ -195,7 +208,8 @@ pub trait StepRunner: Send {
         false
     }
 
-    /// Guesses how sequences go on: appends the guesses for `input[i]` to `drafts[i]`.
+    /// Guesses how sequences go on: appends the guesses for `input[i]` to `drafts[i]`. Calls `beside`,
+    /// as often as it likes, when it waits for a device.
     ///
     /// # Errors
     /// [`StepError`], which always counts as [`StepError::Device`].
@@ -203,8 +217,9 @@ pub trait StepRunner: Send {
         &mut self,
         input: &Arc<Vec<DraftInput>>,
         drafts: &mut [Vec<TokenId>],
+        beside: &mut Beside<'_>,
     ) -> Result<(), StepError> {
-        let _ = (input, drafts);
+        let _ = (input, drafts, beside);
         Err(StepError::Device { message: "this runner has no draft model".to_owned() })
     }
 

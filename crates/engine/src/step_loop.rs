@@ -25,6 +25,7 @@ use fathom_scheduler::{
 
 use crate::active::{Active, Outbox};
 use crate::batch_build;
+use crate::beside::BesideStep;
 use crate::config::EngineConfig;
 use crate::handle::{
     Command, EngineHandle, EngineLimits, EngineState, GenerateError, GenerateRequest, Shared,
@@ -348,27 +349,17 @@ impl StepLoop {
         }
         let input = Arc::get_mut(&mut self.input).expect("nobody else has a new input");
         batch_build::build(&self.scheduler, &self.speculation, &self.plan, input);
-        if self.runner.chooses_tokens() {
-            for entry in self.plan.entries.iter().filter(|entry| entry.wants_logits) {
-                let drafts = self.speculation.drafts(entry);
-                let mut active = self.requests[entry.index as usize].as_mut();
-                let choice = |n_before: usize| {
-                    let sampler = &mut active.as_mut()?.sampler;
-                    let last = entry.position + entry.n_tokens - entry.n_drafts;
-                    let (before, position) = (&drafts[..n_before], last + n_before as u32);
-                    let known =
-                        || sampler.choice_after(before, position, &self.eos, self.vocab_size);
-                    // A panic happens again where the token is sampled, and is that request's.
-                    catch_unwind(AssertUnwindSafe(known)).unwrap_or(None)
-                };
-                input.choices.extend((0..=drafts.len()).map(choice));
-            }
-        }
 
         let before = Instant::now();
-        let (outbox, requests) = (&mut self.outbox, &mut self.requests);
+        let mut beside = BesideStep {
+            plan: &self.plan,
+            speculation: &mut self.speculation,
+            requests: &mut self.requests,
+            outbox: &mut self.outbox,
+            eos: &self.eos,
+            vocab_size: self.vocab_size,
+        };
         let (runner, output) = (self.runner.as_mut(), &mut self.output);
-        let mut beside = || outbox.send(requests);
         let result = guard(|| runner.step_beside(&self.input, output, &mut beside));
         let model = before.elapsed();
         // A step that failed early had nothing beside it.
@@ -385,13 +376,15 @@ impl StepLoop {
         if !self.runner.runs_ahead() {
             self.outbox.send(&mut self.requests);
         }
-        let (requests, runner) = (&self.requests, self.runner.as_mut());
         let sampling = |index| {
-            let active = requests.get(index as usize).and_then(Option::as_ref);
+            let active = self.requests.get(index as usize).and_then(Option::as_ref);
             active.map(|active| active.sampler.params())
         };
-        let (speculation, scheduler) = (&mut self.speculation, &mut self.scheduler);
-        match guard(|| speculation.draft(&self.plan, took, scheduler, sampling, runner)) {
+        self.speculation.choose(&self.plan, took, &self.scheduler, sampling);
+        let (outbox, requests) = (&mut self.outbox, &mut self.requests);
+        let (scheduler, runner) = (&mut self.scheduler, self.runner.as_mut());
+        let mut beside = || outbox.send(requests);
+        match guard(|| self.speculation.draft(scheduler, runner, &mut beside)) {
             Ok(()) => Ok(()),
             Err(error) => self.lose_device(&error),
         }

@@ -4,10 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fathom_engine::{
-    EngineHandle, RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput, StepRunner,
-    TokenEvent, TokenStream,
+    EngineHandle, HostWork, RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput,
+    StepRunner, TokenEvent, TokenStream,
 };
-use fathom_ops::sample::Beside;
 
 use crate::support::{capacity, config, greedy, hashed_answer, prompt};
 
@@ -54,12 +53,12 @@ impl StepRunner for Watched {
         &mut self,
         input: &Arc<StepInput>,
         output: &mut StepOutput,
-        beside: &mut Beside<'_>,
+        host: &mut dyn HostWork,
     ) -> Result<(), StepError> {
         self.step(input, output)?;
         let before = self.arrived();
         if !self.is_silent {
-            beside();
+            host.rest();
         }
         let after = self.arrived();
         self.arrivals.lock().unwrap().push((before, after));

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fathom_engine::{RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput, StepRunner};
-use fathom_ops::sample::{Beside, ChoiceScratch, choose_token};
+use fathom_engine::{
+    HostWork, RunnerCapacity, ScriptedRunner, StepError, StepInput, StepOutput, StepRunner,
+};
+use fathom_ops::sample::{ChoiceScratch, choose_token};
 
 use crate::support::VOCABULARY;
 
@@ -32,16 +34,23 @@ impl StepRunner for Chooser {
         true
     }
 
-    fn chooses_tokens(&self) -> bool {
-        true
+    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
+        self.runner.step(input, output)
     }
 
-    fn step(&mut self, input: &Arc<StepInput>, output: &mut StepOutput) -> Result<(), StepError> {
-        self.runner.step(input, output)?;
-        assert_eq!(input.choices.len(), input.batch.logit_rows.len(), "a choice per wanted row");
+    /// As a device: the host is asked, and does the rest, when the model's work is under way.
+    fn step_beside(
+        &mut self,
+        input: &Arc<StepInput>,
+        output: &mut StepOutput,
+        host: &mut dyn HostWork,
+    ) -> Result<(), StepError> {
+        self.step(input, output)?;
+        let choices = host.choices();
+        assert_eq!(choices.len(), input.batch.logit_rows.len(), "a choice per wanted row");
         let mut left = Vec::new();
         let rows = output.logits.chunks_exact_mut(VOCABULARY as usize);
-        for (index, (logits, choice)) in rows.zip(&input.choices).enumerate() {
+        for (index, (logits, choice)) in rows.zip(&choices).enumerate() {
             let choice = choice.as_ref().filter(|_| index % 3 != 2).map(|choice| {
                 self.n_chosen.fetch_add(1, Ordering::Relaxed);
                 choose_token(&choice.borrowed(), logits, &mut self.scratch)
@@ -52,18 +61,7 @@ impl StepRunner for Chooser {
             output.choices.push(choice);
         }
         output.logits = left;
-        Ok(())
-    }
-
-    /// As a device: what is done beside comes when its work is under way.
-    fn step_beside(
-        &mut self,
-        input: &Arc<StepInput>,
-        output: &mut StepOutput,
-        beside: &mut Beside<'_>,
-    ) -> Result<(), StepError> {
-        self.step(input, output)?;
-        beside();
+        host.rest();
         Ok(())
     }
 

@@ -80,7 +80,7 @@ impl<O: Ops> Driver<O> {
             sampling: Arc::new(SamplingParams::greedy(1)),
         };
         let mut drafts = [Vec::new()];
-        self.0.draft(&Arc::new(vec![input]), &mut drafts).unwrap();
+        self.0.draft(&Arc::new(vec![input]), &mut drafts, &mut || ()).unwrap();
         let [draft] = drafts;
         assert_eq!(draft.len(), DRAFTS);
         draft

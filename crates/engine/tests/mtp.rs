@@ -210,7 +210,7 @@ impl Driver {
             sampling: Arc::new(SamplingParams::greedy(1)),
         };
         let mut drafts = [Vec::new()];
-        self.runner.draft(&Arc::new(vec![input]), &mut drafts).unwrap();
+        self.runner.draft(&Arc::new(vec![input]), &mut drafts, &mut || ()).unwrap();
         let [draft] = drafts;
         draft
     }

@@ -5,6 +5,7 @@ use fathom_engine::{
     DraftMethod, DraftRequest, Drafter, EngineConfig, EngineHandle, GenerateRequest,
     SpeculationConfig, StepError, StepRunner,
 };
+use fathom_ops::sample::Beside;
 
 /// Says whether the draft for a position of the request with this seed is wrong.
 pub(crate) type Errs = Box<dyn Fn(u64, usize) -> bool + Send>;
@@ -37,6 +38,7 @@ impl Drafter for Prophet {
         requests: &[DraftRequest<'_>],
         _: &mut dyn StepRunner,
         drafts: &mut [Vec<TokenId>],
+        _: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         for (request, draft) in requests.iter().zip(drafts) {
             let (seed, known) = (request.sampling.seed, request.tokens);

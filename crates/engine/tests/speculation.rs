@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fathom_core::{
     ConstraintError, FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob, Usage,
 };
-use fathom_engine::sample::{RequestSampler, SampleScratch, guess};
+use fathom_engine::sample::{RequestSampler, SampleScratch};
 use fathom_engine::scripted::{Reply, hashed_token};
 use fathom_engine::{
     DraftMethod, DraftRequest, Drafter, EngineConfig, EngineHandle, GenerateError, GenerateRequest,
     ScriptedRunner, StartError, StepError, StepRunner, TokenEvent, TokenStream,
 };
+use fathom_ops::sample::{Beside, Choice, ChoiceScratch, RowChoice, choose_token};
 
 use crate::chooser::Chooser;
 use crate::prophet::{self, Prophet, always};
@@ -218,6 +219,16 @@ fn a_broken_row_after_a_rejected_draft_harms_nobody_and_an_accepted_one_is_notic
     }
 }
 
+/// What a request with `params` would choose at `position` if `logits` were the target's and it had no
+/// history: how drafts are chosen.
+fn guess(params: &SamplingParams, logits: &mut [f32], position: u32) -> TokenId {
+    let row = RowChoice { params, position, seen: &[], mask: None, forbidden: &[] };
+    match choose_token(&row, logits, &mut ChoiceScratch::default()) {
+        Choice::Token(token, _) => token,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Guesses from the right distribution, but with its own noise: right as often as chance has it.
 struct OwnNoise {
     logits: Vec<f32>,
@@ -230,13 +241,13 @@ impl Drafter for OwnNoise {
         requests: &[DraftRequest<'_>],
         _: &mut dyn StepRunner,
         drafts: &mut [Vec<TokenId>],
+        _: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         for (request, draft) in requests.iter().zip(drafts) {
             for position in 0..request.n_drafts {
                 let params = SamplingParams::sampled(1, self.seed);
-                let (logits, scratch) = (&mut self.logits.clone(), &mut SampleScratch::default());
                 let position = request.tokens.len() as u32 + position;
-                draft.extend(guess(&params, logits, position, scratch));
+                draft.push(guess(&params, &mut self.logits.clone(), position));
                 self.seed += 1;
             }
         }
@@ -320,6 +331,7 @@ impl Drafter for Broken {
         _: &[DraftRequest<'_>],
         _: &mut dyn StepRunner,
         _: &mut [Vec<TokenId>],
+        _: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         assert!(!self.panics, "planted");
         Err(StepError::Device { message: "planted".to_owned() })
@@ -364,10 +376,10 @@ fn a_guess_with_the_targets_logits_is_the_targets_choice() {
         let logits: Vec<f32> = (0..VOCABULARY)
             .map(|token| (hashed_token(&[token, seed as u32], 60)) as f32 / 9.0)
             .collect();
-        let guessed = guess(&params, &mut logits.clone(), seed as u32, &mut scratch);
+        let guessed = guess(&params, &mut logits.clone(), seed as u32);
         let mut sampler = RequestSampler::new(params, &[], None);
         let sampled =
             sampler.sample(&mut logits.clone(), seed as u32, &[EOS], &mut scratch).unwrap();
-        assert_eq!(guessed, Some(sampled.token));
+        assert_eq!(guessed, sampled.token);
     }
 }

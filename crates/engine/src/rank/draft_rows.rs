@@ -18,13 +18,15 @@
 //!
 //! Not here: how many drafts are wanted and what becomes of them ([`crate::speculate`]).
 
-use fathom_core::TokenId;
+use std::sync::Arc;
+
 use fathom_core::model_config::WINDOW;
+use fathom_core::{SamplingParams, TokenId};
 use fathom_model::{ModelError, NoProbe, Transformer};
+use fathom_ops::sample::{Beside, Choice, ChoiceScratch, Chosen, RowChoice, choose_token};
 use fathom_ops::{Batch, CacheSpec, Communicator, Ops, SequenceSlice};
 
-use crate::runner::{DraftInput, SnapshotCopy};
-use crate::sample::{SampleScratch, guess};
+use crate::runner::{DraftInput, OutputRow, SnapshotCopy, StepOutput};
 
 /// One rank's view of the MTP block's rows in all slots.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub(super) struct DraftRows {
     /// Rows to run, and each one's next token.
     rows: Batch,
     next: Vec<TokenId>,
-    scratch: SampleScratch,
+    scratch: ChoiceScratch,
 }
 
 impl DraftRows {
@@ -51,7 +53,7 @@ impl DraftRows {
             tokens: vec![0; spec.n_slots * n_kept],
             rows: Batch::default(),
             next: Vec::new(),
-            scratch: SampleScratch::default(),
+            scratch: ChoiceScratch::default(),
         })
     }
 
@@ -141,13 +143,14 @@ impl DraftRows {
         Ok(model.ops().keep_copies(batch, x, cache)?)
     }
 
-    /// Drafts for each of `input`.
+    /// Drafts for each of `input`. Calls `beside` before it waits for a device.
     pub(super) fn draft<O: Ops>(
         &mut self,
         model: &Transformer<O>,
         input: &[DraftInput],
         cache: &mut O::Cache,
         comm: &dyn Communicator,
+        beside: &mut Beside<'_>,
     ) -> Result<Vec<Vec<TokenId>>, ModelError> {
         let ops = model.ops();
         self.rows.clear();
@@ -160,6 +163,7 @@ impl DraftRows {
             *self.token_mut(of.slot, of.position) = of.token;
             self.add(of.slot, first, of.position, true, |_| None);
         }
+        let sampling: Vec<_> = input.iter().map(|of| for_drafts(&of.sampling)).collect();
         let mut drafts = vec![Vec::new(); input.len()];
         let mut drafting: Vec<usize> = (0..input.len()).collect();
         let mut x = ops.kept_copies(&self.rows, None, cache)?;
@@ -171,28 +175,48 @@ impl DraftRows {
             let output = model.draft(rows, next, x, cache, comm, wants_copies, &mut NoProbe)?;
             let (Some(logits), last_rows) = (output.logits, rows.logit_rows.clone()) else { break };
             let vocab_size = ops.shape(&logits).1;
-            let mut logits = ops.download(&logits)?;
+            let choice = |&index: &usize| RowChoice {
+                params: &sampling[index],
+                position: input[index].position + drafts[index].len() as u32 + 1,
+                seen: &[],
+                mask: None,
+                forbidden: &[],
+            };
+            let wanted: Vec<_> = drafting.iter().map(choice).collect();
+            let asked: Vec<_> = wanted.iter().copied().map(Some).collect();
+            let Chosen { choices, logits } = ops.choose_rows(&logits, &asked, beside)?;
+            let mut left = StepOutput { choices, logits };
             self.rows.clear();
             self.next.clear();
             let mut source_rows = Vec::new();
-            let logit_rows = logits.chunks_exact_mut(vocab_size).zip(last_rows);
-            let choices = logit_rows.zip(std::mem::take(&mut drafting));
-            for ((logits, row), index) in choices {
+            let chosen = left.rows(vocab_size).zip(wanted).zip(last_rows);
+            for (((left, choice), row), index) in chosen.zip(std::mem::take(&mut drafting)) {
                 let (of, draft) = (&input[index], &mut drafts[index]);
-                let position = of.position + draft.len() as u32;
-                let guessed = guess(&of.sampling, logits, position + 1, &mut self.scratch);
-                let Some(token) = guessed else { continue };
+                let chosen = match left {
+                    OutputRow::Chosen(chosen) => chosen,
+                    OutputRow::Logits(logits) => choose_token(&choice, logits, &mut self.scratch),
+                };
+                let Choice::Token(token, _) = chosen else { continue };
                 draft.push(token);
                 if draft.len() < of.n_drafts as usize {
                     drafting.push(index);
                     source_rows.push(row);
                     self.next.push(token);
-                    self.rows.push(of.slot, position, &[token], &[], true);
+                    self.rows.push(of.slot, choice.position - 1, &[token], &[], true);
                 }
             }
             let Some(copies) = output.copies.filter(|_| !drafting.is_empty()) else { break };
             x = ops.select_rows(&copies, &source_rows)?;
         }
         Ok(drafts)
+    }
+}
+
+/// How drafts of a request are chosen: as its tokens, with the same bias, filters and noise, and
+/// without reports. What depends on its history (penalties, constraint, `min_tokens`) is left out.
+fn for_drafts(params: &Arc<SamplingParams>) -> Arc<SamplingParams> {
+    match params.logprobs {
+        None => Arc::clone(params),
+        Some(_) => Arc::new(SamplingParams { logprobs: None, ..(**params).clone() }),
     }
 }

@@ -11,4 +11,4 @@ pub mod mask;
 pub mod pipeline;
 pub mod seen;
 
-pub use pipeline::{RequestSampler, SampleScratch, Sampled, guess};
+pub use pipeline::{RequestSampler, SampleScratch, Sampled};

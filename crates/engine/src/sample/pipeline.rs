@@ -5,9 +5,7 @@
 use std::sync::Arc;
 
 use fathom_core::{FinishReason, SamplingParams, TokenConstraint, TokenId, TokenLogprob};
-use fathom_ops::sample::{
-    Choice, ChoiceScratch, OwnedRowChoice, RowChoice, add_bias, choose_token, draw,
-};
+use fathom_ops::sample::{Choice, ChoiceScratch, OwnedRowChoice, RowChoice, choose_token};
 
 use super::ahead::{HeldConstraint, MaskThreads};
 use super::mask::fill_mask;
@@ -195,17 +193,4 @@ impl RequestSampler {
             None
         }
     }
-}
-
-/// The token at `position` that a request with `params` would choose if a draft model's `logits`
-/// (`[vocab_size]`, consumed) were the target's: with the same bias, filters and noise, but without
-/// what depends on its history (penalties, constraint, `min_tokens`). `None` if there is none.
-pub fn guess(
-    params: &SamplingParams,
-    logits: &mut [f32],
-    position: u32,
-    scratch: &mut SampleScratch,
-) -> Option<TokenId> {
-    add_bias(&params.logit_bias, logits);
-    draw(params, logits, position, &mut scratch.choice)
 }

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fathom_core::{SamplingParams, TokenId};
+use fathom_ops::sample::Beside;
 use fathom_scheduler::{PlanEntry, Scheduler, SequenceIndex, StepPlan, Work};
 
 use self::mtp::MtpDrafter;
@@ -85,7 +86,7 @@ pub struct DraftRequest<'a> {
 /// Guesses how sequences go on.
 pub trait Drafter: Send {
     /// Appends the guesses for `requests[i]` to `drafts[i]`, which is empty. `runner` has just run
-    /// a step; drafters that compute do so on its device.
+    /// a step; drafters that compute do so on its device, and call `beside` when they wait for it.
     ///
     /// # Errors
     /// [`StepError`], after which nothing in the runner's memory is trusted.
@@ -94,6 +95,7 @@ pub trait Drafter: Send {
         requests: &[DraftRequest<'_>],
         runner: &mut dyn StepRunner,
         drafts: &mut [Vec<TokenId>],
+        beside: &mut Beside<'_>,
     ) -> Result<(), StepError>;
 
     /// A sequence has ended: whatever was kept about it is of no use any more.
@@ -116,6 +118,8 @@ pub(crate) struct Speculation {
     /// By the scheduler's sequence index.
     sequences: Vec<SequenceDrafts>,
     candidates: Vec<Candidate>,
+    /// How the candidates choose their tokens.
+    sampling: Vec<Arc<SamplingParams>>,
     /// Drafts of the candidates, while they are made.
     made: Vec<Vec<TokenId>>,
     counts: DraftCounts,
@@ -142,6 +146,7 @@ impl Speculation {
             policy: Policy::new(max_drafts, config.is_adaptive),
             sequences: Vec::new(),
             candidates: Vec::new(),
+            sampling: Vec::new(),
             made: Vec::new(),
             counts: DraftCounts::default(),
         }
@@ -184,21 +189,19 @@ impl Speculation {
         self.counts
     }
 
-    /// After a step that ran `plan` and took `step_time`: guesses how the sequences go on that got a
-    /// token and did not end, and asks the scheduler to run the guesses. `sampling` gives their
-    /// parameters, or `None` for those that ended.
-    ///
-    /// # Errors
-    /// What the drafter fails with.
-    pub(crate) fn draft<'a>(
+    /// After a step that ran `plan` and took `step_time`: chooses which of the sequences that got a
+    /// token and did not end are worth guesses. `sampling` gives their parameters, or `None` for those
+    /// that ended.
+    pub(crate) fn choose<'a>(
         &mut self,
         plan: &StepPlan,
         step_time: Duration,
-        scheduler: &mut Scheduler,
+        scheduler: &Scheduler,
         sampling: impl Fn(SequenceIndex) -> Option<&'a Arc<SamplingParams>>,
-        runner: &mut dyn StepRunner,
-    ) -> Result<(), StepError> {
-        let Some(drafter) = &mut self.drafter else { return Ok(()) };
+    ) {
+        if self.drafter.is_none() {
+            return;
+        }
         if plan.entries.iter().all(|entry| entry.work == Work::Decode) {
             self.policy.observe_step(plan.n_tokens(), step_time);
         }
@@ -223,21 +226,34 @@ impl Speculation {
             }
         }
         self.candidates.retain(|candidate| candidate.n_drafts > 0);
-        if self.candidates.is_empty() {
-            return Ok(());
-        }
+        self.sampling.clear();
+        let chosen = self.candidates.iter().filter_map(|chosen| sampling(chosen.index));
+        self.sampling.extend(chosen.cloned());
+    }
 
+    /// Guesses how the chosen sequences go on, and asks the scheduler to run the guesses.
+    ///
+    /// # Errors
+    /// What the drafter fails with.
+    pub(crate) fn draft(
+        &mut self,
+        scheduler: &mut Scheduler,
+        runner: &mut dyn StepRunner,
+        beside: &mut Beside<'_>,
+    ) -> Result<(), StepError> {
+        let Some(drafter) = self.drafter.as_mut().filter(|_| !self.candidates.is_empty()) else {
+            return Ok(());
+        };
         self.made.clear();
         let mut requests = Vec::with_capacity(self.candidates.len());
-        for chosen in &self.candidates {
-            let Some(sampling) = sampling(chosen.index) else { continue };
+        for (chosen, sampling) in self.candidates.iter().zip(&self.sampling) {
             let tokens = scheduler.sequence(chosen.index).tokens();
             let (index, slot, n_drafts) = (chosen.index, chosen.slot, chosen.n_drafts);
             requests.push(DraftRequest { index, slot, tokens, n_drafts, sampling });
             self.made.push(std::mem::take(&mut self.sequences[index as usize].tokens));
         }
         let before = Instant::now();
-        drafter.draft(&requests, runner, &mut self.made)?;
+        drafter.draft(&requests, runner, &mut self.made, beside)?;
         let n_made: usize = self.made.iter().map(Vec::len).sum();
         self.policy.observe_drafting(n_made as u32, before.elapsed());
         for (chosen, mut tokens) in self.candidates.iter().zip(self.made.drain(..)) {

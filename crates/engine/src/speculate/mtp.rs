@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use fathom_core::TokenId;
+use fathom_ops::sample::Beside;
 
 use super::{DraftRequest, Drafter};
 use crate::runner::{DraftInput, StepError, StepRunner};
@@ -27,6 +28,7 @@ impl Drafter for MtpDrafter {
         requests: &[DraftRequest<'_>],
         runner: &mut dyn StepRunner,
         drafts: &mut [Vec<TokenId>],
+        beside: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         // Ranks may still hold the previous input; then this makes a new one.
         if Arc::get_mut(&mut self.input).is_none() {
@@ -46,6 +48,6 @@ impl Drafter for MtpDrafter {
                 sampling: Arc::clone(request.sampling),
             });
         }
-        runner.draft(&self.input, drafts)
+        runner.draft(&self.input, drafts, beside)
     }
 }

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use fathom_core::TokenId;
+use fathom_ops::sample::Beside;
 use fathom_scheduler::SequenceIndex;
 
 use super::{DraftRequest, Drafter};
@@ -72,6 +73,7 @@ impl Drafter for NgramDrafter {
         requests: &[DraftRequest<'_>],
         _: &mut dyn StepRunner,
         drafts: &mut [Vec<TokenId>],
+        _: &mut Beside<'_>,
     ) -> Result<(), StepError> {
         for (request, draft) in requests.iter().zip(drafts) {
             let place = request.index as usize;

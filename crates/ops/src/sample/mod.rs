@@ -27,7 +27,7 @@ use fathom_core::{SamplingParams, TokenId, TokenLogprob};
 pub use self::device::{Beside, ChoiceOps, Chosen};
 use self::logprobs::{highest, logprobs};
 use self::noise::{MAX_GUMBEL, Noise};
-pub use self::shape::{add_bias, penalises};
+pub use self::shape::penalises;
 use self::truncate::{Candidates, truncate};
 
 /// How the token after one row of logits is chosen.
@@ -121,7 +121,7 @@ pub fn choose_token(
 }
 
 /// Temperature, filters and draw over shaped `logits`; `None` if every token is forbidden.
-pub fn draw(
+fn draw(
     params: &SamplingParams,
     logits: &[f32],
     position: u32,

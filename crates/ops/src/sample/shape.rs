@@ -48,7 +48,7 @@ fn penalise(params: &SamplingParams, seen: &[(TokenId, u32)], logits: &mut [f32]
 }
 
 /// Adds a request's bias to single tokens. `logits` is `[vocab_size]`.
-pub fn add_bias(bias: &[(TokenId, f32)], logits: &mut [f32]) {
+fn add_bias(bias: &[(TokenId, f32)], logits: &mut [f32]) {
     for &(token, value) in bias {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit += value;
