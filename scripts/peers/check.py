@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""The peer scripts without a GPU: shapes, turns, the table, and what is said of absent peers.
+"""The peer scripts without a GPU: shapes, turns, the table, layouts, and what is said of absent peers.
 
-Part of `cargo xtask check`; by hand: python3 scripts/peers/check.py --fathom PATH.
-Ends with `N passed, M failed`.
+Part of `cargo xtask check`; by hand: python3 scripts/peers/check.py --fathom PATH. Where Python has
+PyTorch, what peers compute is checked too (`check_torch.py`). Ends with `N passed, M failed`.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
+import json
+import math
 import sys
 import tarfile
 import tempfile
@@ -16,7 +19,9 @@ from pathlib import Path
 
 import prepare
 import run
-from peers import PEERS, Absent, copies, expert_blocks, expert_of, rotating
+from layouts import FLASHMLA_PAGE, expert_blocks, expert_of, marlin_place, marlin_scale_place
+from peers import PEERS
+from work import Absent, copies, rotating
 
 
 def shapes_are_read_and_grouped(fathom: str) -> None:
@@ -44,24 +49,49 @@ def turns_alternate_and_ratios_are_those_of_medians(_fathom: str) -> None:
         turns.append(operator)
         return next(own)
 
-    def time_peer(peer: str, _shape: dict) -> float | None:
+    def time_peer(peer: str, _shape: dict) -> run.Sample | None:
         turns.append(peer)
         if peer == "deepgemm":
             raise Absent("not here")
         if peer == "marlin":
             raise RuntimeError("wrong\nargument")
-        return 3.0 if peer == "torch" else None
+        return run.Sample(3.0, 1e-3, 1e-2, "", "one scale") if peer == "torch" else None
 
     groups = {"A": [{"name": "A x 1"}]}
     rows, absent = run.compare(groups, 3, time_ours, time_peer, lambda: 1.0)
     assert turns[: 1 + len(PEERS)] == ["A", *PEERS] and turns.count("torch") == 3, turns
     assert turns.count("deepgemm") == turns.count("marlin") == 1, turns
     assert absent == {"deepgemm": "not here", "marlin": "failed: RuntimeError: wrong"}, absent
-    assert rows[0]["peers"] == {"torch": {"seconds": 3.0, "times_ours": 1.5}}, rows
+    one = {"seconds": 3.0, "note": "one scale", "error": 1e-3, "tolerance": 1e-2, "times_ours": 1.5}
+    assert rows[0]["peers"] == {"torch": one}, rows
     assert rows[0]["spread"] == 1.0, rows
     text = run.table(rows, absent)
-    assert "torch: 3000000.0, 1.50" in text and "absent: deepgemm: not here" in text, text
+    assert "torch: 3000000.0, 1.50, 1.0e-03" in text and "absent: deepgemm: not here" in text, text
+    assert "\ntorch: one scale\n" in text, text
     assert run.compare(groups, 3, time_ours, time_peer, lambda: 0.0) == ([], {})
+
+
+def another_result_gets_no_ratio_and_one_that_is_not_compared_says_so(_fathom: str) -> None:
+    turns = [run.Sample(1.0, error, 1e-2, "", "") for error in (1e-3, 0.7, 1e-3)]
+    one = run.beside(turns, 2.0)
+    assert one["result_differs"] and one["error"] == 0.7 and "times_ours" not in one, one
+    text = run.told("x", one)
+    assert text == "x: 1000000.0, result differs (error 7.0e-01, allowed 1e-02)", text
+    no_number = run.beside([run.Sample(1.0, math.inf, 1e-2, "", "")], 2.0)
+    assert "no number" in run.told("x", no_number) and json.loads(json.dumps(no_number)) == no_number
+    unknown = run.beside([run.Sample(1.0, None, 1e-2, "its layout is not known", "")], 2.0)
+    assert run.told("x", unknown) == "x: 1000000.0, 0.50, not compared: its layout is not known"
+
+
+def layouts_put_every_value_somewhere_and_no_two_in_one_place(_fathom: str) -> None:
+    places = {marlin_place(at) for at in range(1024)}
+    assert places == {(k, n) for k in range(16) for n in range(64)}
+    # The first word: the first lane's inputs 0, 1, 8, 9 of outputs 0 and 8.
+    first = [(0, 0), (8, 0), (0, 8), (8, 8), (1, 0), (9, 0), (1, 8), (9, 8)]
+    assert [marlin_place(at) for at in range(8)] == first
+    assert sorted(map(marlin_scale_place, range(64))) == list(range(64))
+    assert [marlin_scale_place(at) for at in range(5)] == [0, 16, 8, 24, 32]
+    assert FLASHMLA_PAGE == 65 * 576 >= 64 * 584
 
 
 def peers_without_their_library_are_absent_with_the_reason(_fathom: str) -> None:
@@ -72,7 +102,7 @@ def peers_without_their_library_are_absent_with_the_reason(_fathom: str) -> None
         assert str(error), error
     else:
         raise AssertionError("it is there")
-    for peer in ("torch experts", "marlin", "flashmla", "deepgemm and deepselect"):
+    for peer in ("torch experts", "marlin", "flashmla", "deepgemm and topk"):
         assert PEERS[peer](shape, Path("/nowhere")) is None, peer
     assert copies(1 << 20) == 240 and copies(1 << 40) == 2
     call = rotating([lambda: 0, lambda: 1])
@@ -110,6 +140,8 @@ CHECKS = [
     shapes_are_read_and_grouped,
     a_dry_run_names_operators_and_peers,
     turns_alternate_and_ratios_are_those_of_medians,
+    another_result_gets_no_ratio_and_one_that_is_not_compared_says_so,
+    layouts_put_every_value_somewhere_and_no_two_in_one_place,
     peers_without_their_library_are_absent_with_the_reason,
     experts_get_their_pairs_in_whole_blocks,
     only_what_is_needed_is_taken_out_of_a_wheel,
@@ -120,14 +152,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fathom", required=True, help="the fathom binary")
     args = parser.parse_args()
+    checks = list(CHECKS)
+    if importlib.util.find_spec("torch"):
+        import check_torch
+
+        check_torch.setup()
+        checks += check_torch.CHECKS
+    else:
+        print("no PyTorch: what peers compute is not checked")
     failed = 0
-    for check in CHECKS:
+    for check in checks:
         try:
             check(args.fathom)
         except Exception as error:
             failed += 1
             print(f"FAILED {check.__name__}: {error!r}")
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    print(f"{len(checks) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 

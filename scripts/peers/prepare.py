@@ -26,7 +26,6 @@ PEERS = {
     "flashmla": (VLLM, ["vllm/_flashmla_C*.so"]),
     "deepgemm": (VLLM, ["vllm/third_party/deep_gemm/*"]),
     "marlin": (VLLM, ["vllm/_moe_C*.so"]),
-    "deepselect": (VLLM, ["vllm/_deepselect_C*.so"]),
 }
 # A trip to the machine carries no more, in bytes.
 LIMIT = 64 << 20

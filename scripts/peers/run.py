@@ -5,24 +5,40 @@
 
 Shapes come from `fathom bench kernels --shapes`: there is one definition. For each operator ours and
 every peer run one after the other, `--rounds` times over; medians are compared, and beside them the
-spread of ours against itself: a difference below that is none. Peers that are not on this machine, or
-do not have an operator, are named with the reason. `--dry-run` does everything but the timing.
+spread of ours against itself: a difference below that is none. Before a peer is timed its result is
+compared with the exact one; one that computes something else is named so and gets no ratio. (Ours are
+compared by `fathom device-check`.) Peers that are not on this machine, or do not have an operator, are
+named with the reason. `--dry-run` does everything but the timing.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from peers import NOT_TIMED, PEERS, Absent
+from peers import NOT_TIMED, PEERS
+from work import Absent, rotating
 
 # Calls that are recorded as one graph, and seconds that a sample takes at least.
 CALLS = 16
 SAMPLE_S = 0.02
+
+
+@dataclass
+class Sample:
+    """One turn of a peer: its time, how far its result was from the exact one, and what `Work` says."""
+
+    seconds: float
+    error: float | None
+    tolerance: float
+    unchecked: str
+    note: str
 
 
 def read_shapes(fathom: str) -> list[dict]:
@@ -81,6 +97,16 @@ def timed(call: Callable[[], object]) -> float:
     return statistics.median(samples)
 
 
+def free_memory() -> None:
+    """Gives the device back what nothing holds any more: fathom runs next, in a process of its own."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def operators(shapes: list[dict]) -> dict[str, list[dict]]:
     """Shapes by operator: what is before the number of rows in their names."""
     groups: dict[str, list[dict]] = {}
@@ -93,7 +119,7 @@ def compare(
     groups: dict[str, list[dict]],
     rounds: int,
     time_ours: Callable[[str], dict[str, float]],
-    time_peer: Callable[[str, dict], float | None],
+    time_peer: Callable[[str, dict], Sample | None],
     seconds_left: Callable[[], float],
 ) -> tuple[list[dict], dict[str, str]]:
     """Rows of the table, and peers that are absent with the reason."""
@@ -103,7 +129,7 @@ def compare(
         if seconds_left() <= 0:
             break
         own: dict[str, list[float]] = {shape["name"]: [] for shape in shapes}
-        others: dict[tuple[str, str], list[float]] = {}
+        others: dict[tuple[str, str], list[Sample]] = {}
         for _ in range(rounds):
             for name, seconds in time_ours(operator).items():
                 own.setdefault(name, []).append(seconds)
@@ -112,7 +138,7 @@ def compare(
                     if peer in absent:
                         continue
                     try:
-                        seconds = time_peer(peer, shape)
+                        sample = time_peer(peer, shape)
                     except Absent as error:
                         absent[peer] = str(error)
                         continue
@@ -121,8 +147,8 @@ def compare(
                         reason = (str(error).splitlines() or [""])[0]
                         absent[peer] = f"failed: {type(error).__name__}: {reason}"
                         continue
-                    if seconds is not None:
-                        others.setdefault((shape["name"], peer), []).append(seconds)
+                    if sample is not None:
+                        others.setdefault((shape["name"], peer), []).append(sample)
         for shape in shapes:
             samples = own[shape["name"]]
             if not samples:
@@ -131,23 +157,47 @@ def compare(
             row = {"name": shape["name"], "seconds": median, "peers": {}}
             row["spread"] = (max(samples) - min(samples)) / median
             for peer in PEERS:
-                if times := others.get((shape["name"], peer)):
-                    seconds = statistics.median(times)
-                    row["peers"][peer] = {"seconds": seconds, "times_ours": seconds / median}
+                if turns := others.get((shape["name"], peer)):
+                    row["peers"][peer] = beside(turns, median)
             rows.append(row)
     return rows, absent
 
 
+def beside(turns: list[Sample], ours_s: float) -> dict:
+    """A peer's turns beside our time: a ratio only where it computes the same."""
+    seconds = statistics.median(turn.seconds for turn in turns)
+    value: dict = {"seconds": seconds, "note": turns[0].note}
+    errors = [turn.error for turn in turns if turn.error is not None]
+    if not errors:
+        return value | {"not_compared": turns[0].unchecked, "times_ours": seconds / ours_s}
+    # JSON has no infinity.
+    error = max(errors)
+    value |= {"error": error if math.isfinite(error) else None, "tolerance": turns[0].tolerance}
+    if error > turns[0].tolerance:
+        return value | {"result_differs": True}
+    return value | {"times_ours": seconds / ours_s}
+
+
+def told(peer: str, one: dict) -> str:
+    """A peer's part of a row."""
+    text = f"{peer}: {one['seconds'] * 1e6:.1f}"
+    if one.get("result_differs"):
+        error = "no number" if one["error"] is None else f"{one['error']:.1e}"
+        return f"{text}, result differs (error {error}, allowed {one['tolerance']:.0e})"
+    text += f", {one['times_ours']:.2f}, "
+    return text + (f"not compared: {one['not_compared']}" if "not_compared" in one else f"{one['error']:.1e}")
+
+
 def table(rows: list[dict], absent: dict[str, str]) -> str:
     """The rows to read: above 1.00 ours is faster."""
-    lines = [f"{'operator':<44}{'ours us':>10}{'spread':>8}  peer: us, times ours"]
+    lines = [f"{'operator':<44}{'ours us':>10}{'spread':>8}  peer: us, times ours, error of its result"]
+    notes: dict[str, str] = {}
     for row in rows:
-        parts = [
-            f"{peer}: {one['seconds'] * 1e6:.1f}, {one['times_ours']:.2f}"
-            for peer, one in row["peers"].items()
-        ]
+        parts = [told(peer, one) for peer, one in row["peers"].items()]
+        notes |= {one["note"]: peer for peer, one in row["peers"].items() if one["note"]}
         line = f"{row['name']:<44}{row['seconds'] * 1e6:>10.1f}{row['spread']:>8.1%}  {'; '.join(parts)}"
         lines.append(line.rstrip())
+    lines += [f"{peer}: {note}" for note, peer in notes.items()]
     lines += [f"absent: {peer}: {reason}" for peer, reason in absent.items()]
     lines += [f"not timed: {peer}: {reason}" for peer, reason in NOT_TIMED.items()]
     return "\n".join(lines)
@@ -172,9 +222,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"peers: {', '.join(PEERS)}; not timed: {', '.join(NOT_TIMED)}")
         return 0
 
-    def time_peer(peer: str, shape: dict) -> float | None:
-        call = PEERS[peer](shape, args.peers)
-        return None if call is None else timed(call)
+    def time_peer(peer: str, shape: dict) -> Sample | None:
+        work = PEERS[peer](shape, args.peers)
+        if work is None:
+            return None
+        error = work.error()
+        sample = Sample(timed(rotating(work.calls)), error, work.tolerance, work.unchecked, work.note)
+        del work
+        free_memory()
+        return sample
 
     scratch = args.out.parent if args.out else Path(".")
     rows, absent = compare(

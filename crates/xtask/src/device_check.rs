@@ -80,14 +80,21 @@ fn write_bundle(directory: &Path, fathom: &Path, goldens: &Path) -> Result<bool>
 fn add_first_run(directory: &Path, root: &Path, commit: &str) -> Result<bool> {
     let scripts = directory.join("scripts");
     fs::create_dir_all(&scripts).with_context(|| format!("making {}", scripts.display()))?;
-    let copies = [
-        ("scripts/gpu/first_run.sh", "first_run.sh"),
-        ("scripts/peers/run.py", "scripts/run.py"),
-        ("scripts/peers/peers.py", "scripts/peers.py"),
-    ];
-    for (from, to) in copies {
-        fs::copy(root.join(from), directory.join(to))
-            .with_context(|| format!("copying {from} to {}", directory.display()))?;
+    let copy = |from: &Path, to: PathBuf| {
+        fs::copy(from, &to)
+            .map(drop)
+            .with_context(|| format!("copying {} to {}", from.display(), to.display()))
+    };
+    copy(&root.join("scripts/gpu/first_run.sh"), directory.join("first_run.sh"))?;
+    let peers = root.join("scripts/peers");
+    let unreadable = || format!("reading {}", peers.display());
+    for entry in fs::read_dir(&peers).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "py")
+            && let Some(name) = path.file_name()
+        {
+            copy(&path, scripts.join(name))?;
+        }
     }
     fs::write(directory.join("commit"), commit)
         .with_context(|| format!("writing {}", directory.join("commit").display()))?;
@@ -120,7 +127,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         assert!(add_first_run(&bundle, &root, "abc").unwrap());
         let script = fs::read_to_string(bundle.join("first_run.sh")).unwrap();
-        for name in ["commit", "scripts/run.py", "scripts/peers.py"] {
+        for name in ["commit", "scripts/run.py", "scripts/peers.py", "scripts/exact.py"] {
             assert!(bundle.join(name).exists(), "{name}");
         }
         assert!(script.contains("$here/commit") && script.contains("scripts=$here/scripts"));
