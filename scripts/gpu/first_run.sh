@@ -7,10 +7,10 @@
 #     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--commit ID]
 #
 # Writes to DIR (default: `results` beside this script) what benches/results holds for other machines:
-# device-check.json, kernels.json, slice.json with slice.svg, peers.json (with `-pdl1`, `-pdl2` in the name
-# where launches overlap), all logs, and run.json with machine, driver, commit and command. A step that fails or
-# has no time left is noted there, and the next one runs. Exits with 1 if the device check fails or a
-# sanitizer finds something.
+# device-check.json, kernels.json, slice.json with slice.svg, peers.json, layer.json (with `-pdl1`, `-pdl2`
+# in the name where launches overlap), all logs, and run.json with machine, driver, commit and command. A
+# step that fails or has no time left is noted there, and the next one runs. Exits with 1 if the device
+# check fails or a sanitizer finds something.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 command="$0 $*"
@@ -134,6 +134,7 @@ if python3 -c 'import torch' 2>/dev/null; then
   if [ ! -d "$scripts" ]; then scripts=$here/../peers; fi
   step peers 300 python3 "$scripts/run.py" --fathom "$fathom" --peers "$peers" \
     --budget-s "$(($(left) < 300 ? $(left) - 20 : 270))" --out "$out/peers.json"
+  step layer 120 python3 "$scripts/layer.py" --fathom "$fathom" --peers "$peers" --out "$out/layer.json"
 else
   echo "== peers: python3 has no torch: absent"
   steps="$steps{\"step\":\"peers\",\"status\":\"python3 has no torch\"},"

@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import layer
 import prepare
 import run
 from layouts import FLASHMLA_PAGE, expert_blocks, expert_of, marlin_place, marlin_scale_place
@@ -136,6 +137,23 @@ def only_what_is_needed_is_taken_out_of_a_wheel(_fathom: str) -> None:
     assert prepare.wanted("anything", [])
 
 
+def one_layer_has_the_sizes_of_flash_and_rows_of_both_sides(_fathom: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    config = json.loads((root / "models/flash/config.json").read_text())
+    assert {name: config[name] for name in layer.FLASH} == layer.FLASH
+    requirements = (root / "scripts/bench/requirements.txt").read_text().split()
+    assert prepare.TRANSFORMERS in requirements, requirements
+    kinds = {"window": {"seconds": 2.0}, "ratio-4": {"seconds": 1.0}}
+    own = layer.of_cases({"cases": [{"batch": 8, "kinds": kinds}]})
+    assert own == {("window", 8): 2.0, ("ratio-4", 8): 1.0}
+    theirs = [{("window", 8): seconds, ("ratio-128", 8): 9.0} for seconds in (4.0, 6.0, 8.0)]
+    window, other = layer.rows([own, own | {("window", 8): 3.0}], theirs)
+    assert (window["peer_s"], window["seconds"], window["times_ours"]) == (6.0, 2.5, 2.4), window
+    assert "times_ours" not in other and other["peer_s"] == 9.0, other
+    text = layer.table([window, other])
+    assert "2500000.0   40.0%        6000000.0        2.40" in text, text
+
+
 CHECKS = [
     shapes_are_read_and_grouped,
     a_dry_run_names_operators_and_peers,
@@ -145,6 +163,7 @@ CHECKS = [
     peers_without_their_library_are_absent_with_the_reason,
     experts_get_their_pairs_in_whole_blocks,
     only_what_is_needed_is_taken_out_of_a_wheel,
+    one_layer_has_the_sizes_of_flash_and_rows_of_both_sides,
 ]
 
 

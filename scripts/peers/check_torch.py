@@ -1,10 +1,12 @@
-"""Peers' work on the CPU: their calls, and the exact results, against slow loops. Needs PyTorch.
+"""Peers' work on the CPU: their calls, and the exact results, against slow loops. Needs PyTorch, and
+transformers for its layer.
 
 Kernels that only a GPU has are replaced by loops in Python over the same bytes, written from the layouts'
 other side, behind operators with the schemas of vLLM's wheel: PyTorch's dispatcher checks that each call
 fits. Each loop also has a wrong form, which must be seen. Not here: times.
 """
 
+import importlib.util
 import math
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import attention
 import experts
+import layer
 import linear
 import torch
 import work
@@ -94,8 +97,8 @@ def marlin_weight(words: list[list[int]], scales: list[list[int]], n: int, k: in
     return weight
 
 
-def marlin_gemm(a, out, words, bias, scales, a_scales, global_scale, zeros, locks, pairs, owners, n_padded, shares,
-                block, top_k, weighs, kind, m, n, k, *rest):  # fmt: skip
+def marlin_gemm(a, out, words, bias, scales, a_scales, global_scale, zeros, locks, pairs, owners, n_padded,
+                shares, block, top_k, weighs, kind, m, n, k, *rest):  # fmt: skip
     assert (bias, a_scales, global_scale, zeros) == (None,) * 4 and kind == experts.MARLIN_E2M1
     assert (m, k) == tuple(a.shape) and scales.dtype == torch.float8_e8m0fnu and locks.sum() == 0
     x, share = a.tolist(), shares.flatten().tolist()
@@ -266,9 +269,51 @@ def a_choice_twice_or_out_of_bounds_is_no_choice(_fathom: str) -> None:
         assert exact.picked(scores, torch.tensor(wrong)).isnan().all(), wrong
 
 
+TINY = {
+    "vocab_size": 64, "hidden_size": 64, "moe_intermediate_size": 32, "num_attention_heads": 4, "head_dim": 32,
+    "q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 16, "num_experts_per_tok": 2, "n_routed_experts": 8,
+    "sliding_window": 16, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8, "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+}  # fmt: skip
+
+
+def a_step_of_transformers_layer_is_the_last_token_of_the_whole_sequence(_fathom: str) -> None:
+    assert TINY.keys() == layer.FLASH.keys()
+    layers = layer.Layers(None, TINY, "cpu", "float32")
+    for kind in layer.KINDS:
+        # The last of them closes a group of 4, and one of 128.
+        for n in (160, 255):
+            hidden, step = layers.hidden(1, n + 1), layers.hidden(1, n + 1)
+            step[:, n:] = hidden[:, n:]
+            with torch.inference_mode():
+                whole = layers.run(kind, hidden, None, 0)[:, n:]
+                cache, other = layers.cache(kind), layers.cache(kind)
+                layers.run(kind, hidden[:, :n], cache, 0)
+                layers.run(kind, step[:, :n], other, 0)
+                layers.copied(cache, 3)
+                last = layers.run(kind, hidden[:, n:].expand(3, -1, -1, -1), cache, n)
+                otherwise = layers.run(kind, hidden[:, n:], other, n)
+            assert work.relative_error(last, whole.expand(3, -1, -1, -1)) < 1e-5, (kind, n)
+            assert work.relative_error(otherwise, whole) > 1e-2, (kind, n)
+
+
+def transformers_layer_is_timed_on_the_cpu_as_on_a_gpu(_fathom: str) -> None:
+    layers = layer.Layers(None, TINY, "cpu", "bfloat16")
+    for kind in layer.KINDS:
+        assert layers.step_s(kind, 2, 140, 2) > 0, kind
+    parameters = dict(layers.layers["ratio-4"].named_parameters())
+    assert parameters["mlp.experts.down_proj"].dtype == torch.bfloat16
+    assert parameters["attn_hc.fn"].dtype == torch.float32
+
+
 CHECKS = [
     torch_computes_the_products_and_the_experts,
     kernels_that_do_what_their_layouts_say_are_found_right_and_others_not,
     what_is_no_number_or_has_another_shape_is_no_result,
     a_choice_twice_or_out_of_bounds_is_no_choice,
 ]
+if importlib.util.find_spec("transformers"):
+    CHECKS += [
+        a_step_of_transformers_layer_is_the_last_token_of_the_whole_sequence,
+        transformers_layer_is_timed_on_the_cpu_as_on_a_gpu,
+    ]

@@ -25,6 +25,6 @@ PEERS: dict[str, Callable[[dict, Path], Work | None]] = {
 # What is not timed, with the reason.
 NOT_TIMED = {
     "humming": "it compiles and tunes each shape first, which takes longer than a run has",
-    "transformers": "`fathom bench kernels` does not time whole layers",
+    "transformers": "`fathom bench kernels` does not time whole layers; layer.py does",
     "deepselect": "vLLM's build of it holds code for sm_100 alone; torch.topk selects in its place",
 }

@@ -4,9 +4,10 @@
     python3 scripts/peers/prepare.py [--into .gpu/peers] [--only NAME]... [--archive]
 
 Wheels come from the Python package index, in the versions below; of vLLM's, only the extensions with
-the kernels are kept. PyTorch and transformers are expected on the GPU machine. Nothing collected here
-is part of the project or is ever committed: `.gpu` is ignored. Each peer has its own licence. With
-`--archive` one file takes the folder's place, which `first_run.sh` unpacks.
+the kernels are kept. PyTorch is expected on the GPU machine, and what transformers depends on (its
+wheel's METADATA names it; all is checked at import). Nothing collected here is part of the project or is
+ever committed: `.gpu` is ignored. Each peer has its own licence. With `--archive` one file takes the
+folder's place, which `first_run.sh` unpacks.
 Ends with a list of what is there and what is not; what is absent is reported as absent by `run.py`.
 """
 
@@ -21,11 +22,14 @@ import zipfile
 from pathlib import Path
 
 VLLM = "vllm==0.33.0"
+# As in scripts/bench/requirements.txt.
+TRANSFORMERS = "transformers==5.23.0"
 # Peer: the package, and the files of its wheel that are kept (all, if none are named).
 PEERS = {
     "flashmla": (VLLM, ["vllm/_flashmla_C*.so"]),
     "deepgemm": (VLLM, ["vllm/third_party/deep_gemm/*"]),
     "marlin": (VLLM, ["vllm/_moe_C*.so"]),
+    "transformers": (TRANSFORMERS, []),
 }
 # A trip to the machine carries no more, in bytes.
 LIMIT = 64 << 20
