@@ -103,7 +103,7 @@ def peers_without_their_library_are_absent_with_the_reason(_fathom: str) -> None
         assert str(error), error
     else:
         raise AssertionError("it is there")
-    for peer in ("torch experts", "marlin", "flashmla", "deepgemm and topk"):
+    for peer in ("torch experts", "marlin", "humming", "flashmla", "deepgemm and topk"):
         assert PEERS[peer](shape, Path("/nowhere")) is None, peer
     assert copies(1 << 20) == 240 and copies(1 << 40) == 2
     call = rotating([lambda: 0, lambda: 1])

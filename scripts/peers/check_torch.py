@@ -50,7 +50,7 @@ DEEPGEMM = [
 ]
 
 # Whether the stand-ins compute something else than they should.
-WRONG = {"marlin": False, "flashmla": False, "gemm": False, "index": False}
+WRONG = {"marlin": False, "humming": False, "flashmla": False, "gemm": False, "index": False}
 
 
 def e4m3(byte: int) -> float:
@@ -174,6 +174,49 @@ def deepgemm_logits(q, q_sf, cache, weights, lens, table, plan, n_columns, *rest
     return out
 
 
+def humming_forward(layer, inputs, *, weight, weight_scale, sorted_ids, expert_ids, num_tokens_padded, locks,
+                    top_k, valid_shape_m, compute_config, tuning_config):  # fmt: skip
+    assert layer["num_experts"] == len(weight) and valid_shape_m == len(inputs) * top_k
+    assert compute_config == {"gemm_type": "indexed"} and locks.sum() == 0
+    out = torch.full((valid_shape_m, layer["shape_n"]), math.nan, dtype=torch.bfloat16)
+    scales = weight_scale.view(torch.uint8)
+    for at, pair in enumerate(sorted_ids[: num_tokens_padded.item()].tolist()):
+        if pair >= valid_shape_m:
+            continue
+        expert = expert_ids[at // tuning_config["block_shape"][0]]
+        row = inputs[pair // top_k].tolist()
+        for column in range(layer["shape_n"]):
+            total = 0.0
+            for k, value in enumerate(row):
+                nibble = k % 8 ^ 1 if WRONG["humming"] else k % 8
+                code = weight[expert, column, k // 8].item() >> (4 * nibble) & 15
+                total += value * e2m1(code) * 2.0 ** (scales[expert, column, k // 32].item() - 127)
+            out[pair, column] = total
+    return out
+
+
+def humming_modules() -> dict[str, types.ModuleType]:
+    """What the peer calls of the wheel's Python."""
+    kinds = types.SimpleNamespace(INDEXED=types.SimpleNamespace(value="indexed"))
+    functions = {
+        "schema": {
+            "Mxfp4WeightSchema": lambda: types.SimpleNamespace(to_humming_schema=lambda dtype: dtype),
+            "HummingInputSchema": lambda **fields: fields,
+        },
+        "config": {"GemmType": kinds},
+        "transform": {
+            "prepare_and_transform_humming_tensors": lambda raw, **sizes: (sizes, raw),
+        },
+        "tune": {"get_heuristics_config": lambda layer, *, shape_m, gemm_type: {"block_shape": [8, 64, 64]}},
+        "forward": {"humming_forward": humming_forward},
+    }
+    modules = {}
+    for name, members in functions.items():
+        modules[f"humming.{name}"] = module = types.ModuleType(f"humming.{name}")
+        vars(module).update(members)
+    return modules
+
+
 def stand_in(space: str, operators: list[tuple[str, Callable]]) -> None:
     """Defines operators, of which only the schemas are those of the extension."""
     LIBRARIES.append(library := torch.library.Library(space, "FRAGMENT"))
@@ -203,6 +246,7 @@ def setup() -> None:
     plan = lambda lens, *rest: lens.clone()  # noqa: E731
     stand_in("deep_gemm", list(zip(DEEPGEMM, [plan, deepgemm_logits, deepgemm_gemm], strict=True)))
     sys.modules["vllm.third_party.deep_gemm"] = deepgemm_module()
+    sys.modules.update(humming_modules())
     for peers in (experts, attention):
         peers.library = lambda *_: None
 
@@ -210,7 +254,8 @@ def setup() -> None:
 def done(peer: Callable[[dict, Path], Work | None], shape: dict) -> Work:
     """The peer's work, of which every call was made."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "deepgemm").mkdir()
+        for name in ("deepgemm", "humming"):
+            (Path(folder) / name).mkdir()
         work.ROTATED_BYTES = 1
         of_peer = peer(shape, Path(folder))
     assert of_peer is not None
@@ -237,6 +282,7 @@ def torch_computes_the_products_and_the_experts(_fathom: str) -> None:
 def kernels_that_do_what_their_layouts_say_are_found_right_and_others_not(_fathom: str) -> None:
     cases = [
         ("marlin", experts.marlin_experts, EXPERTS),
+        ("humming", experts.humming_experts, EXPERTS),
         ("flashmla", attention.flashmla_attention, ATTENTION),
         ("gemm", linear.deepgemm_linear, FP8),
         ("index", attention.deepgemm_index, INDEX),

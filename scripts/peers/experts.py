@@ -1,4 +1,4 @@
-"""Peers of the routed experts: PyTorch one expert after the other, and Marlin.
+"""Peers of the routed experts: PyTorch one expert after the other, Marlin, and Humming.
 
 A peer is a function from a shape (as `fathom bench kernels --shapes` prints it) and the folder that
 `prepare.py` filled to its `Work`, or to `None` where it does not have the operator. All are routed
@@ -112,6 +112,82 @@ def marlin_experts(shape: dict, folder: Path) -> Work | None:
         return parts.view(rows, top_k, width).sum(dim=1)
 
     def dense(codes, scales):
-        return lambda expert: exact.fp4(exact.marlin_codes(codes[expert]), exact.marlin_scales(scales[expert]))
+        def of(expert):
+            return exact.fp4(exact.marlin_codes(codes[expert]), exact.marlin_scales(scales[expert]))
+
+        return of
 
     return Work([call], lambda: exact.experts(x, chosen, shares, dense(*up), dense(*down)), note=NOTE)
+
+
+def humming_experts(shape: dict, folder: Path) -> Work | None:
+    """Humming's experts on FP4 weights and FP8 activations with a scale per 128: both products; it
+    quantises their inputs, and activation and sum are PyTorch's. A kernel is compiled for each product and
+    number of rows, as its rules for the device choose; nothing is tuned."""
+    if shape["operator"] != "experts":
+        return None
+    torch = module("torch")
+    schemas = module("humming.schema", folder / "humming")
+    config, transform = module("humming.config"), module("humming.transform")
+    rules, forward = module("humming.tune"), module("humming.forward")
+    exact = module("exact")
+    rows, width, channels = shape["rows"], shape["width"], shape["channels"]
+    n_experts, top_k = shape["n_experts"], shape["top_k"]
+    n_pairs = rows * top_k
+    chosen, shares = choices(torch, rows, top_k, n_experts)
+    x = normal(torch, rows, width)
+    weight_schema = schemas.Mxfp4WeightSchema().to_humming_schema(torch.bfloat16)
+    quantised = {"input_scale_group_size": 128, "input_quant_mode": "dynamic_group"}
+    input_schema = schemas.HummingInputSchema(a_dtype="float8e4m3", **quantised)
+    indexed = config.GemmType.INDEXED
+
+    def layer(n, k):
+        """The exact weights by expert, and the product of `inputs` with them by pair."""
+        size = (n_experts, n, k // 8)
+        codes = torch.randint(-(2**31), 2**31, size, device=work.DEVICE, dtype=torch.int32)
+        size = (n_experts, n, k // 32)
+        scales = torch.randint(118, 122, size, device=work.DEVICE, dtype=torch.uint8)
+
+        def dense(expert):
+            shifts = 4 * torch.arange(8, device=work.DEVICE)
+            own = (codes[expert, :, :, None].long() >> shifts & 15).view(n, k)
+            return exact.fp4(own, scales[expert])
+
+        raw = {"weight": codes.clone(), "weight_scale": scales.view(torch.float8_e8m0fnu)}
+        sizes = {"shape_n": n, "shape_k": k, "num_experts": n_experts, "torch_dtype": torch.bfloat16}
+        of_layer, tensors = transform.prepare_and_transform_humming_tensors(
+            raw, weight_schema=weight_schema, input_schema=input_schema, **sizes
+        )
+        chosen_kernel = rules.get_heuristics_config(of_layer, shape_m=n_pairs, gemm_type=indexed)
+        blocks = expert_blocks(n_pairs, n_experts, chosen_kernel["block_shape"][0])
+        pairs, owners = (torch.tensor(x, device=work.DEVICE, dtype=torch.int32) for x in blocks)
+        n_padded = torch.tensor([len(pairs)], device=work.DEVICE, dtype=torch.int32)
+        locks = torch.zeros(8 * n_units(torch), device=work.DEVICE, dtype=torch.int32)
+
+        def product(inputs, per_input):
+            return forward.humming_forward(
+                of_layer,
+                inputs,
+                **tensors,
+                sorted_ids=pairs,
+                expert_ids=owners,
+                num_tokens_padded=n_padded,
+                locks=locks,
+                top_k=per_input,
+                valid_shape_m=n_pairs,
+                compute_config={"gemm_type": indexed.value},
+                tuning_config=chosen_kernel,
+            )
+
+        return dense, product
+
+    (dense_up, up), (dense_down, down) = layer(2 * channels, width), layer(width, channels)
+
+    def call():
+        gate, linear = up(x, top_k).chunk(2, dim=1)
+        parts = down(torch.nn.functional.silu(gate) * linear, 1)
+        return (parts.view(rows, top_k, width) * shares[:, :, None]).sum(dim=1)
+
+    # Inputs of both products are rounded to FP8.
+    expected = lambda: exact.experts(x, chosen, shares, dense_up, dense_down)  # noqa: E731
+    return Work([call], expected, tolerance=8e-2, note=f"{NOTE}; compiled for each size, not tuned")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attention import deepgemm_index, flashmla_attention
-from experts import marlin_experts, torch_experts
+from experts import humming_experts, marlin_experts, torch_experts
 from linear import deepgemm_linear, torch_linear
 from work import Work
 
@@ -18,13 +18,13 @@ PEERS: dict[str, Callable[[dict, Path], Work | None]] = {
     "torch experts": torch_experts,
     "deepgemm": deepgemm_linear,
     "marlin": marlin_experts,
+    "humming": humming_experts,
     "flashmla": flashmla_attention,
     "deepgemm and topk": deepgemm_index,
 }
 
 # What is not timed, with the reason.
 NOT_TIMED = {
-    "humming": "it compiles and tunes each shape first, which takes longer than a run has",
     "transformers": "`fathom bench kernels` does not time whole layers; layer.py does",
     "deepselect": "vLLM's build of it holds code for sm_100 alone; torch.topk selects in its place",
 }

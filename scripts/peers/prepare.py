@@ -4,8 +4,8 @@
     python3 scripts/peers/prepare.py [--into .gpu/peers] [--only NAME]... [--archive]
 
 Wheels come from the Python package index, in the versions below; of vLLM's, only the extensions with
-the kernels are kept. PyTorch is expected on the GPU machine, and what transformers depends on (its
-wheel's METADATA names it; all is checked at import). Nothing collected here is part of the project or is
+the kernels are kept. PyTorch and a CUDA compiler are expected on the GPU machine, and what transformers
+and Humming depend on (their wheels' METADATA names it). Nothing collected here is part of the project or is
 ever committed: `.gpu` is ignored. Each peer has its own licence. With `--archive` one file takes the
 folder's place, which `first_run.sh` unpacks.
 Ends with a list of what is there and what is not; what is absent is reported as absent by `run.py`.
@@ -29,6 +29,7 @@ PEERS = {
     "flashmla": (VLLM, ["vllm/_flashmla_C*.so"]),
     "deepgemm": (VLLM, ["vllm/third_party/deep_gemm/*"]),
     "marlin": (VLLM, ["vllm/_moe_C*.so"]),
+    "humming": ("humming-kernels==0.1.20", []),
     "transformers": (TRANSFORMERS, []),
 }
 # A trip to the machine carries no more, in bytes.
