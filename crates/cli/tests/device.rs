@@ -148,7 +148,12 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
         assert!((3.0..=8.0).contains(&distinct), "{distinct}");
         assert!(case["largest_hidden"].as_f64().unwrap() > 0.0);
         assert_eq!(case["is_replayed"], case["work"] == "decode");
+        // Two groups of heads and two sequences: two ranks can share heads, no four anything.
+        let several = case["estimated_on_several_gpus"].as_array().unwrap();
+        assert_eq!(several.len(), usize::from(case["work"] == "decode"), "{several:?}");
+        assert!(several.iter().all(|one| one["label"] == "estimated" && one["gpus"] == 2));
     }
+    assert!(text.contains("estimated, 2 x TP: "), "{text}");
     // A window layer and one of ratio 4, with their cache rows at 30 and 50 tokens, and the head.
     let distinct = cases[0]["distinct_experts"].as_f64().unwrap();
     let dense = 2.0 * 1_052_724.0 + f64::from((2048 + 512 + 8) * 256 * 2 + 1024 * 128 + 8);

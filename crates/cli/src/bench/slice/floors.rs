@@ -73,16 +73,18 @@ fn compressor_rows(config: &ModelConfig, kind: LayerKind) -> usize {
     of(HEAD_DIM) + index
 }
 
-/// The FP8 matrices of a layer outside of the routed experts: rows and columns.
-fn fp8_matrices(config: &ModelConfig, kind: LayerKind) -> Vec<(usize, usize)> {
+/// The FP8 matrices of a layer outside of the routed experts that one of `tp` ranks has: rows and
+/// columns.
+fn fp8_matrices(config: &ModelConfig, kind: LayerKind, tp: usize) -> Vec<(usize, usize)> {
     let (d, q, width) = (config.hidden_size, config.q_lora_rank, config.attention_width());
     let (groups, rank, inner) = (config.o_groups, config.o_lora_rank, config.moe_intermediate_size);
+    let (outer, inner) = (groups * rank / tp, inner / tp);
     let mut matrices = vec![
         (q, d),
         (HEAD_DIM, d),
-        (width, q),
-        (groups * rank, width / groups),
-        (d, groups * rank),
+        (width / tp, q),
+        (outer, width / groups),
+        (d, outer),
         (inner, d),
         (inner, d),
         (d, inner),
@@ -107,22 +109,35 @@ pub(super) fn layer(
     distinct: f64,
     keys: IndexKeyFormat,
 ) -> Work {
+    rank_layer(config, kind, runs, distinct, keys, 1)
+}
+
+/// [`layer`] for one of `tp` ranks. They share out heads and intermediate channels; the first
+/// projections, compressors, indexer, router, hyper-connections and the cache are each rank's own.
+pub(super) fn rank_layer(
+    config: &ModelConfig,
+    kind: LayerKind,
+    runs: &[Run],
+    distinct: f64,
+    keys: IndexKeyFormat,
+    tp: usize,
+) -> Work {
     let d = config.hidden_size;
     let n = runs.iter().map(|run| run.n_tokens).sum::<usize>() as f64;
-    let matrices = fp8_matrices(config, kind);
+    let matrices = fp8_matrices(config, kind, tp);
     let unquantised = (compressor_rows(config, kind) + config.n_routed_experts) * d;
     let mixing = HC_MIX * HC_MULT * d;
     let mut work = Work {
         weights: matrices.iter().map(|&(rows, cols)| fp8_bytes(rows, cols)).sum::<f64>()
             + (2 * unquantised + 2 * 4 * mixing) as f64,
-        experts: distinct * expert_bytes(config),
+        experts: distinct * expert_bytes(config) / tp as f64,
         // Each boundary reads and writes the copies, reads the sublayer's output and the copies for
         // the mix, and writes the next input.
         copies: n * (2 * (3 * HC_MULT + 2) * d * 2) as f64,
         ..Work::default()
     };
     let dense: usize = matrices.iter().map(|&(rows, cols)| rows * cols).sum();
-    let routed = config.num_experts_per_tok * 3 * d * config.moe_intermediate_size;
+    let routed = config.num_experts_per_tok * 3 * d * config.moe_intermediate_size / tp;
     work.fp8_flops = 2.0 * n * (dense + routed) as f64;
     work.bf16_flops = 2.0 * n * (unquantised + 2 * mixing) as f64;
     for &run in runs {
@@ -146,14 +161,19 @@ pub(super) fn layer(
         }
         work.cache += rows as f64 * KV_ROW;
         // Scores and values.
-        work.bf16_flops += 4.0 * attended * config.attention_width() as f64;
+        work.bf16_flops += 4.0 * attended * (config.attention_width() / tp) as f64;
     }
     work
 }
 
 /// What the head must do for `n` rows; the logits may stay on the chip.
 pub(super) fn head(config: &ModelConfig, n: usize) -> Work {
-    let values = (config.vocab_size * config.hidden_size) as f64;
+    rank_head(config, n, 1)
+}
+
+/// [`head`] for one of `tp` ranks, which share out the vocabulary.
+fn rank_head(config: &ModelConfig, n: usize, tp: usize) -> Work {
+    let values = (config.vocab_size / tp * config.hidden_size) as f64;
     Work { weights: 2.0 * values, bf16_flops: 2.0 * n as f64 * values, ..Work::default() }
 }
 
@@ -177,9 +197,23 @@ pub(super) fn model_floor_s(
     keys: IndexKeyFormat,
     rates: &Rates,
 ) -> f64 {
+    rank_floor_s(config, runs, n_logits, distinct, keys, rates, 1)
+}
+
+/// [`model_floor_s`] for one of `tp` ranks, without what they send each other.
+pub(super) fn rank_floor_s(
+    config: &ModelConfig,
+    runs: &[Run],
+    n_logits: usize,
+    distinct: f64,
+    keys: IndexKeyFormat,
+    rates: &Rates,
+    tp: usize,
+) -> f64 {
     let kinds = &config.layer_kinds[..config.num_hidden_layers];
-    let layers = kinds.iter().map(|&kind| layer(config, kind, runs, distinct, keys).floor_s(rates));
-    layers.sum::<f64>() + head(config, n_logits).floor_s(rates)
+    let work = |&kind: &LayerKind| rank_layer(config, kind, runs, distinct, keys, tp);
+    let layers = kinds.iter().map(|kind| work(kind).floor_s(rates));
+    layers.sum::<f64>() + rank_head(config, n_logits, tp).floor_s(rates)
 }
 
 /// Context lengths of a batch around `context`: spread by a quarter to both sides, so that sequences

@@ -8,11 +8,13 @@
 //!
 //! - [`floors`]: bytes, operations and floors; [`shape`]: the command's arguments;
 //! - [`prepare`]: what fits, and the drawn model; [`run`]: the cases; [`stages`]: launches of a layer;
+//! - [`parallel`]: what several GPUs would take, estimated;
 //! - [`report`]: the table and the JSON; [`plot`]: the JSON as a picture.
 //!
 //! Not yet run on a GPU; CI runs it on the block emulator with nano, where times mean nothing.
 
 mod floors;
+mod parallel;
 pub(super) mod plot;
 mod prepare;
 mod report;

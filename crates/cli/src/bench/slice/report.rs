@@ -7,6 +7,7 @@ use fathom_ops::{CacheSpec, IndexKeyFormat};
 use serde_json::{Map, Value, json};
 
 use super::floors::{self, Run, spread};
+use super::parallel;
 use super::prepare::Prepared;
 use super::run::{Measured, quantile};
 use super::shape::{Case, SliceArgs, Work};
@@ -68,6 +69,12 @@ pub(super) fn case(
     let model_floor = floors::model_floor_s(config, runs, n_logits, distinct, KEYS, rates);
     let (model_s, how) = estimated_s(config, measured, median, model_floor / floor);
     let n_tokens: usize = runs.iter().map(|run| run.n_tokens).sum();
+    let on_several = if super::is_prefill(case) {
+        Vec::new()
+    } else {
+        let step = parallel::Step { runs, distinct, keys: KEYS, seconds: model_s };
+        parallel::estimates(config, &step, rates)
+    };
     let kinds = measured.kinds.iter().map(|(name, (kind, seconds, layers))| {
         let experts = mean(layers.iter().map(|&layer| measured.distinct[layer]));
         let floor = floors::layer(config, *kind, runs, experts, KEYS).floor_s(rates);
@@ -113,6 +120,7 @@ pub(super) fn case(
             "floor_s": model_floor,
             "tokens_per_s": ratio(n_tokens as f64, model_s),
         },
+        "estimated_on_several_gpus": on_several,
     })
 }
 
@@ -143,7 +151,7 @@ pub(super) fn line(case: &Value) -> String {
         let _ =
             write!(line, "\n    {name:<12}{us:>10.1} us, floor {floor:.1}, {of_floor:.2} of it");
     }
-    line
+    line + &parallel::lines(&case["estimated_on_several_gpus"])
 }
 
 /// Floors of the grid for an H200, with uniform routing.
