@@ -1,9 +1,10 @@
 //! `cargo xtask e2e [NAME]`: real clients against a freshly started server; the soak test; and the
 //! scripts that time peers.
 
+use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::check::TestCounts;
 use crate::workspace::{Workspace, watched};
@@ -40,9 +41,15 @@ pub(crate) fn soak(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
 }
 
 /// Runs the checks of the scripts that time other implementations on a GPU machine; none is needed.
+/// Those of what peers compute need PyTorch, which is too large to install for them: they run where
+/// `cargo xtask bench cpu` has brought it.
 pub(crate) fn peers(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
     let mut counts = TestCounts::default();
-    let mut script = workspace.command("python3");
+    let requirements = "scripts/bench/requirements.txt";
+    let wanted = fs::read_to_string(workspace.root.join(requirements))
+        .with_context(|| format!("reading {requirements}"))?;
+    let python = python::built(workspace, "hf", &wanted).unwrap_or_else(|| "python3".into());
+    let mut script = workspace.command(python);
     script.args(["-u", "scripts/peers/check.py", "--fathom"]).arg(fathom);
     let success = watched(&mut script, |line| counts.note(line))?;
     Ok(counts.or_failed(success))
