@@ -18,63 +18,14 @@
 // CPU twin `ops::cpu::hc`: x_out equal bits; mixes in another order of f32 additions, 1e-5 of the
 //          sum of magnitudes.
 
-#include "../include/rows.cuh"
+#include "../include/hc.cuh"
 
-constexpr u32 THREADS = 128, WARPS = THREADS / WARP, HC = 4, SLICE = 128;
+constexpr u32 THREADS = SLICE_WARPS * WARP;
 // Tokens of a tile of the product, tiles of a block.
 constexpr u32 TILE_TOKENS = 16, TILES = 2, TOKENS = TILE_TOKENS * TILES;
 
 struct MixShared {
-    float sums[WARPS][TOKENS][25];
-};
-
-// Eight channels of the four copies of a token after a sublayer's output `from`.
-INLINE void add_output(const float (&from)[8], const float* post, const float* comb, float (&v)[HC][8]) {
-    float mixed[HC][8];
-    UNROLL
-    for (u32 j = 0; j < HC; ++j) {
-        const float p = post[j];
-        // `comb` is used transposed: its first index is the source copy.
-        const float* c = comb + j;
-        UNROLL
-        for (u32 k = 0; k < 8; ++k) {
-            const float a = add_rn(mul_rn(c[0], v[0][k]), mul_rn(c[HC], v[1][k]));
-            const float b = add_rn(a, mul_rn(c[2 * HC], v[2][k]));
-            const float sum = add_rn(b, mul_rn(c[3 * HC], v[3][k]));
-            mixed[j][k] = round_bf16(add_rn(mul_rn(p, from[k]), sum));
-        }
-    }
-    UNROLL
-    for (u32 j = 0; j < HC; ++j)
-        UNROLL
-        for (u32 k = 0; k < 8; ++k) v[j][k] = mixed[j][k];
-}
-
-// Four floats as the sum of three bf16 pairs of registers each: exact.
-INLINE void split3(const f32x4& f, u32 (&parts)[3][2]) {
-    float rest[4] = {f.v[0], f.v[1], f.v[2], f.v[3]};
-    UNROLL
-    for (u32 part = 0; part < 3; ++part)
-        UNROLL
-        for (u32 i = 0; i < 2; ++i) {
-            const u32 pair = pack_bf16x2(rest[2 * i], rest[2 * i + 1]);
-            parts[part][i] = pair;
-            rest[2 * i] = add_rn(rest[2 * i], -bf16_low(pair));
-            rest[2 * i + 1] = add_rn(rest[2 * i + 1], -bf16_high(pair));
-        }
-}
-
-// What a sublayer leaves: its output, or the experts' that make it up.
-struct Output {
-    const bf16 *y, *parts;
-    const u32* order;
-    u32 top_k; // 0: y is all
-
-    INLINE void load(u64 token, u32 width, u32 channel, float (&v)[8]) const {
-        if (top_k == 0) return load8(y + token * width + channel, v);
-        load_combined8(y, parts, order, top_k, token, width, channel, v);
-        round8(v);
-    }
+    float sums[SLICE_WARPS][TOKENS][MIX + 1];
 };
 
 template <u32 Mix, bool Post>
@@ -82,8 +33,6 @@ INLINE void mix(const bf16* x, const float* fn, float* partial, Output output, c
                 const float* comb, bf16* x_out, u32 width, u32 n_tokens) {
     MixShared& s = shared<MixShared>();
     const u32 lane = lane_id(), g = lane / 4, quad = lane % 4, first_token = blockIdx.y * TOKENS;
-    // A lane's eight channels are two words of each of two products: which k a register stands for
-    // follows from that, and `fn` is taken the same way.
     const u32 channel = blockIdx.x * SLICE + warp_id() * 32 + 8 * quad;
     dependency_trigger();
     // A row of this block's part of `fn` for each of the first threads.
@@ -118,54 +67,24 @@ INLINE void mix(const bf16* x, const float* fn, float* partial, Output output, c
             }
         }
 
-    constexpr u32 ROW_TILES = ceil_div(Mix, 8);
-    float d[TILES][ROW_TILES][4] = {};
-    UNROLL
-    for (u32 j = 0; j < HC; ++j)
-        UNROLL
-        for (u32 step = 0; step < 2; ++step)
-            UNROLL
-            for (u32 n = 0; n < ROW_TILES; ++n) {
-                const u32 row = 8 * n + g;
-                f32x4 f = {};
-                if (row < Mix && channel < width)
-                    f = *reinterpret_cast<const f32x4*>(fn + (static_cast<u64>(row) * HC + j) * width + channel + 4 * step);
-                u32 parts[3][2];
-                split3(f, parts);
-                UNROLL
-                for (u32 tile = 0; tile < TILES; ++tile) {
-                    if (first_token + tile * TILE_TOKENS >= n_tokens) break; // the same for all threads
-                    const u32x4(&rows)[2] = a[tile][j];
-                    // The smallest part first.
-                    UNROLL
-                    for (u32 part = 3; part-- > 0;)
-                        mma_bf16_16816(d[tile][n], rows[0].v[2 * step], rows[1].v[2 * step], rows[0].v[2 * step + 1],
-                                       rows[1].v[2 * step + 1], parts[part][0], parts[part][1]);
-                }
-            }
-
+    float d[TILES][ceil_div(Mix, 8)][4] = {};
+    const u32 n_tiles = first_token + TILE_TOKENS < n_tokens ? 2 : 1;
+    mix_products(a, n_tiles, [&](u32 row, u32 j, u32 step) {
+        const float* from = fn + (static_cast<u64>(row) * HC + j) * width + channel + 4 * step;
+        return row < Mix && channel < width ? *reinterpret_cast<const f32x4*>(from) : f32x4{};
+    }, d);
     UNROLL
     for (u32 tile = 0; tile < TILES; ++tile)
         UNROLL
-        for (u32 r = 0; r < 2; ++r) {
-            float(&out)[25] = s.sums[warp_id()][tile * TILE_TOKENS + g + 8 * r];
-            UNROLL
-            for (u32 n = 0; n < ROW_TILES; ++n)
-                UNROLL
-                for (u32 i = 0; i < 2; ++i)
-                    if (8 * n + 2 * quad + i < Mix) out[8 * n + 2 * quad + i] = d[tile][n][2 * r + i];
-            float sum = squares[tile][r];
-            sum = add_rn(sum, shfl_xor(sum, 1));
-            sum = add_rn(sum, shfl_xor(sum, 2));
-            if (quad == 0) out[Mix] = sum;
-        }
+        for (u32 r = 0; r < 2; ++r)
+            store_sums<Mix>(d[tile], r, squares[tile][r], s.sums[warp_id()][tile * TILE_TOKENS + g + 8 * r]);
     block_sync();
     for (u32 i = threadIdx.x; i < TOKENS * (Mix + 1); i += THREADS) {
         const u32 token = i / (Mix + 1), column = i % (Mix + 1);
         if (first_token + token >= n_tokens) break;
         float sum = s.sums[0][token][column];
         UNROLL
-        for (u32 warp = 1; warp < WARPS; ++warp) sum = add_rn(sum, s.sums[warp][token][column]);
+        for (u32 warp = 1; warp < SLICE_WARPS; ++warp) sum = add_rn(sum, s.sums[warp][token][column]);
         partial[(static_cast<u64>(first_token + token) * gridDim.x + blockIdx.x) * (Mix + 1) + column] = sum;
     }
 }

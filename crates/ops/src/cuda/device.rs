@@ -210,6 +210,15 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// [`DeviceError::TensorMap`] if there can be no such map.
     fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError>;
 
+    /// Whether a cluster of blocks of this launch can run at all; its arguments do not matter. Every
+    /// device with clusters runs eight blocks; more need a part of the GPU that has as many.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the kernel is unknown or the device does not say.
+    fn has_room_for(&self, _launch: &Launch<'_>) -> Result<bool, DeviceError> {
+        Ok(matches!(self.arch(), "sm_90a" | "sm_100f"))
+    }
+
     /// Starts a kernel; does not wait for it.
     ///
     /// # Safety

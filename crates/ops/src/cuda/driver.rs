@@ -22,7 +22,7 @@ use super::gpu::{GpuFacts, gpus, needed_cuda};
 use super::overlap::{self, Level, Overlap};
 use super::staging::Staging;
 use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
-use super::{pool, source};
+use super::{cluster, pool, source};
 
 /// Dynamic shared memory a kernel has without asking.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
@@ -71,6 +71,8 @@ struct Loaded {
     functions: HashMap<&'static str, (CudaFunction, u32)>,
     /// Where code was found.
     origins: HashSet<(&'static str, Origin)>,
+    /// Whether clusters of a kernel with so many threads a block can run.
+    room: HashMap<(&'static str, u32), bool>,
 }
 
 /// A graph that can be launched; the driver's pointer.
@@ -204,6 +206,16 @@ impl DriverDevice {
     #[must_use]
     pub fn origins(&self) -> Vec<(&'static str, Origin)> {
         locked(&self.loaded).origins.iter().copied().collect()
+    }
+
+    /// The kernel of a launch.
+    fn function_of(&self, launch: &Launch<'_>) -> Result<CudaFunction, DeviceError> {
+        let path = source::file_of(launch.kernel).ok_or_else(|| DeviceError::NoKernel {
+            kernel: launch.kernel.to_owned(),
+            arch: self.archs[0].to_owned(),
+            reason: "no kernel has this name".to_owned(),
+        })?;
+        self.function(launch.kernel, path, launch.shared_bytes)
     }
 
     /// Kernel `kernel` of file `path`, allowed to use `shared_bytes` of dynamic shared memory.
@@ -395,14 +407,24 @@ impl Device for DriverDevice {
         Ok(TensorMap(bytes))
     }
 
+    fn has_room_for(&self, launch: &Launch<'_>) -> Result<bool, DeviceError> {
+        if !matches!(self.archs[0], "sm_90a" | "sm_100f") {
+            return Ok(false);
+        }
+        let key = (launch.kernel, launch.block[0]);
+        if let Some(&known) = locked(&self.loaded).room.get(&key) {
+            return Ok(known);
+        }
+        self.bind()?;
+        let function = self.function_of(launch)?;
+        let has_room = cluster::has_room(&function, launch, &self.stream);
+        locked(&self.loaded).room.insert(key, has_room);
+        Ok(has_room)
+    }
+
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
         self.bind()?;
-        let path = source::file_of(launch.kernel).ok_or_else(|| DeviceError::NoKernel {
-            kernel: launch.kernel.to_owned(),
-            arch: self.archs[0].to_owned(),
-            reason: "no kernel has this name".to_owned(),
-        })?;
-        let function = self.function(launch.kernel, path, launch.shared_bytes)?;
+        let function = self.function_of(&launch)?;
         let mut values: Vec<_> = launch.args.iter().map(|arg| arg.bytes().0).collect();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();

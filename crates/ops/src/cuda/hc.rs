@@ -3,7 +3,7 @@
 use fathom_core::model_config::{HC_MIX, HC_MULT};
 
 use super::DeviceCache;
-use super::device::Arg;
+use super::device::{Arg, Launch};
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
@@ -23,10 +23,19 @@ const TOKEN_THREADS: u32 = 256;
 const MIX_TOKENS: usize = 32;
 /// The widest row those hold in registers.
 const MAX_WIDTH: usize = 8192;
-/// Shared memory of `MixShared`, `PreShared`, `NormShared`.
+/// Threads of `hc_pre`: a warp runs Sinkhorn.
+const PRE_THREADS: u32 = TOKEN_THREADS + 32;
+/// Most tokens for which a boundary is one launch, where clusters of sixteen blocks can run; the blocks of
+/// such a cluster, and its tokens. More tokens than these fill the GPU in two launches.
+const FEW: usize = 32;
+const CLUSTER: usize = 16;
+const CLUSTER_TOKENS: usize = 8;
+/// Shared memory of `MixShared`, `PreShared`, `NormShared`, `BoundaryShared` and `SliceWeights`.
 const MIX_SHARED: u32 = 4 * MIX_TOKENS as u32 * 25 * 4;
-const PRE_SHARED: u32 = (8 + 25 + 4) * 4;
+const PRE_SHARED: u32 = (64 + 25 + 4) * 4;
 const NORM_SHARED: u32 = 8 * 4;
+const BOUNDARY_SHARED: usize = 27_392;
+const SLICE_SHARED: usize = (4 * 24 * 132 + 128) * 4;
 
 /// Refuses a width that the row kernels cannot hold.
 fn check_width(op: &'static str, width: usize) -> Result<(), OpError> {
@@ -36,12 +45,45 @@ fn check_width(op: &'static str, width: usize) -> Result<(), OpError> {
     Err(OpError::OutOfRange { op, what: "width (a multiple of 8)", got: width, limit: MAX_WIDTH })
 }
 
+/// Refuses copies that are not `[_, 4 * width]`, and an `fn` that has not `n_mix` such rows.
+fn check_mix(
+    op: &'static str,
+    x: &DeviceTensor,
+    function: &super::DeviceLinear,
+    n_mix: usize,
+    width: usize,
+) -> Result<(), OpError> {
+    check_width(op, width)?;
+    x.expect(op, "x", x.rows, HC_MULT * width, Element::Bf16)?;
+    check_len(op, "rows of fn", function.rows, n_mix)?;
+    check_len(op, "columns of fn", function.cols, HC_MULT * width)
+}
+
 /// What is still to be added to `y`, as kernels take it.
 fn addend_args(y: &DeviceTensor) -> [Arg; 3] {
     match &y.addends {
         Some(Addends { parts, order, k }) => [parts.into(), order.into(), (*k as u32).into()],
         None => [Arg::NULL, Arg::NULL, 0_u32.into()],
     }
+}
+
+/// What `hc_pre` takes of weights, and where it puts its results.
+fn next_args(next: &HcPre<DeviceTensor>, site: &HcSite<CudaOps>, norm: &Norm<CudaOps>) -> [Arg; 7] {
+    [
+        (&site.base.values).into(),
+        (&site.scale.values).into(),
+        (&norm.weight.values).into(),
+        (&next.normed.values).into(),
+        next.normed.quantised.as_ref().map_or(Arg::NULL, Arg::from),
+        (&next.mix.post.values).into(),
+        (&next.mix.comb.values).into(),
+    ]
+}
+
+/// The numbers of a boundary.
+fn site_args(site: &HcSite<CudaOps>, norm: &Norm<CudaOps>) -> [Arg; 4] {
+    let HcSite { sinkhorn_iters, hc_eps, norm_eps, .. } = *site;
+    [sinkhorn_iters.into(), hc_eps.into(), norm_eps.into(), norm.eps.into()]
 }
 
 /// Sums over slices of the channels, as `hc_mix` leaves them.
@@ -126,10 +168,7 @@ impl CudaOps {
         width: usize,
     ) -> Result<Mixes, OpError> {
         const OP: &str = "hc_mix";
-        check_width(OP, width)?;
-        x.expect(OP, "x", x.rows, HC_MULT * width, Element::Bf16)?;
-        check_len(OP, "rows of fn", function.rows, n_mix)?;
-        check_len(OP, "columns of fn", function.cols, HC_MULT * width)?;
+        check_mix(OP, x, function, n_mix, width)?;
         let n_splits = width.div_ceil(SLICE);
         let partial = self.buffer(4 * x.rows * n_splits * (n_mix + 1))?;
         // SAFETY: x is [rows, 4 * width] bf16, fn [n_mix, 4 * width] f32, and `partial` has
@@ -152,6 +191,24 @@ impl CudaOps {
         Ok(Mixes { partial, n_splits })
     }
 
+    /// Room for a sublayer's input of `rows` rows, and for how its output is to be mixed.
+    fn next_input(
+        &self,
+        rows: usize,
+        site: &HcSite<Self>,
+        norm: &Norm<Self>,
+    ) -> Result<HcPre<DeviceTensor>, OpError> {
+        const OP: &str = "hc_pre";
+        check_len(OP, "base", site.base.len, HC_MIX)?;
+        check_len(OP, "scale", site.scale.len, 3)?;
+        let width = norm.weight.len;
+        let mut normed = self.tensor(rows, width, Element::Bf16)?;
+        normed.quantised = Some(self.buffer(2 * rows * width)?);
+        let post = self.tensor(rows, HC_MULT, Element::F32)?;
+        let comb = self.tensor(rows, HC_MULT * HC_MULT, Element::F32)?;
+        Ok(HcPre { normed, mix: HcMix { post, comb } })
+    }
+
     /// From the mixing products to the sublayer's input.
     fn finish_pre(
         &self,
@@ -160,42 +217,44 @@ impl CudaOps {
         site: &HcSite<Self>,
         norm: &Norm<Self>,
     ) -> Result<HcPre<DeviceTensor>, OpError> {
-        const OP: &str = "hc_pre";
         let width = norm.weight.len;
-        check_len(OP, "base", site.base.len, HC_MIX)?;
-        check_len(OP, "scale", site.scale.len, 3)?;
-        let mut normed = self.tensor(x.rows, width, Element::Bf16)?;
-        let quantised = self.buffer(2 * x.rows * width)?;
-        let post = self.tensor(x.rows, HC_MULT, Element::F32)?;
-        let comb = self.tensor(x.rows, HC_MULT * HC_MULT, Element::F32)?;
+        let next = self.next_input(x.rows, site, norm)?;
+        let mut args = vec![Arg::from(&mixes.partial), (&x.values).into()];
+        args.extend(next_args(&next, site, norm));
+        args.extend([width, mixes.n_splits].map(|n| Arg::U32(n as u32)));
+        args.extend(site_args(site, norm));
         // SAFETY: shapes as the kernel's header wants them; `mixes` was made from this x.
         unsafe {
             self.launch(Call {
-                kernel: OP,
+                kernel: "hc_pre",
                 grid: [x.rows, 1, 1],
-                threads: TOKEN_THREADS,
+                threads: PRE_THREADS,
                 shared_bytes: PRE_SHARED,
-                args: &[
-                    (&mixes.partial).into(),
-                    (&x.values).into(),
-                    (&site.base.values).into(),
-                    (&site.scale.values).into(),
-                    (&norm.weight.values).into(),
-                    (&normed.values).into(),
-                    (&quantised).into(),
-                    (&post.values).into(),
-                    (&comb.values).into(),
-                    (width as u32).into(),
-                    (mixes.n_splits as u32).into(),
-                    site.sinkhorn_iters.into(),
-                    site.hc_eps.into(),
-                    site.norm_eps.into(),
-                    norm.eps.into(),
-                ],
+                args: &args,
             })?;
         }
-        normed.quantised = Some(quantised);
-        Ok(HcPre { normed, mix: HcMix { post, comb } })
+        Ok(next)
+    }
+
+    /// A launch of `kernel` that makes a sublayer's input of `rows` rows by itself, if one can.
+    fn whole_boundary(
+        &self,
+        kernel: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<Option<Call<'static>>, OpError> {
+        if rows > FEW {
+            return Ok(None);
+        }
+        let per_block = width.div_ceil(SLICE).div_ceil(CLUSTER);
+        let threads = (per_block * SLICE + 32) as u32;
+        let shared_bytes = (BOUNDARY_SHARED + per_block * SLICE_SHARED) as u32;
+        let grid = [CLUSTER, rows.div_ceil(CLUSTER_TOKENS), 1];
+        let block = [threads, 1, 1];
+        let launch =
+            Launch { kernel, grid: [CLUSTER as u32, 1, 1], block, shared_bytes, args: &[] };
+        let has_room = self.memory.device().has_room_for(&launch).map_err(OpError::device)?;
+        Ok(has_room.then_some(Call { kernel, grid, threads, shared_bytes, args: &[] }))
     }
 
     /// Checks what `hc_post` and `hc_boundary` share.
@@ -229,8 +288,22 @@ impl HyperConnectionOps for CudaOps {
         site: &HcSite<Self>,
         norm: &Norm<Self>,
     ) -> Result<HcPre<DeviceTensor>, OpError> {
-        let mixes = self.mixes(x, &site.function, HC_MIX, norm.weight.len)?;
-        self.finish_pre(&mixes, x, site, norm)
+        let width = norm.weight.len;
+        let Some(call) = self.whole_boundary("hc_begin", x.rows, width)? else {
+            let mixes = self.mixes(x, &site.function, HC_MIX, width)?;
+            return self.finish_pre(&mixes, x, site, norm);
+        };
+        check_mix(call.kernel, x, &site.function, HC_MIX, width)?;
+        let next = self.next_input(x.rows, site, norm)?;
+        let function = site.function.f32(call.kernel, "f32 fn")?;
+        let mut args = vec![Arg::from(&x.values), function.into()];
+        args.extend(next_args(&next, site, norm));
+        args.extend([width, x.rows].map(|n| Arg::U32(n as u32)));
+        args.extend(site_args(site, norm));
+        // SAFETY: x is [rows, 4 * width] bf16, fn [24, 4 * width] f32 and `next` has x's rows; width is a
+        // multiple of 8.
+        unsafe { self.launch(Call { args: &args, ..call })? };
+        Ok(next)
     }
 
     fn hc_post(
@@ -276,14 +349,36 @@ impl HyperConnectionOps for CudaOps {
     ) -> Result<HcPre<DeviceTensor>, OpError> {
         const OP: &str = "hc_post_mix";
         self.check_post(OP, x, y, mix)?;
-        let (width, function) = (y.cols, &site.function);
+        let width = y.cols;
         check_len(OP, "norm weight", norm.weight.len, width)?;
-        check_len(OP, "rows of fn", function.rows, HC_MIX)?;
-        check_len(OP, "columns of fn", function.cols, HC_MULT * width)?;
+        check_mix(OP, x, &site.function, HC_MIX, width)?;
+        let function = site.function.f32(OP, "f32 fn")?;
+        let out = self.tensor(x.rows, x.cols, Element::Bf16)?;
+        let (before, addends) = ([&mix.post, &mix.comb], addend_args(y));
+        let before = before.map(|tensor| Arg::from(&tensor.values));
+        let sizes = [width, x.rows].map(|n| Arg::U32(n as u32));
+        if let Some(call) = self.whole_boundary("hc_boundary", x.rows, width)? {
+            let next = self.next_input(x.rows, site, norm)?;
+            let mut args = vec![Arg::from(&x.values), function.into(), (&y.values).into()];
+            args.extend(before);
+            args.push((&out.values).into());
+            args.extend(addends);
+            args.extend(next_args(&next, site, norm));
+            args.extend(sizes);
+            args.extend(site_args(site, norm));
+            // SAFETY: as below, and `next` has x's rows.
+            unsafe { self.launch(Call { args: &args, ..call })? };
+            *x = out;
+            return Ok(next);
+        }
         let n_splits = width.div_ceil(SLICE);
         let partial = self.buffer(4 * x.rows * n_splits * (HC_MIX + 1))?;
-        let out = self.tensor(x.rows, x.cols, Element::Bf16)?;
-        let [parts, order, k] = addend_args(y);
+        let mut args = vec![Arg::from(&x.values), function.into(), (&partial).into()];
+        args.push((&y.values).into());
+        args.extend(before);
+        args.push((&out.values).into());
+        args.extend(sizes);
+        args.extend(addends);
         // SAFETY: as for `hc_mix` and `hc_post`, whose checks are all above.
         unsafe {
             self.launch(Call {
@@ -291,20 +386,7 @@ impl HyperConnectionOps for CudaOps {
                 grid: [n_splits, x.rows.div_ceil(MIX_TOKENS), 1],
                 threads: MIX_THREADS,
                 shared_bytes: MIX_SHARED,
-                args: &[
-                    (&x.values).into(),
-                    function.f32(OP, "f32 fn")?.into(),
-                    (&partial).into(),
-                    (&y.values).into(),
-                    (&mix.post.values).into(),
-                    (&mix.comb.values).into(),
-                    (&out.values).into(),
-                    (width as u32).into(),
-                    (x.rows as u32).into(),
-                    parts,
-                    order,
-                    k,
-                ],
+                args: &args,
             })?;
         }
         *x = out;

@@ -1,7 +1,7 @@
 //! The CUDA backend: kernels of `kernels/`, launched through the driver, which is opened at run
 //! time. The same binary runs on a machine without a driver and says so.
 //!
-//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`], [`overlap`], [`event`]): the GPU;
+//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`], [`overlap`], [`event`], `cluster`): the GPU;
 //!   [`emulator`]: a process that runs kernels on the CPU; [`rehearsal`]: none, to see what memory will
 //!   be needed;
 //! - [`memory`]: arenas and buffers; `pool`: what the driver keeps of buffers given back;
@@ -18,6 +18,7 @@ mod blackwell;
 mod cache;
 pub mod check;
 mod choose;
+mod cluster;
 pub mod code;
 pub mod compile;
 mod copies;

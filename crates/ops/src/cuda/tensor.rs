@@ -65,6 +65,13 @@ impl DeviceTensor {
         check_len("tensor", "bytes", values.len(), bytes)?;
         Ok(Self { rows, cols, element, values, quantised: None, addends: None })
     }
+
+    /// The values on the FP8 grid, where the operator that made the tensor wrote them.
+    #[must_use]
+    pub fn on_grid(&self) -> Option<Self> {
+        let values = self.quantised.clone()?;
+        Some(Self { values, quantised: None, ..self.clone() })
+    }
 }
 
 /// A small f32 vector.

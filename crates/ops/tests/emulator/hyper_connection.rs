@@ -6,19 +6,15 @@ use fathom_core::Numerics;
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::{Activations, CudaOps, Device};
 use fathom_ops::layer::{HcHead, HcSite, MtpInputWeights};
-use fathom_ops::{Batch, Ops, Solo};
+use fathom_ops::{Backend, Batch, HyperConnectionOps, Ops, Solo};
 
 use crate::compare::{BF16_STEP, assert_close, max_error};
-use crate::process::{in_every_mode, in_every_mode_on_hopper};
+use crate::process::{Emulator, MODES, in_every_mode, in_every_mode_as, in_every_mode_on_hopper};
 use crate::weights::Random;
 
 const VOCAB: usize = 37;
 
-pub(crate) fn site<B: fathom_ops::Backend>(
-    ops: &B,
-    random: &mut Random,
-    width: usize,
-) -> HcSite<B> {
+pub(crate) fn site<B: Backend>(ops: &B, random: &mut Random, width: usize) -> HcSite<B> {
     HcSite {
         function: ops.load_linear(&random.f32(24, 4 * width)).unwrap(),
         base: random.vector(ops, 24, 0.0),
@@ -107,6 +103,59 @@ fn hyper_connections_and_head_agree_with_the_cpu_at_ragged_widths() {
 #[test]
 fn more_tokens_than_one_tile_agree_with_the_cpu() {
     in_every_mode(|device| compare(device, 640, 11));
+}
+
+#[test]
+fn a_boundary_in_one_launch_agrees_with_the_cpu_for_more_tokens_than_a_cluster_takes() {
+    in_every_mode_as("sm_100f", |device| compare(device, 640, 11));
+}
+
+/// The copies behind a boundary, the next input with what it is on the FP8 grid, and its weights: of the
+/// first `n_tokens` of `n_values`.
+fn boundary(device: &Arc<dyn Device>, width: usize, n_tokens: usize) -> Vec<(Vec<f32>, usize)> {
+    const VALUES: usize = 33;
+    let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+    let mut random = Random::new(width as u64);
+    let (first, second) = (site(&ops, &mut random, width), site(&ops, &mut random, width));
+    let norm = random.norm(&ops, width);
+    let x = random.values(VALUES * 4 * width, 2.0);
+    let y = random.values(VALUES * width, 1.0);
+    let mut x = ops.upload(n_tokens, 4 * width, &x[..n_tokens * 4 * width]).unwrap();
+    let y = ops.upload(n_tokens, width, &y[..n_tokens * width]).unwrap();
+    let one = ops.hc_pre(&x, &first, &norm).unwrap();
+    let two = ops.hc_boundary(&mut x, &y, &one.mix, &second, &norm).unwrap();
+    let mut results = vec![(ops.download(&x).unwrap(), 4 * width)];
+    for pre in [one, two] {
+        let (normed, on_grid) = (&pre.normed, pre.normed.on_grid().unwrap());
+        for (tensor, cols) in
+            [(normed, width), (&on_grid, width), (&pre.mix.post, 4), (&pre.mix.comb, 16)]
+        {
+            results.push((ops.download(tensor).unwrap(), cols));
+        }
+    }
+    results
+}
+
+#[test]
+fn a_boundary_in_one_launch_gives_the_bits_of_two_launches_whatever_the_number_of_tokens() {
+    // One, two and four slices of a block, whole and ragged, blocks without any; tokens of one cluster and of several.
+    for (width, counts) in [(8, &[2][..]), (640, &[1, 8, 9, 32]), (2184, &[3]), (6160, &[1])] {
+        for mode in MODES {
+            let Some(narrow) = Emulator::start_narrow(mode, "sm_90a") else { return };
+            let Some(device) = Emulator::start_as(mode, "sm_90a") else { return };
+            // Too many for one launch.
+            let expected = boundary(&narrow, width, if width == 640 { 33 } else { counts[0] });
+            for &n_tokens in counts {
+                let results = boundary(&device, width, n_tokens);
+                for (index, ((got, cols), (all, _))) in results.iter().zip(&expected).enumerate() {
+                    assert!(
+                        *got == all[..n_tokens * cols],
+                        "{width}, {n_tokens} tokens, result {index}"
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

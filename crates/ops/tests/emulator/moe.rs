@@ -5,13 +5,13 @@ use std::sync::Arc;
 use fathom_core::Numerics;
 use fathom_core::parallel::ExpertShard;
 use fathom_ops::cpu::CpuOps;
-use fathom_ops::cuda::{Activations, CudaOps};
+use fathom_ops::cuda::{Activations, CudaOps, Device};
 use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
 use fathom_ops::{Backend, Batch, HyperConnectionOps, MoeOps, Ops, Solo};
 
 use crate::compare::{BF16_STEP, assert_close};
 use crate::hyper_connection::site;
-use crate::process::in_every_mode;
+use crate::process::{in_every_mode, in_every_mode_as};
 use crate::weights::Random;
 
 const WIDTH: usize = 384;
@@ -96,30 +96,37 @@ fn hash_routing_agrees_with_the_cpu() {
 
 #[test]
 fn experts_added_up_at_the_boundary_give_the_bits_of_those_added_before() {
-    in_every_mode(|device| {
-        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
-        let mut random = Random::new(3);
-        let (first, second) = (site(&ops, &mut random, WIDTH), site(&ops, &mut random, WIDTH));
-        let norm = random.norm(&ops, WIDTH);
-        // Routed and grouped in one launch, and in two.
-        for n_tokens in [3, 18] {
-            let weights = weights(&ops, false);
-            let tokens = vec![0; n_tokens];
-            let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
-            let copies = random.values(n_tokens * 4 * WIDTH, 2.0);
-            let copies = ops.upload(n_tokens, 4 * WIDTH, &copies).unwrap();
-            let x = ops.hc_pre(&copies, &first, &norm).unwrap();
-            let (_, at_once) = ops.route_and_moe(&weights, &x.normed, &step, &Solo).unwrap();
-            let routing = ops.route(&weights, &x.normed, &step).unwrap();
-            let before = ops.moe(&weights, &x.normed, &routing, &Solo).unwrap();
-            let follow = |y| {
-                let mut copies = copies.clone();
-                let next = ops.hc_boundary(&mut copies, y, &x.mix, &second, &norm).unwrap();
-                let last = ops.hc_post(&copies, y, &x.mix).unwrap();
-                [copies, next.normed, last].map(|tensor| ops.download(&tensor).unwrap())
-            };
-            assert!(follow(&at_once) == follow(&before), "{n_tokens} tokens");
-            assert!(ops.route(&weights, &at_once, &step).is_err(), "who does not add refuses");
-        }
-    });
+    in_every_mode(added_up_at_the_boundary);
+}
+
+#[test]
+fn experts_added_up_at_a_boundary_of_one_launch_give_the_bits_of_those_added_before() {
+    in_every_mode_as("sm_90a", added_up_at_the_boundary);
+}
+
+fn added_up_at_the_boundary(device: &Arc<dyn Device>) {
+    let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+    let mut random = Random::new(3);
+    let (first, second) = (site(&ops, &mut random, WIDTH), site(&ops, &mut random, WIDTH));
+    let norm = random.norm(&ops, WIDTH);
+    // Routed and grouped in one launch, and in two.
+    for n_tokens in [3, 18] {
+        let weights = weights(&ops, false);
+        let tokens = vec![0; n_tokens];
+        let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
+        let copies = random.values(n_tokens * 4 * WIDTH, 2.0);
+        let copies = ops.upload(n_tokens, 4 * WIDTH, &copies).unwrap();
+        let x = ops.hc_pre(&copies, &first, &norm).unwrap();
+        let (_, at_once) = ops.route_and_moe(&weights, &x.normed, &step, &Solo).unwrap();
+        let routing = ops.route(&weights, &x.normed, &step).unwrap();
+        let before = ops.moe(&weights, &x.normed, &routing, &Solo).unwrap();
+        let follow = |y| {
+            let mut copies = copies.clone();
+            let next = ops.hc_boundary(&mut copies, y, &x.mix, &second, &norm).unwrap();
+            let last = ops.hc_post(&copies, y, &x.mix).unwrap();
+            [copies, next.normed, last].map(|tensor| ops.download(&tensor).unwrap())
+        };
+        assert!(follow(&at_once) == follow(&before), "{n_tokens} tokens");
+        assert!(ops.route(&weights, &at_once, &step).is_err(), "who does not add refuses");
+    }
 }

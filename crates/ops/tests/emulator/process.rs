@@ -32,11 +32,20 @@ impl Emulator {
 
     /// The same with the kernels of another architecture.
     pub(crate) fn start_as(mode: Mode, arch: &'static str) -> Option<Arc<dyn Device>> {
+        Some(Arc::new(Self::open(mode)?.with_arch(arch)))
+    }
+
+    /// The same, as a GPU that has no room for clusters of sixteen blocks.
+    pub(crate) fn start_narrow(mode: Mode, arch: &'static str) -> Option<Arc<dyn Device>> {
+        Some(Arc::new(Self::open(mode)?.with_arch(arch).without_large_clusters()))
+    }
+
+    fn open(mode: Mode) -> Option<emulator::Emulator> {
         let Some(program) = program() else {
             println!("skipped: no C++ compiler (g++) to build the block emulator with");
             return None;
         };
-        Some(Arc::new(emulator::Emulator::start(program, mode).unwrap().with_arch(arch)))
+        Some(emulator::Emulator::start(program, mode).unwrap())
     }
 }
 

@@ -157,7 +157,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1, window.2),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((16, 22, 14), (14, 20, 12), (14, 19, 12)));
+        assert_eq!(counts("sm_90a"), expected((14, 20, 12), (12, 18, 10), (12, 17, 10)));
         assert_eq!(counts("sm_80"), expected((23, 30, 0), (19, 26, 0), (19, 25, 0)));
     }
 }

@@ -73,6 +73,10 @@ impl Device for Poisoned {
         self.device.encode(spec)
     }
 
+    fn has_room_for(&self, launch: &Launch<'_>) -> Result<bool, DeviceError> {
+        self.device.has_room_for(launch)
+    }
+
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise is the one asked for.
         unsafe { self.device.launch(launch) }

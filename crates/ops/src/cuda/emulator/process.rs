@@ -40,6 +40,7 @@ pub struct Emulator {
     mode: Mode,
     /// Whose variants of kernels the launchers take.
     arch: &'static str,
+    has_large_clusters: bool,
 }
 
 #[derive(Debug)]
@@ -93,13 +94,20 @@ impl Emulator {
             records: HashMap::new(),
             next_record: 0,
         };
-        Ok(Self { state: Mutex::new(state), mode, arch: "sm_80" })
+        Ok(Self { state: Mutex::new(state), mode, arch: "sm_80", has_large_clusters: true })
     }
 
     /// The same for the kernels of another architecture.
     #[must_use]
     pub fn with_arch(mut self, arch: &'static str) -> Self {
         self.arch = arch;
+        self
+    }
+
+    /// The same as a GPU that has no room for clusters of more than eight blocks.
+    #[must_use]
+    pub fn without_large_clusters(mut self) -> Self {
+        self.has_large_clusters = false;
         self
     }
 
@@ -240,6 +248,10 @@ impl Device for Emulator {
 
     fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {
         spec.check().map(|()| TensorMap::for_emulator(spec))
+    }
+
+    fn has_room_for(&self, _launch: &Launch<'_>) -> Result<bool, DeviceError> {
+        Ok(self.has_large_clusters && matches!(self.arch, "sm_90a" | "sm_100f"))
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError> {
