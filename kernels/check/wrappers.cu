@@ -1,5 +1,5 @@
-// check_arithmetic, check_functions, check_double, check_warp, check_barriers, check_atomics, check_copies,
-// check_ldmatrix, check_mma: the wrappers that every architecture has, on whatever is given.
+// check_arithmetic, check_functions, check_double, check_warp, check_barriers, check_atomics, check_last_block,
+// check_copies, check_ldmatrix, check_mma: the wrappers that every architecture has, on whatever is given.
 //
 // Not operators: they let a test compare `ptx_base.cuh`, `ptx_async80.cuh` and `ptx_mma80.cuh` (on a GPU) and
 // their host bodies (in the emulator) with what the wrappers are meant to do, written down in Rust.
@@ -145,6 +145,26 @@ CHECK(check_atomics, 128) {
     to[0] = s.narrow, to[2] = static_cast<u32>(s.wide), to[3] = static_cast<u32>(s.wide >> 32);
 }
 EMU_KERNEL(check_atomics)
+
+// Any grid. in [n]; out, zeros at first: a count, which is zero again; [128] the sums over all blocks of what each
+// stored for a thread, by the block that ended last; [n] what was stored.
+extern "C" __global__ void __launch_bounds__(128) check_last_block(const u32* __restrict__ in, u32* out) {
+    u32& is_last = shared<u32>();
+    const u32 t = threadIdx.x, i = blockIdx.x * THREADS + t;
+    u32 *sums = out + 1, *stored = sums + THREADS;
+    stored[i] = 3 * in[i];
+    block_sync();
+    if (t == 0) {
+        is_last = atomic_add_ordered(out, 1) == gridDim.x - 1;
+        if (is_last) out[0] = 0;
+    }
+    block_sync();
+    if (!is_last) return;
+    u32 sum = 0;
+    for (u32 block = 0; block < gridDim.x; ++block) sum += stored[block * THREADS + t];
+    sums[t] = sum;
+}
+EMU_KERNEL(check_last_block)
 
 struct Copies {
     u32x4 first[THREADS], second[THREADS];

@@ -101,7 +101,7 @@ INLINE void pre(const float* partial, const bf16* x, const float* base, const fl
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + WARP) hc_pre(
+extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) hc_pre(
     const float* __restrict__ partial, const bf16* __restrict__ x, const float* __restrict__ base,
     const float* __restrict__ scale, const float* __restrict__ weight, bf16* __restrict__ normed,
     bf16* __restrict__ quantised, float* __restrict__ post, float* __restrict__ comb, u32 width,
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP) hc_pre(
 }
 EMU_KERNEL(hc_pre)
 
-extern "C" __global__ void __launch_bounds__(THREADS) hc_head(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) hc_head(
     const float* __restrict__ partial, const bf16* __restrict__ x, const float* __restrict__ base,
     const float* __restrict__ scale, const float* __restrict__ weight, bf16* __restrict__ normed,
     u32 width, u32 n_splits, float hc_eps, float mix_eps, float norm_eps) {

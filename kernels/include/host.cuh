@@ -124,6 +124,7 @@ INLINE void prefetch(const void* p, u32 bytes) { emu::prefetch(p, bytes); }
 
 INLINE u32 atomic_add(u32* p, u32 x) { return emu::atomic_add(p, x); }
 INLINE void atomic_add64(u64* p, u64 x) { emu::atomic_add64(p, x); }
+INLINE u32 atomic_add_ordered(u32* p, u32 x) { return emu::atomic_add(p, x); }
 
 INLINE void cp_async16(void* destination, const void* source, bool valid) {
     emu::cp_async(destination, source, 16, valid);

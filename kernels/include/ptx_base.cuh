@@ -133,3 +133,10 @@ INLINE void prefetch(const void* p, u32 bytes) {
 
 INLINE u32 atomic_add(u32* p, u32 x) { return atomicAdd(p, x); }
 INLINE void atomic_add64(u64* p, u64 x) { atomicAdd(p, x); }
+// The same in global memory, behind all stores that this thread has seen and before all its later loads: who
+// finds the last count finds what all others stored.
+INLINE u32 atomic_add_ordered(u32* p, u32 x) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(x) : "memory");
+    return before;
+}

@@ -5,7 +5,7 @@
 use super::blackwell::MANY;
 use super::device::Arg;
 use super::experts::{DeviceExperts, ExpertFormat, ExpertLayout};
-use super::linear::GEMM_SHARED_8;
+use super::linear::{GEMM_SHARED_8, LinearData};
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::step::DeviceStep;
@@ -22,8 +22,13 @@ const ITEM_TOKENS: usize = 8;
 const GROUP_THREADS: usize = 512;
 const GROUP_SHARED: u32 = 16 * (2 + 512) * 4;
 
-/// Most tokens whose routing and grouping are one launch of one block.
+/// Most tokens whose logits, routing and grouping are one launch, most columns of the gate there, its experts
+/// of a block, its segments of columns, and its shared memory.
 const FEW_ROUTED: usize = 16;
+const MAX_GATE_COLUMNS: usize = 8192;
+const GATE_ROWS: usize = 16;
+const GATE_SEGMENTS: usize = 4;
+const GATE_SHARED: u32 = GROUP_SHARED + 4;
 
 /// Work items of a step, as `moe_group` makes them.
 #[derive(Debug, Clone)]
@@ -190,64 +195,69 @@ impl CudaOps {
     ) -> Result<DeviceRouting, OpError> {
         const OP: &str = "route";
         check_len(OP, "tokens", step.n_rows, x.rows)?;
-        let (rows, k, n_experts) = (x.rows, weights.top_k, weights.gate.rows);
+        let gate = &weights.gate;
+        let (rows, k, n_experts) = (x.rows, weights.top_k, gate.rows);
         for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
             if got > limit {
                 return Err(OpError::OutOfRange { op: OP, what, got, limit });
             }
         }
-        let logits = self.linear(&weights.gate, x, Element::F32)?;
         let [ids, chosen, order] =
             [self.buffer(4 * rows * k)?, self.buffer(4 * rows * k)?, self.buffer(4 * rows * k)?];
-        let mut args = vec![Arg::from(&logits.values)];
-        let by_hash = match &weights.router {
+        let (mut choice, by_hash) = match &weights.router {
             Router::Hash(table) => {
                 check_len(OP, "tid2eid", table.k, k)?;
                 step.check_tokens(OP, table.n_tokens)?;
-                args.extend([Arg::from(&table.ids), (&step.tokens).into()]);
-                true
+                (vec![Arg::from(&table.ids), (&step.tokens).into()], true)
             }
             Router::Score(bias) => {
                 check_len(OP, "bias", bias.len, n_experts)?;
-                args.push((&bias.values).into());
-                false
+                (vec![Arg::from(&bias.values)], false)
             }
         };
-        args.extend([Arg::from(&ids), Arg::from(&order), Arg::from(&chosen)]);
-        args.extend([rows, n_experts, k].map(|n| Arg::U32(n as u32)));
-        args.push(weights.routed_scaling_factor.into());
-        let groups = match experts.filter(|_| rows <= FEW_ROUTED) {
-            Some(experts) => Some(self.room_for_groups(experts, rows * k, rows)?),
-            None => None,
-        };
-        let kernel = match (groups.is_some(), by_hash) {
-            (true, true) => "moe_route_group_hash",
-            (true, false) => "moe_route_group_score",
-            (false, true) => "moe_route_hash",
-            (false, false) => "moe_route_score",
-        };
-        let mut call = Call {
-            kernel,
-            grid: [rows.div_ceil(4), 1, 1],
-            threads: 128,
-            shared_bytes: 0,
-            args: &[],
-        };
-        if let (Some(groups), Some(experts)) = (&groups, experts) {
+        choice.extend([Arg::from(&ids), Arg::from(&order), Arg::from(&chosen)]);
+        choice.extend([rows, n_experts, k].map(|n| Arg::U32(n as u32)));
+        choice.push(weights.routed_scaling_factor.into());
+        let are_few = rows <= FEW_ROUTED && gate.cols <= MAX_GATE_COLUMNS;
+        if let (Some(experts), LinearData::Bf16(values), true) = (experts, &gate.data, are_few) {
+            x.expect(OP, "x", rows, gate.cols, Element::Bf16)?;
+            let groups = self.room_for_groups(experts, rows * k, rows)?;
+            let sums = self.tensor(rows, GATE_SEGMENTS * n_experts, Element::F32)?;
+            let mut args = vec![Arg::from(values), (&x.values).into(), (&sums.values).into()];
+            args.extend([Arg::from(&step.ended), Arg::U32(gate.cols as u32)]);
+            args.extend(choice);
             args.extend(groups.args());
             args.extend(self.grouping(experts, rows).args(experts));
-            call = Call {
-                grid: [1; 3],
-                threads: GROUP_THREADS as u32,
-                shared_bytes: GROUP_SHARED,
-                ..call
-            };
+            // SAFETY: the gate is [n_experts, cols] bf16, x has its columns, a multiple of 8 as loading
+            // checked, and sums has a value per segment; the outputs and lists as below. No launch beside
+            // this one counts in the step's word.
+            unsafe {
+                self.launch(Call {
+                    kernel: if by_hash { "moe_gate_hash" } else { "moe_gate_score" },
+                    grid: [n_experts.div_ceil(GATE_ROWS), GATE_SEGMENTS, 1],
+                    threads: GROUP_THREADS as u32,
+                    shared_bytes: GATE_SHARED,
+                    args: &args,
+                })?;
+            }
+            let groups = Some(groups);
+            return Ok(DeviceRouting { rows, k, ids, weights: chosen, order, groups });
         }
+        let logits = self.linear(gate, x, Element::F32)?;
+        let args: Vec<Arg> = std::iter::once(Arg::from(&logits.values)).chain(choice).collect();
         // SAFETY: logits are [rows, n_experts] f32, the outputs [rows, k]; tokens are inside of the
         // table, whose ids were checked against the expert count with the checkpoint; lists hold the
         // most items and pairs there can be.
-        unsafe { self.launch(Call { args: &args, ..call })? };
-        Ok(DeviceRouting { rows, k, ids, weights: chosen, order, groups })
+        unsafe {
+            self.launch(Call {
+                kernel: if by_hash { "moe_route_hash" } else { "moe_route_score" },
+                grid: [rows.div_ceil(4), 1, 1],
+                threads: 128,
+                shared_bytes: 0,
+                args: &args,
+            })?;
+        }
+        Ok(DeviceRouting { rows, k, ids, weights: chosen, order, groups: None })
     }
 
     /// How pairs are grouped for `experts`.
@@ -386,8 +396,14 @@ impl CudaOps {
         limit: f32,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "swiglu";
-        let gate = self.linear(&weights.shared.w1, input, Element::Bf16)?;
-        let up = self.linear(&weights.shared.w3, input, Element::Bf16)?;
+        let matrices = [&weights.shared.w1, &weights.shared.w3];
+        let [gate, up] = match self.pair90(matrices, input)? {
+            Some(both) => both,
+            None => {
+                let product = |w| self.linear(w, input, Element::Bf16);
+                [product(matrices[0])?, product(matrices[1])?]
+            }
+        };
         up.expect(OP, "up", gate.rows, gate.cols, Element::Bf16)?;
         check_len(OP, "channels beyond a multiple of 8", gate.cols % 8, 0)?;
         let h = self.tensor(gate.rows, gate.cols, Element::Bf16)?;

@@ -6,6 +6,7 @@
 //! | 1 | row | position |
 //! | 1 | row | number of its sequence |
 //! | 8 | sequence | slot, row, tokens, position, first block, blocks, two unused |
+//! | 1 | step | zero before and after every launch: blocks of it that have ended |
 //! | 1 | wanted row | its number |
 //! | 1 | block of a sequence | block id |
 //!
@@ -90,6 +91,9 @@ pub struct DeviceStep {
     pub(crate) sequences: Buffer,
     pub(crate) blocks: Buffer,
     pub(crate) logit_rows: Buffer,
+    /// Where a launch counts its blocks that have ended. For one at a time: launches of the step that use
+    /// it are all on one side of a branch, and others, each of which waits, are between them.
+    pub(crate) ended: Buffer,
     /// All of the above.
     pub(crate) block: Buffer,
     /// The highest slot and block of the batch.
@@ -145,18 +149,17 @@ impl DeviceStep {
                 words.extend([copied.slot, row, 0, copied.position, start, n, 0, 0]);
             }
         }
+        words.push(0);
         words.extend_from_slice(&batch.logit_rows);
         words.extend(repeated(0));
         let n_wanted = batch.logit_rows.len() + n_repeated;
         let n_blocks = shape.map_or(blocks.len(), |s| s.rows * s.context.div_ceil(BLOCK_TOKENS));
         words.extend(blocks);
 
-        let counts =
-            [n_rows, n_rows, n_rows, SEQUENCE_WORDS * n_sequences, n_wanted, n_blocks.max(1)];
+        let sequence_words = SEQUENCE_WORDS * n_sequences;
+        let counts = [n_rows, n_rows, n_rows, sequence_words, 1, n_wanted, n_blocks.max(1)];
         let block = memory.buffer(Place::Workspace, 4 * counts.iter().sum::<usize>())?;
-        if !words.is_empty() {
-            block.write(0, &u32_bytes(&words))?;
-        }
+        block.write(0, &u32_bytes(&words))?;
         let mut at = 0;
         let mut next = |count: usize| {
             let part = block.part(4 * at, 4 * count);
@@ -168,8 +171,9 @@ impl DeviceStep {
             positions: next(counts[1])?,
             sequence_of: next(counts[2])?,
             sequences: next(counts[3])?,
-            logit_rows: next(counts[4])?,
-            blocks: next(counts[5])?,
+            ended: next(counts[4])?,
+            logit_rows: next(counts[5])?,
+            blocks: next(counts[6])?,
             batch: batch.clone(),
             n_rows,
             context,

@@ -94,6 +94,40 @@ fn hash_routing_agrees_with_the_cpu() {
     compare(5, true);
 }
 
+/// What routing decides for `n_tokens` of 17, in one launch with the grouping and by itself.
+fn routed(ops: &CudaOps, n_tokens: usize, hashes: bool) -> [(Vec<u32>, Vec<f32>); 2] {
+    const ALL: usize = 17;
+    let weights = weights(ops, hashes);
+    let mut random = Random::new(23);
+    let x = random.values(ALL * WIDTH, 1.5);
+    let tokens: Vec<u32> = (0..ALL).map(|_| random.below(VOCAB as u32)).collect();
+    let x = ops.upload(n_tokens, WIDTH, &x[..n_tokens * WIDTH]).unwrap();
+    let step = ops.prepare_step(&Batch::single(0, 0, &tokens[..n_tokens], &[0])).unwrap();
+    // Twice: the first leaves the step's count as it was.
+    let (first, _) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
+    let (second, _) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
+    let at_once = ops.read_routing(&first).unwrap();
+    assert!(at_once == ops.read_routing(&second).unwrap());
+    [at_once, ops.read_routing(&ops.route(&weights, &x, &step).unwrap()).unwrap()]
+}
+
+#[test]
+fn routing_in_one_launch_gives_the_bits_of_a_product_and_routing() {
+    in_every_mode(|device| {
+        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+        for hashes in [false, true] {
+            let [_, (all_ids, all_weights)] = routed(&ops, 17, hashes);
+            for n_tokens in [1, 7, 9, 16, 17] {
+                let n = n_tokens * TOP_K;
+                for (ids, weights) in routed(&ops, n_tokens, hashes) {
+                    assert!(ids == all_ids[..n], "{n_tokens} tokens");
+                    assert!(weights == all_weights[..n], "{n_tokens} tokens");
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn experts_added_up_at_the_boundary_give_the_bits_of_those_added_before() {
     in_every_mode(added_up_at_the_boundary);

@@ -157,7 +157,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1, window.2),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((14, 20, 12), (12, 18, 10), (12, 17, 10)));
-        assert_eq!(counts("sm_80"), expected((23, 30, 0), (19, 26, 0), (19, 25, 0)));
+        assert_eq!(counts("sm_90a"), expected((13, 18, 10), (11, 16, 8), (11, 15, 8)));
+        assert_eq!(counts("sm_80"), expected((23, 29, 0), (19, 25, 0), (19, 24, 0)));
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn wrappers(report: &mut Report<'_>) -> Result<(), OpError> {
     warp::exchanges(report)?;
     warp::barriers(report)?;
     warp::atomics(report)?;
+    warp::last_block(report)?;
     warp::copies(report)?;
     warp::matrix_loads(report)?;
     warp::products(report)?;

@@ -90,6 +90,24 @@ pub(super) fn atomics(report: &mut Report<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
+/// What all blocks stored, as the block finds it that ends last; several times, for blocks in another order.
+pub(super) fn last_block(report: &mut Report<'_>) -> Result<(), OpError> {
+    let (blocks, rounds) = if report.size == Size::Small { (5, 2) } else { (500, 50) };
+    let n = 128 * blocks;
+    let check = Check { shared_bytes: 16, ..Check::over("check_last_block", n) };
+    for _ in 0..rounds {
+        let input = words(report, n);
+        // SAFETY: a word of input for each thread; a count, 128 sums and a word for each thread of output.
+        let out = unsafe { check.run_from(report, &input, &vec![0; 129 + n])? };
+        let sum = |t| {
+            input[t..].iter().step_by(128).fold(0_u32, |sum, x| sum.wrapping_add(x.wrapping_mul(3)))
+        };
+        let expected: Vec<u32> = std::iter::once(0).chain((0..128).map(sum)).collect();
+        report.mostly_equal("atomic_add_ordered", &out[..129], &expected, 0.0);
+    }
+    Ok(())
+}
+
 /// Streamed loads; copies to shared memory in two groups, some of which bring zeros.
 pub(super) fn copies(report: &mut Report<'_>) -> Result<(), OpError> {
     let mut input = words(report, 3 * 128 * 4);
