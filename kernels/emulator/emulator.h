@@ -6,7 +6,7 @@
 // it may on a GPU. An error prints one line beginning "emulator: " and ends the process.
 //
 // Not here: what the operations mean (`warp.cpp`, `wgmma.cpp`, `sync.cpp`, `mbarrier.cpp`,
-// `copy.cpp`, `tmem.cpp`), who runs when (`scheduler.cpp`), memory and races (`memory.cpp`, `global.cpp`), the
+// `copy.cpp`, `tmem.cpp`, `tmem_products.cpp`), who runs when (`scheduler.cpp`), memory and races (`memory.cpp`, `global.cpp`), the
 // protocol with the tests (`serve.cpp`).
 #pragma once
 
@@ -120,14 +120,25 @@ struct ScaledProduct {
     uint32_t kind, a_scales, b_scales;
     bool accumulate;
 };
+// One product of `mma_bf16` or `mma_bf16_shared`. `a_matrix`: a descriptor, or an address of tensor memory.
+struct Bf16Product {
+    uint32_t d;
+    uint64_t a_matrix, b_matrix;
+    uint32_t kind;
+    bool a_is_shared, accumulate;
+};
 void tmem_alloc(uint32_t* to, uint32_t columns);
 void tmem_dealloc(uint32_t address, uint32_t columns);
 void tmem_fence_before();
 void tmem_fence_after();
 void tmem_copy_scales(uint32_t to, uint64_t matrix);
 void mma_scaled(const ScaledProduct& operands);
+void tensor_bf16(const Bf16Product& operands);
 void tmem_commit(uint64_t* barrier);
 void tmem_load(float (&d)[8], uint32_t address);
+void tmem_load_tile(float (&d)[32], uint32_t address);
 void tmem_load_wait();
+void tmem_store_tile(uint32_t address, const uint32_t (&d)[32]);
+void tmem_store_wait();
 
 } // namespace emu

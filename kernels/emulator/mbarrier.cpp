@@ -87,6 +87,7 @@ void mbarrier_arrive(uint64_t* at, uint32_t expected_bytes) {
     if (barrier.pending == 0)
         fail_at(pc, "barrier at shared offset %u: one arrival more than the %u it was made for",
                 barrier.offset, barrier.count);
+    check_tensor_fence(pc);
     Fibre& fibre = self();
     Warp& warp = own_warp();
     join(barrier.joining, warp.clock);

@@ -111,3 +111,89 @@ PLANTED(planted100_no_dealloc, NoDealloc)
 PLANTED(planted100_early_dealloc, EarlyDealloc)
 PLANTED(planted100_odd_columns, OddColumns)
 PLANTED(planted100_wrong_layout, WrongLayout)
+
+// The same for what threads store to tensor memory: `planted100_stored` is without an error.
+//
+// All take `a [64][8]`, pairs of bf16, `b [64][32] u32`, rows of 16 bf16 in the first 32 of 128 bytes, swizzled, and
+// write `out [64][64] f32 = a b^T`. 160 threads: warps 0 to 3 store a, warp 4 multiplies.
+struct Stored {
+    alignas(1024) u32 b[64 * 32];
+    u64 done, later;
+    u32 columns;
+};
+
+enum class StoreError {
+    None,
+    NoStoreWait,   // multiplies what may not be there yet
+    NoFenceBefore, // comes to the barrier without
+    NoFenceAfter,  // multiplies without
+    NoBarrier,     // multiplies without waiting for those who store
+    LoadUnwaited,  // loads what may not be there yet
+    EarlyCommit,   // loads when what came before the product is done
+    Overwrite,     // stores again while the product may be reading
+    UpperRows,     // multiplies rows in the upper lanes
+    OddWidth,      // multiplies 128 rows by 8 columns
+};
+
+template <StoreError E>
+INLINE void stored100(const u32* a, const u32* b, float* out) {
+    constexpr u32 SUMS = 64;
+    Stored& s = shared<Stored>();
+    const u32 t = threadIdx.x, warp = warp_id(), row = warp * 16 + lane_id() / 4, column = lane_id() % 4 * 2;
+    if (t == 0) mbarrier_init(&s.done, 1), mbarrier_init(&s.later, 1), fence_mbarrier_init();
+    for (u32 i = t; i < 64 * 32; i += blockDim.x) s.b[i] = b[i];
+    fence_proxy_async();
+    if (warp == 4) tmem_alloc<128>(&s.columns);
+    tmem_fence_before();
+    block_sync();
+    tmem_fence_after();
+    const u32 upper = E == StoreError::UpperRows ? 16u << 16 : 0;
+    const u32 lanes = s.columns + (warp * WARP << 16) + upper;
+    u32 tile[32];
+    float d[32];
+    if (warp < 4) {
+        for (u32 i = 0; i < 32; ++i) tile[i] = a[(row + i / 2 % 2 * 8) * 8 + (column + i % 2)];
+        tmem_store_tile(lanes, tile);
+        if (E == StoreError::LoadUnwaited) tmem_load_tile(d, lanes), tmem_load_wait(d);
+        if (E != StoreError::NoStoreWait) tmem_store_wait();
+        if (E != StoreError::NoFenceBefore) tmem_fence_before();
+    }
+    if (E != StoreError::NoBarrier) block_sync();
+    if (warp == 4 && elect()) {
+        if (E != StoreError::NoFenceAfter) tmem_fence_after();
+        const u32 kind = E == StoreError::OddWidth ? bf16_kind<false>(128, 8) : bf16_kind<false>(64, 64);
+        if (E == StoreError::EarlyCommit) tmem_commit(&s.done);
+        mma_bf16(s.columns + SUMS + upper, s.columns + upper, tensor_matrix(s.b), kind, false);
+        tmem_commit(E == StoreError::EarlyCommit ? &s.later : &s.done);
+    }
+    warp_sync();
+    if (warp < 4) {
+        if (E == StoreError::Overwrite) tmem_fence_after(), tmem_store_tile(lanes, tile), tmem_store_wait();
+        mbarrier_wait(&s.done, 0);
+        tmem_fence_after();
+        warp_sync();
+        tmem_load_tile(d, lanes + SUMS);
+        tmem_load_wait(d);
+        for (u32 i = 0; i < 32; ++i) out[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + column + i % 2] = d[i];
+        tmem_fence_before();
+    }
+    block_sync();
+    tmem_fence_after();
+    if (warp == 4) tmem_dealloc<128>(s.columns);
+}
+
+#define PLANTED_STORE(name, error)                                                              \
+    extern "C" __global__ void name(const u32* a, const u32* b, float* out) {                   \
+        stored100<StoreError::error>(a, b, out);                                                \
+    }                                                                                           \
+    EMU_KERNEL(name)
+PLANTED_STORE(planted100_stored, None)
+PLANTED_STORE(planted100_no_store_wait, NoStoreWait)
+PLANTED_STORE(planted100_no_fence_before, NoFenceBefore)
+PLANTED_STORE(planted100_no_fence_after, NoFenceAfter)
+PLANTED_STORE(planted100_no_barrier, NoBarrier)
+PLANTED_STORE(planted100_load_unwaited, LoadUnwaited)
+PLANTED_STORE(planted100_early_commit, EarlyCommit)
+PLANTED_STORE(planted100_overwrite, Overwrite)
+PLANTED_STORE(planted100_upper_rows, UpperRows)
+PLANTED_STORE(planted100_odd_width, OddWidth)

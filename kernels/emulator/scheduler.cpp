@@ -84,7 +84,7 @@ void fibre_main() {
     running->run(running_arguments);
     Fibre& fibre = self();
     copies_at_exit(fibre);
-    tensor_loads_at_exit(fibre);
+    tensor_accesses_at_exit(fibre);
     fibre.state = State::done;
     barriers_at_exit(fibre);
     yield();
@@ -111,7 +111,7 @@ void prepare(Fibre& fibre, uint32_t index, uint32_t rank, Dim3 block_id) {
     fibre.warp = at / LANES, fibre.lane = at % LANES;
     fibre.state = State::ready;
     fibre.fences = 0, fibre.waits_for = nullptr;
-    fibre.in_cluster_barrier = fibre.has_waited_for_launch = fibre.tensor_fenced = false;
+    fibre.in_cluster_barrier = fibre.has_waited_for_launch = fibre.tensor_fenced = fibre.tensor_touched = false;
     fibre.open_group.clear(), fibre.groups.clear();
     // The switch pops six registers and returns to `fibre_main`, with the stack as after a call.
     void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(at)) + STACK);

@@ -43,12 +43,16 @@ struct Fibre : Thread {
     uint32_t parity, meeting;
     bool in_cluster_barrier, has_waited_for_launch;
     bool tensor_fenced; // tmem_fence_after since the last wait at a barrier
+    bool tensor_touched; // an access to tensor memory since the last tmem_fence_before
     std::vector<Copy> open_group;
     std::vector<std::vector<Copy>> groups;
 };
 
 // An operation that all lanes of a warp take part in.
-enum class WarpOp { none, sync, shuffle, ballot, elect, ldmatrix, mma, set_registers, tensor_alloc, tensor_dealloc, tensor_load, tensor_wait };
+enum class WarpOp {
+    none, sync, shuffle, ballot, elect, ldmatrix, mma, set_registers, tensor_alloc, tensor_dealloc, tensor_load, tensor_wait,
+    tensor_store, tensor_store_wait
+};
 
 struct Warp {
     WarpOp op = WarpOp::none;
@@ -117,7 +121,9 @@ uint32_t next_async_time();
 // tmem.cpp
 void tensor_memory_start();
 void tensor_memory_at_exit();
-void tensor_loads_at_exit(Fibre& fibre);
+void tensor_accesses_at_exit(Fibre& fibre);
+// The running thread comes to a barrier.
+void check_tensor_fence(void* pc);
 bool tensor_work_under_way();
 void land_tensor_work();
 // wgmma.cpp

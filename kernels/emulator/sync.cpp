@@ -16,7 +16,8 @@ namespace {
 const char* name_of(WarpOp op) {
     static const char* const names[] = {"none",  "warp_sync", "shuffle", "ballot",
                                         "elect", "ldmatrix",  "mma",     "set_registers",
-                                        "tmem_alloc", "tmem_dealloc", "tmem_load", "tmem_load_wait"};
+                                        "tmem_alloc", "tmem_dealloc", "tmem_load", "tmem_load_wait",
+                                        "tmem_store_tile", "tmem_store_wait"};
     return names[static_cast<int>(op)];
 }
 const char* name_of(GroupOp op) {
@@ -139,6 +140,7 @@ void try_meet() {
 
 void barrier(uint32_t id, uint32_t n_threads) {
     Fibre& fibre = self();
+    check_tensor_fence(__builtin_return_address(0));
     for (uint32_t l = 0; l < LANES; ++l) {
         const Fibre& other = lane_of(fibre, l);
         if (other.state == State::in_warp || other.state == State::done)
@@ -152,6 +154,7 @@ void barrier(uint32_t id, uint32_t n_threads) {
         FAIL("barrier %u for %u threads, others wait there for %u", id, n_threads, barrier.wanted);
     barrier.wanted = n_threads;
     ++barrier.arrived;
+    fibre.tensor_fenced = false;
     fibre.state = State::in_barrier;
     fibre.barrier_id = id;
     try_release(fibre.rank, id);

@@ -76,8 +76,48 @@ fn run(kernel: &'static str, mode: Mode) -> Option<Outcome> {
     Some((result, expected))
 }
 
+/// The same of kernels whose threads store to tensor memory.
+fn run_stored(kernel: &'static str, mode: Mode) -> Option<Outcome> {
+    const ROWS: usize = 64;
+    const K: usize = 16;
+    let device: Arc<dyn Device> = Emulator::start_as(mode, "sm_100f")?;
+    let mut random = Random::new(6);
+    let (a, b) = (random.values(ROWS * K, 1.0), random.values(ROWS * K, 1.0));
+    let bytes = |x: &f32| half::bf16::from_f32(*x).to_le_bytes();
+    let mut swizzled = vec![0; ROWS * 128];
+    for (i, x) in b.iter().enumerate() {
+        let (row, byte) = (i / K, i % K * 2);
+        swizzled[row * 128 + (byte ^ (row % 8 * 16))..][..2].copy_from_slice(&bytes(x));
+    }
+    let dot = |row: usize, column: usize| -> f64 {
+        (0..K).map(|k| f64::from(a[row * K + k]) * f64::from(b[column * K + k])).sum()
+    };
+    let expected = (0..ROWS * ROWS).map(|i| dot(i / ROWS, i % ROWS) as f32).collect();
+    let a = Buffer::from_bytes(&device, &a.iter().flat_map(bytes).collect::<Vec<u8>>()).unwrap();
+    let b = Buffer::from_bytes(&device, &swizzled).unwrap();
+    let out = Buffer::from_bytes(&device, &[0; 4 * ROWS * ROWS]).unwrap();
+    let args = [&a, &b, &out].map(Arg::from);
+    let (grid, block, shared_bytes) = ([1; 3], [160, 1, 1], 10 * 1024);
+    // SAFETY: the emulator checks every access itself.
+    let launched =
+        unsafe { device.launch(Launch { kernel, grid, block, shared_bytes, args: &args }) };
+    let result = launched.map_err(|error| error.to_string()).map(|()| {
+        let bytes = out.read(0, 4 * ROWS * ROWS).unwrap();
+        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    });
+    Some((result, expected))
+}
+
 /// In every mode one of the messages is the error's.
 fn finds(kernel: &'static str, messages: &[&str]) {
+    finds_in(run, kernel, messages);
+}
+
+fn finds_in(
+    run: impl Fn(&'static str, Mode) -> Option<Outcome>,
+    kernel: &'static str,
+    messages: &[&str],
+) {
     for mode in MODES {
         let Some((result, _)) = run(kernel, mode) else { return };
         let got = result.expect_err(kernel);
@@ -114,7 +154,7 @@ fn loads_of_tensor_memory_without_fence_or_wait_are_seen() {
 fn wrong_places_in_tensor_memory_are_seen() {
     finds("planted100_other_lanes", &["warp 1 reads lanes 0", "warp 2 reads", "warp 3 reads"]);
     finds("planted100_other_columns", &["column 32 of tensor memory is not allocated"]);
-    finds("planted100_no_scales", &["reads scales in column"]);
+    finds("planted100_no_scales", &["reads column"]);
     finds("planted100_wrong_layout", &["not of this architecture"]);
 }
 
@@ -123,4 +163,35 @@ fn columns_must_be_allocated_and_given_back_in_order() {
     finds("planted100_no_dealloc", &["without giving back"]);
     finds("planted100_early_dealloc", &["unordered after a load", "is not allocated"]);
     finds("planted100_odd_columns", &["48 columns of tensor memory"]);
+}
+
+#[test]
+fn a_sound_product_of_what_threads_stored_is_exact() {
+    for mode in MODES {
+        let Some((got, expected)) = run_stored("planted100_stored", mode) else { return };
+        for (got, expected) in got.unwrap().iter().zip(&expected) {
+            assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn stores_to_tensor_memory_that_are_not_ordered_are_seen() {
+    let finds = |kernel, messages: &[&str]| finds_in(run_stored, kernel, messages);
+    finds("planted100_no_store_wait", &["stored without tmem_store_wait"]);
+    finds("planted100_no_fence_before", &["without tmem_fence_before"]);
+    finds("planted100_no_fence_after", &["without tmem_fence_after"]);
+    let early = ["never written", "unordered after a store", "stored without tmem_store_wait"];
+    finds("planted100_no_barrier", &early);
+    finds("planted100_load_unwaited", &["load of column 0 of tensor memory, stored without"]);
+    finds("planted100_early_commit", &["unordered after the product that writes it"]);
+    let overwritten =
+        ["unordered after the product that reads it", "stored without", "unordered after a store"];
+    finds("planted100_overwrite", &overwritten);
+}
+
+#[test]
+fn products_that_tensor_cores_do_not_have_are_seen() {
+    finds_in(run_stored, "planted100_upper_rows", &["rows from lane 16 on"]);
+    finds_in(run_stored, "planted100_odd_width", &["a product of 128 x 8"]);
 }

@@ -5,7 +5,7 @@
 //! - `scalar`: arithmetic, functions, bytes, bf16 pairs;
 //! - `warp`: shuffles, barriers, atomics, small copies, matrix loads, products of a warp;
 //! - `hopper`: barriers in shared memory, bulk copies, clusters; `wgmma`: products of a warpgroup;
-//! - `blackwell`: tensor memory and block-scaled products.
+//! - `blackwell`: tensor memory and block-scaled products; `blackwell_bf16`: its products of bf16 values.
 //!
 //! Inputs of exact products are small integers, so that the sums are the same in any order and in every
 //! accumulator, or rows of one value only, so that every code is multiplied by every other.
@@ -14,6 +14,7 @@
 //! one before it (`overlap`).
 
 mod blackwell;
+mod blackwell_bf16;
 mod hopper;
 mod scalar;
 mod warp;
@@ -45,7 +46,10 @@ pub(super) fn wrappers(report: &mut Report<'_>) -> Result<(), OpError> {
     }
     match arch {
         "sm_90a" => wgmma::products(report),
-        "sm_100f" => blackwell::products(report),
+        "sm_100f" => {
+            blackwell::products(report)?;
+            blackwell_bf16::products(report)
+        }
         _ => Ok(()),
     }
 }
