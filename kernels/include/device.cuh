@@ -48,6 +48,8 @@ struct Constant {
 #define EMU_KERNEL(name, ...)
 // Before a loop of constant length whose body indexes registers.
 #define UNROLL _Pragma("unroll")
+// Before one that unrolled would take more registers than there are.
+#define ROLLED _Pragma("unroll 1")
 #include "ptx_base.cuh"
 #include "ptx_async80.cuh"
 #include "ptx_mma80.cuh"

@@ -12,6 +12,7 @@
 #include "../emulator/emulator.h"
 
 #define UNROLL
+#define ROLLED
 #define INLINE inline __attribute__((always_inline))
 #define __global__
 #define __device__

@@ -23,6 +23,8 @@ const HEAD_TILE: usize = 16;
 /// Shared memory of the forms for sm_90a.
 const SPARSE_SHARED_90: u32 = 211 * 1024;
 const SELECT_SHARED_90: u32 = (256 + 2 * 8 * 256 + 256 + 16 + 3 + 32) * 4;
+/// Of `attn_sparse100`: three blocks of 64 keys, weights of two.
+const SPARSE_SHARED_100: u32 = 209 * 1024;
 /// Candidates of a token from which on a cluster of eight blocks selects, not one block.
 const ENTRIES_OF_A_BLOCK: usize = 16_384;
 /// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
@@ -361,6 +363,7 @@ impl CudaOps {
         let arch = self.memory.device().arch();
         let (kernel, head_tile, threads, shared_bytes) = match arch {
             "sm_90a" => ("attn_sparse90", 64, 384, SPARSE_SHARED_90),
+            "sm_100f" => ("attn_sparse100", 64, 416, SPARSE_SHARED_100),
             _ => (OP, HEAD_TILE, 128, SPARSE_SHARED),
         };
         let n_tiles = rows * n_heads.div_ceil(head_tile);

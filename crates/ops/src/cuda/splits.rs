@@ -15,7 +15,7 @@ const MOST: usize = 16;
 fn n_resident(arch: &str) -> usize {
     match arch {
         "sm_90a" => 114,
-        "sm_100f" => 2 * 148,
+        "sm_100f" => 148,
         // 88 KB of shared memory: one block, two where there are 164 KB and more.
         "sm_80" => 108,
         _ => 128,

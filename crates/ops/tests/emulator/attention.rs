@@ -15,7 +15,7 @@ use fathom_ops::traits::{Projected, Queries};
 use fathom_ops::{AttentionOps, Backend, Batch, CacheSpec, IndexKeyFormat, KvFormat, Solo};
 
 use crate::compare::{BF16_STEP, assert_close, max_error};
-use crate::process::{in_every_mode, in_every_mode_on_hopper};
+use crate::process::{in_every_mode, in_every_mode_as, in_every_mode_on_hopper};
 use crate::weights::Random;
 
 const WIDTH: usize = 256;
@@ -333,4 +333,12 @@ fn ratio_128_layers_agree_with_the_cpu() {
 #[test]
 fn ratio_4_layers_agree_with_the_cpu_on_hopper() {
     in_every_mode_on_hopper(|device| from_128(device, LayerKind::Csa));
+}
+
+#[test]
+fn layers_agree_with_the_cpu_on_blackwell() {
+    in_every_mode_as("sm_100f", |device| {
+        from_the_start(device, LayerKind::Window);
+        from_128(device, LayerKind::Csa);
+    });
 }

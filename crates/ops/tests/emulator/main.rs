@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod attention;
+mod attention100;
 mod blackwell;
 mod branches;
 mod compare;
