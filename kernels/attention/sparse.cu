@@ -19,8 +19,7 @@
 // CPU twin `ops::cpu::attention`: the same blocks of 64 and the same bf16 rounding of weights;
 //          splits have their own maxima, so weights may round otherwise: 2^-8 of the largest value.
 
-#include "../include/kv_row.cuh"
-#include "../include/rows.cuh"
+#include "../include/merge.cuh"
 
 constexpr u32 HEADS = 16, KEYS = 64, THREADS = 128, WARPS = 4;
 constexpr u32 STRIDE = HEAD_DIM + 8, P_STRIDE = KEYS + 8;
@@ -219,28 +218,10 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_merge(
     const u32 index = blockIdx.x * WARPS + warp_id();
     if (index >= n_tokens * n_heads) return;
     const u32 token = index / n_heads, head = index % n_heads;
-    // The sink takes part in the maximum, so one far above every score cannot overflow.
-    float max = sink[head];
-    for (u32 split = 0; split < n_splits; ++split)
-        max = max_f32(max, stats[2 * ((static_cast<u64>(token) * n_splits + split) * n_heads + head)]);
-    float denominator = exp_f32(sink[head] - max), v[KV_PER_LANE] = {};
-    for (u32 split = 0; split < n_splits; ++split) {
-        const u64 at = (static_cast<u64>(token) * n_splits + split) * n_heads + head;
-        // A split without keys has maximum -inf, and weight zero.
-        const float weight = exp_f32(stats[2 * at] - max);
-        denominator = fma_rn(stats[2 * at + 1], weight, denominator);
-        const float* from = acc + at * HEAD_DIM + lane_id() * KV_PER_LANE;
-        UNROLL
-        for (u32 i = 0; i < KV_PER_LANE; ++i) v[i] = fma_rn(from[i], weight, v[i]);
-    }
-    UNROLL
-    for (u32 i = 0; i < KV_PER_LANE; ++i) v[i] = round_bf16(div_rn(v[i], denominator));
+    const u64 at = static_cast<u64>(token) * n_splits * n_heads + head;
+    float v[KV_PER_LANE];
+    merge_head<4>(acc + at * HEAD_DIM, stats + 2 * at, n_heads, n_splits, sink[head], v);
     rope_row(v, frequencies, positions[first_token + token], -1.0f);
-    bf16* out = o + (static_cast<u64>(first_token + token) * n_heads + head) * HEAD_DIM + lane_id() * KV_PER_LANE;
-    float low[8], high[8];
-    UNROLL
-    for (u32 i = 0; i < 8; ++i) low[i] = v[i], high[i] = v[i + 8];
-    store8(out, low);
-    store8(out + 8, high);
+    store_row(v, o + (static_cast<u64>(first_token + token) * n_heads + head) * HEAD_DIM);
 }
 EMU_KERNEL(attn_merge)

@@ -1,22 +1,27 @@
 // attn_sparse90: attention of each token over its window and its compressed entries, 64 heads a block.
 //
-// Source   `sparse_attn` of the official release.
-// Inputs, outputs: those of `attn_sparse` (`sparse.cu`): per split of `split_blocks` blocks of 64
-//          keys, sums that are not normalised, maximum and denominator; `attn_merge` adds the splits.
+// Source   `sparse_attn` and the inverse rotation of `Attention.forward`, official release.
+// Inputs   those of `attn_sparse` and `attn_merge` (`sparse.cu`)
+// Outputs  attn_sparse90: per split of `split_blocks` blocks of 64 keys, sums that are not normalised,
+//          maximum and denominator; `attn_merge` adds the splits
+//          _c1: all keys are one split: o, as `attn_merge` would write it
+//          _c2, _c4, _c8: a token's splits are the blocks of a cluster. They exchange their sums through
+//          global memory, then each adds up an equal part of the heads: o, likewise
 // Launch   grid (n_splits, ceil(n_heads / 64), n_tokens), 384 threads, 211 KB of shared memory: one
-//          block per SM. The first warpgroup scores a block of 64 keys, takes the softmax and owns
-//          channels 0 .. 255 of the output; the second owns 256 .. 511; the third gathers and expands
-//          the next block of keys. A block of keys is read K-major for the scores and MN-major for
-//          the values: one copy in shared memory is both.
+//          block per SM. _cC: C splits, some maybe without keys. The first warpgroup scores a block of
+//          64 keys, takes the softmax and owns channels 0 .. 255 of the output; the second owns
+//          256 .. 511; the third gathers and expands the next block of keys. A block of keys is read
+//          K-major for the scores and MN-major for the values: one copy in shared memory is both.
 // Limit    tensor cores and shared memory alike: per 64 keys 2,048 cycles of products against about
-//          2,100 of operand traffic.
+//          2,100 of operand traffic. A cluster exchanges 128 KB per block: at 64 bytes per cycle to and
+//          from the second-level cache 2,048 cycles each way, fewer where blocks have no keys. Between
+//          multiprocessors some 16 bytes per cycle were measured by others, 7,000 cycles, and the sums
+//          would need memory that keys lie in.
 // Arch     sm_90a.
 // CPU twin `ops::cpu::attention`: the same blocks of 64 and the same bf16 rounding of weights;
 //          splits have their own maxima, so weights may round otherwise: 2^-8 of the largest value.
 
-#include "../include/formats.cuh"
-#include "../include/reduce.cuh"
-#include "../include/step.cuh"
+#include "../include/merge.cuh"
 #include "../include/swizzle.cuh"
 
 constexpr u32 HEADS = 64, KEYS = 64, GROUP = 128, THREADS = 3 * GROUP;
@@ -32,6 +37,9 @@ struct SparseShared {
     u32 p[2][16][GROUP];
     float rescale[2][2][GROUP];
     u64 full[2], empty[2];
+    // Sines and cosines of the rotation back, by pair of channels; of heads, where there is one split.
+    float turns[ROPE_DIM / 2][2];
+    OneSplit splits[HEADS];
 };
 
 // What the block attends to: keys of the window, then entries, in blocks of 64.
@@ -40,7 +48,9 @@ struct Keys {
     const u32* chosen; // of this token; null: all entries
     Step step;
     const Sequence* sequence;
-    u32 position, n_window, n_entries, window_blocks, ring, ratio;
+    u32 position, n_window, n_entries, window_blocks, ring;
+    u32 first_row;   // of the ring that is in the window
+    u32 entry_shift; // of a block of entries the binary logarithm
 
     INLINE u32 count(u32 block) const {
         const u32 first = (block < window_blocks ? block : block - window_blocks) * KEYS;
@@ -48,13 +58,15 @@ struct Keys {
     }
     INLINE const u8* row(u32 block, u32 key) const {
         if (block < window_blocks) {
-            const u32 at = position + 1 - n_window + block * KEYS + key;
+            const u32 number = block * KEYS + key, at = position + 1 - n_window + number;
             if (at >= sequence->position)
                 return pending + static_cast<u64>(sequence->row + at - sequence->position) * KV_ROW_BYTES;
-            return window + (static_cast<u64>(sequence->slot) * ring + at % ring) * KV_ROW_BYTES;
+            const u32 row = first_row + number, in_ring = row < ring ? row : row - ring;
+            return window + (static_cast<u64>(sequence->slot) * ring + in_ring) * KV_ROW_BYTES;
         }
         const u32 at = (block - window_blocks) * KEYS + key, entry = chosen ? chosen[at] : at;
-        return entries + block_row(step, *sequence, entry, BLOCK_TOKENS / ratio) * KV_ROW_BYTES;
+        const u64 first = static_cast<u64>(step.blocks[sequence->first_block + (entry >> entry_shift)]) << entry_shift;
+        return entries + (first + (entry & ((1u << entry_shift) - 1))) * KV_ROW_BYTES;
     }
 };
 
@@ -74,12 +86,16 @@ INLINE void load_half(const u8* row, u32 half, HalfRow& r) {
 }
 
 // Expands it into the tiles. The halves begin 28 pieces of 16 bytes apart, so that eight lanes (four
-// keys, two halves) store to eight different pieces of a swizzled row: no bank conflict.
+// keys, two halves) store to eight different pieces of a swizzled row: no bank conflict. Places and scales
+// of the second half are those of the first, four pieces and three tiles further on.
 INLINE void store_half(const HalfRow& r, u32 half, u32 key, u8 (*tiles)[TILE]) {
+    const u32 exchange = key % 8 * 16 ^ half * 64;
+    u8 *low = &tiles[3 * half][key * SWIZZLE_ROW], *high = low + half * TILE;
+    // Groups of four pieces share a scale with the next (even ones) or the one before.
+    const u32 even = half ? r.scales.v[0] >> 24 | r.scales.v[1] << 8 : r.scales.v[0], odd = even >> 8 * half;
     UNROLL
     for (u32 i = 0; i < CODES; ++i) {
-        const u32 piece = CODES * half + i, scale = piece / 8;
-        const u32 byte = (scale < 4 ? r.scales.v[0] : r.scales.v[1]) >> scale % 4 * 8 & 255u;
+        const u32 byte = (i / 4 % 2 ? odd : even) >> i / 8 * 8 & 255u;
         // A power of two in the range of bf16's normal numbers, as all block scales are.
         const u32 factor = (byte << 7) * 0x00010001u;
         u32x4 values;
@@ -87,13 +103,12 @@ INLINE void store_half(const HalfRow& r, u32 half, u32 key, u8 (*tiles)[TILE]) {
         expand_e4m3(r.codes[i].v[1], values.v[2], values.v[3]);
         UNROLL
         for (u32 j = 0; j < 4; ++j) values.v[j] = mul_bf16x2(values.v[j], factor);
-        *reinterpret_cast<u32x4*>(&tiles[piece / 8][swizzled(key, piece % 8 * 16)]) = values;
+        *reinterpret_cast<u32x4*>((i % 8 < 4 ? low : high) + i / 8 * TILE + (i % 8 * 16 ^ exchange)) = values;
     }
     UNROLL
     for (u32 i = 0; i < ROPES; i += 2) {
-        const u32 piece = (ROPES * half + i) / 2;
         const u32x4 values = {{r.ropes[i].v[0], r.ropes[i].v[1], r.ropes[i + 1].v[0], r.ropes[i + 1].v[1]}};
-        *reinterpret_cast<u32x4*>(&tiles[TILES - 1][swizzled(key, piece * 16)]) = values;
+        *reinterpret_cast<u32x4*>(&tiles[TILES - 1][key * SWIZZLE_ROW + (i / 2 * 16 ^ exchange)]) = values;
     }
 }
 
@@ -216,29 +231,91 @@ INLINE void store_half_output(const float (&o)[HALF / 2], float* acc, u32 first_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse90(
-    const bf16* __restrict__ q, const u8* __restrict__ window, const u8* __restrict__ pending,
-    const u8* __restrict__ entries, const u32* __restrict__ chosen, const u32* __restrict__ counts,
-    const u32* __restrict__ positions, const u32* __restrict__ sequence_of,
-    const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
-    float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
-    u32 ratio, u32 top_k, u32 split_blocks) {
-    // Of `window` and `blocks` nothing that is read here is written in this step.
-    dependency_begin(q, pending, entries, chosen, counts, positions, sequence_of, sequences);
+// Where the sums of the block's split go, and what becomes of them. Addresses are made where they are
+// used: kept from the beginning they would cost the products registers.
+struct Output {
+    float *acc, *stats;
+    const float* sink;
+    bf16* o;
+    u32 first_token, n_heads;
+
+    INLINE u32 first_head() const { return blockIdx.y * HEADS; }
+    // Of partial results, numbered from the first token of the launch.
+    INLINE u64 part(u32 split) const {
+        return (static_cast<u64>(blockIdx.z) * gridDim.x + split) * n_heads + first_head();
+    }
+    INLINE bf16* row(u32 head) const {
+        return o + (static_cast<u64>(first_token + blockIdx.z) * n_heads + first_head() + head) * HEAD_DIM;
+    }
+};
+
+// Where there is one split: by both groups, `first_channel ..+ 256` by each. `split` of the thread's two rows.
+INLINE void finish(SparseShared& s, const float (&o)[HALF / 2], const OneSplit (&split)[2], const Output& to,
+                   u32 first_channel) {
+    constexpr u32 PIECES = HALF / 8;
+    const u32 lane = lane_id(), quad = lane % 4, first_row = warp_id() % 4 * 16, row = first_row + lane / 4;
+    // The queries are read no more: rows of the output lie in their place, to leave in whole lines.
+    u8 (*tiles)[TILE] = s.q + first_channel / 64;
+    UNROLL
+    for (u32 j = 0; j < PIECES; ++j)
+        UNROLL
+        for (u32 r = 0; r < 2; ++r) {
+            float re = split[r].value(o[4 * j + 2 * r]), im = split[r].value(o[4 * j + 2 * r + 1]);
+            if (j >= PIECES - ROPE_DIM / 8 && first_channel == HALF) {
+                const float* sin_cos = s.turns[(j - (PIECES - ROPE_DIM / 8)) * 4 + quad];
+                turn(re, im, sin_cos[0], sin_cos[1]);
+            }
+            *reinterpret_cast<u32*>(&tiles[j / 8][swizzled(row + 8 * r, j % 8 * 16) + 4 * quad]) = pack_bf16x2(re, im);
+        }
+    warp_sync();
+    for (u32 i = first_row; i < first_row + 16 && to.first_head() + i < to.n_heads; ++i)
+        *reinterpret_cast<u32x4*>(to.row(i) + first_channel + 8 * lane) =
+            *reinterpret_cast<const u32x4*>(&tiles[lane / 8][swizzled(i, lane % 8 * 16)]);
+}
+
+// By both groups of each of the cluster's blocks, whose sums are stored.
+template <u32 Cluster>
+INLINE void merge(SparseShared& s, const Output& to) {
+    cluster_arrive();
+    cluster_wait();
+    const float* acc = after_wait(to.acc + to.part(0) * HEAD_DIM);
+    const float* stats = after_wait(to.stats + 2 * to.part(0));
+    const u32 lane = lane_id();
+    for (u32 i = warp_id() * Cluster + cluster_rank(); i < HEADS; i += 2 * GROUP / WARP * Cluster) {
+        const u32 head = to.first_head() + i;
+        if (head >= to.n_heads) return;
+        float v[KV_PER_LANE];
+        // As many splits as the grid has: known to the compiler, they would be unrolled and spill.
+        constexpr u32 AT_ONCE = Cluster < 4 ? Cluster : 4;
+        merge_head<AT_ONCE>(acc + i * HEAD_DIM, stats + 2 * i, to.n_heads, gridDim.x, to.sink[head], v);
+        if (lane >= NOPE_DIM / KV_PER_LANE)
+            UNROLL
+            for (u32 j = 0; j < KV_PER_LANE / 2; ++j) {
+                const float* sin_cos = s.turns[(lane - NOPE_DIM / KV_PER_LANE) * (KV_PER_LANE / 2) + j];
+                turn(v[2 * j], v[2 * j + 1], sin_cos[0], sin_cos[1]);
+            }
+        store_row(v, to.row(i));
+    }
+}
+
+// By the last warp, before everything else: later its branch would have no registers for it.
+INLINE void prepare_turns(const float* frequencies, u32 position) {
     SparseShared& s = shared<SparseShared>();
-    // Outputs are numbered from the first token of this launch, inputs from that of the step.
-    const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS, t = threadIdx.x;
-    Keys keys;
-    keys.window = window, keys.pending = pending, keys.entries = entries;
-    keys.chosen = chosen ? chosen + static_cast<u64>(token) * top_k : nullptr;
-    keys.step = {positions, sequence_of, sequences, blocks};
-    keys.sequence = sequences + sequence_of[token];
-    keys.position = positions[token], keys.ring = ring, keys.ratio = ratio;
-    keys.n_window = min_u32(keys.position + 1, WINDOW);
-    keys.n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (keys.position + 1) / ratio;
-    keys.window_blocks = ceil_div(keys.n_window, KEYS);
+    if (warp_id() + 1 < THREADS / WARP) return;
+    const u32 pair = lane_id();
+    float sin, cos;
+    sincos_f32(mul_rn(static_cast<float>(position), frequencies[pair]), sin, cos);
+    s.turns[pair][0] = mul_rn(sin, -1.0f), s.turns[pair][1] = cos;
+}
+
+// Cluster: blocks that add up a token's splits; 0 where another launch does.
+template <u32 Cluster>
+INLINE void attend(const bf16* q, const Keys& keys, u32 split_blocks, const Output& to) {
+    SparseShared& s = shared<SparseShared>();
+    const u32 t = threadIdx.x, token = to.first_token + blockIdx.z, first_head = to.first_head();
     const u32 n_blocks = keys.window_blocks + ceil_div(keys.n_entries, KEYS);
     const u32 first = blockIdx.x * split_blocks, end = min_u32(n_blocks, first + split_blocks);
+    const bool has_keys = first < end;
 
     if (t == 0) {
         for (u32 slot = 0; slot < 2; ++slot) {
@@ -247,38 +324,98 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse90(
         }
         fence_mbarrier_init();
     }
-    for (u32 i = t; i < HEADS * (HEAD_DIM / 8); i += THREADS) {
+    for (u32 i = t; has_keys && i < HEADS * (HEAD_DIM / 8); i += THREADS) {
         const u32 head = i / (HEAD_DIM / 8), piece = i % (HEAD_DIM / 8);
         u32x4 values = {};
-        if (first_head + head < n_heads)
+        if (first_head + head < to.n_heads)
             values = *reinterpret_cast<const u32x4*>(
-                q + (static_cast<u64>(token) * n_heads + first_head + head) * HEAD_DIM + piece * 8);
+                q + (static_cast<u64>(token) * to.n_heads + first_head + head) * HEAD_DIM + piece * 8);
         *reinterpret_cast<u32x4*>(&s.q[piece / 8][swizzled(head, piece % 8 * 16)]) = values;
     }
     fence_proxy_async();
     block_sync();
 
-    const u64 at = (static_cast<u64>(blockIdx.z) * gridDim.x + blockIdx.x) * n_heads + first_head;
+    const u32 row = warp_id() % 4 * 16 + lane_id() / 4, quad = lane_id() % 4;
     if (t >= 2 * GROUP) {
-        give_up_registers<112>();
+        give_up_registers<120>();
         gather(s, keys, first, end);
+        // Too few registers to take part in what follows.
+        if constexpr (Cluster > 1) cluster_arrive(), cluster_wait();
     } else if (t < GROUP) {
         take_registers<208>();
         float o[HALF / 2] = {}, max[2] = {negative_infinity(), negative_infinity()}, sum[2] = {};
         score(s, keys, first, end, o, max, sum);
-        store_half_output(o, acc_out + at * HEAD_DIM, first_head, n_heads, 0);
-        const u32 head = warp_id() * 16 + lane_id() / 4;
-        UNROLL
-        for (u32 r = 0; r < 2; ++r)
-            if (lane_id() % 4 == 0 && first_head + head + 8 * r < n_heads) {
-                stats[2 * (at + head + 8 * r)] = max[r];
-                stats[2 * (at + head + 8 * r) + 1] = sum[r];
+        if constexpr (Cluster == 1) {
+            OneSplit split[2];
+            UNROLL
+            for (u32 r = 0; r < 2; ++r) {
+                const u32 head = to.first_head() + row + 8 * r;
+                split[r] = one_split(max[r], sum[r], head < to.n_heads ? to.sink[head] : 0.0f);
+                if (quad == 0) s.splits[row + 8 * r] = split[r];
             }
+            named_sync<1>(2 * GROUP);
+            finish(s, o, split, to, 0);
+        } else {
+            const u64 part = to.part(blockIdx.x);
+            if (has_keys) store_half_output(o, to.acc + part * HEAD_DIM, to.first_head(), to.n_heads, 0);
+            UNROLL
+            for (u32 r = 0; r < 2; ++r)
+                if (quad == 0 && to.first_head() + row + 8 * r < to.n_heads) {
+                    float* stats = to.stats + 2 * (part + row + 8 * r);
+                    stats[0] = max[r], stats[1] = sum[r];
+                }
+        }
+        if constexpr (Cluster > 1) merge<Cluster>(s, to);
     } else {
-        take_registers<184>();
+        take_registers<176>();
         float o[HALF / 2] = {};
         follow(s, first, end, o);
-        store_half_output(o, acc_out + at * HEAD_DIM, first_head, n_heads, HALF);
+        if constexpr (Cluster == 1) {
+            named_sync<1>(2 * GROUP);
+            const OneSplit split[2] = {s.splits[row], s.splits[row + 8]};
+            finish(s, o, split, to, HALF);
+        } else if (has_keys) {
+            store_half_output(o, to.acc + to.part(blockIdx.x) * HEAD_DIM, to.first_head(), to.n_heads, HALF);
+        }
+        if constexpr (Cluster > 1) merge<Cluster>(s, to);
     }
 }
+
+// `acc_out` and `stats` are read again, after the cluster's barrier: no __restrict__.
+#define ATTEND(name, cluster, clusters)                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) clusters name(                                  \
+        const bf16* __restrict__ q, const u8* __restrict__ window, const u8* __restrict__ pending,           \
+        const u8* __restrict__ entries, const u32* __restrict__ chosen, const u32* __restrict__ counts,      \
+        const u32* __restrict__ positions, const u32* __restrict__ sequence_of,                              \
+        const Sequence* __restrict__ sequences, const u32* __restrict__ blocks, float* acc_out, float* stats, \
+        const float* __restrict__ sink, const float* __restrict__ frequencies, bf16* __restrict__ o,         \
+        u32 first_token, u32 n_heads, u32 ring, u32 ratio, u32 top_k, u32 split_blocks) {                    \
+        /* Of `window` and `blocks` nothing that is read here is written in this step. */                    \
+        dependency_begin(q, pending, entries, chosen, counts, positions, sequence_of, sequences);            \
+        const u32 token = first_token + blockIdx.z;                                                          \
+        if (cluster > 0) prepare_turns(frequencies, positions[token]);                                       \
+        Keys keys;                                                                                           \
+        keys.window = window, keys.pending = pending, keys.entries = entries;                                \
+        keys.chosen = chosen ? chosen + static_cast<u64>(token) * top_k : nullptr;                           \
+        keys.step = {positions, sequence_of, sequences, blocks};                                             \
+        keys.sequence = sequences + sequence_of[token];                                                      \
+        keys.position = positions[token], keys.ring = ring;                                                  \
+        keys.n_window = min_u32(keys.position + 1, WINDOW);                                                  \
+        keys.n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (keys.position + 1) / ratio;              \
+        keys.window_blocks = ceil_div(keys.n_window, KEYS);                                                  \
+        keys.first_row = (keys.position + 1 - keys.n_window) % ring;                                         \
+        keys.entry_shift = ratio == 0 ? 0 : 31 - count_leading_zeros(BLOCK_TOKENS / ratio);                  \
+        const Output output = {acc_out, stats, sink, o, first_token, n_heads};                               \
+        attend<cluster>(q, keys, split_blocks, output);                                                        \
+    }
+
+ATTEND(attn_sparse90, 0, )
 EMU_KERNEL(attn_sparse90)
+ATTEND(attn_sparse90_c1, 1, )
+EMU_KERNEL(attn_sparse90_c1)
+ATTEND(attn_sparse90_c2, 2, __cluster_dims__(2))
+EMU_KERNEL(attn_sparse90_c2, .cluster = 2)
+ATTEND(attn_sparse90_c4, 4, __cluster_dims__(4))
+EMU_KERNEL(attn_sparse90_c4, .cluster = 4)
+ATTEND(attn_sparse90_c8, 8, __cluster_dims__(8))
+EMU_KERNEL(attn_sparse90_c8, .cluster = 8)

@@ -13,14 +13,16 @@
 
 constexpr u32 KV_PER_LANE = HEAD_DIM / WARP, KEY_PER_LANE = INDEX_DIM / WARP;
 
-// Rotates the pair (re, im) by `position` times the pair's frequency; rounds to bf16.
-INLINE void rotate(float& re, float& im, float angle, float direction) {
-    float sin, cos;
-    sincos_f32(angle, sin, cos);
-    sin = mul_rn(sin, direction);
+// Rotates the pair (re, im) by an angle with this sine and cosine; rounds to bf16.
+INLINE void turn(float& re, float& im, float sin, float cos) {
     const float x = re;
     re = round_bf16(add_rn(mul_rn(x, cos), -mul_rn(im, sin)));
     im = round_bf16(add_rn(mul_rn(x, sin), mul_rn(im, cos)));
+}
+INLINE void rotate(float& re, float& im, float angle, float direction) {
+    float sin, cos;
+    sincos_f32(angle, sin, cos);
+    turn(re, im, mul_rn(sin, direction), cos);
 }
 
 // Norm with weight and bf16 rounding over all values of the warp.

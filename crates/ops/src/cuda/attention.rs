@@ -8,7 +8,7 @@ use super::device::Arg;
 use super::linear::Part;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::splits::{blocks_per_split, most_short_splits};
+use super::splits::{Merge, divide, most_partial};
 use super::step::DeviceStep;
 use super::store::{Pending, check_compressor};
 use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
@@ -361,53 +361,58 @@ impl CudaOps {
         let top_k = selection.map_or(0, |selection| selection.top_k);
         let key_blocks = WINDOW.min(context).div_ceil(KEY_BLOCK) + max_entries.div_ceil(KEY_BLOCK);
         let arch = self.memory.device().arch();
-        let (kernel, head_tile, threads, shared_bytes) = match arch {
-            "sm_90a" => ("attn_sparse90", 64, 384, SPARSE_SHARED_90),
-            "sm_100f" => ("attn_sparse100", 64, 416, SPARSE_SHARED_100),
-            _ => (OP, HEAD_TILE, 128, SPARSE_SHARED),
+        let (head_tile, threads, shared_bytes) = match arch {
+            "sm_90a" => (64, 384, SPARSE_SHARED_90),
+            "sm_100f" => (64, 416, SPARSE_SHARED_100),
+            _ => (HEAD_TILE, 128, SPARSE_SHARED),
         };
         let n_tiles = rows * n_heads.div_ceil(head_tile);
-        let split_blocks = blocks_per_split(arch, self.is_deterministic(), n_tiles, key_blocks);
-        let n_splits = key_blocks.div_ceil(split_blocks);
-        let row_floats = n_splits * n_heads * (HEAD_DIM + 2);
-        let run = (ATTENTION_WORKSPACE / (4 * row_floats)).clamp(1, rows.max(1)).min(65_535);
+        let division = divide(arch, self.is_deterministic(), n_tiles, key_blocks);
+        let n_splits = division.n_splits(key_blocks);
+        let kernel = match division.merge {
+            Merge::Launch => match arch {
+                "sm_90a" => "attn_sparse90",
+                "sm_100f" => "attn_sparse100",
+                _ => OP,
+            },
+            Merge::Cluster(1) => "attn_sparse90_c1",
+            Merge::Cluster(2) => "attn_sparse90_c2",
+            Merge::Cluster(4) => "attn_sparse90_c4",
+            Merge::Cluster(_) => "attn_sparse90_c8",
+        };
+        let row_floats = division.n_partial(key_blocks) * n_heads * (HEAD_DIM + 2);
+        let run = (ATTENTION_WORKSPACE / (4 * row_floats).max(1)).clamp(1, rows.max(1)).min(65_535);
         // More rows in longer splits may need less: never less than any shorter ones would.
-        let n_parts = (run * n_splits * n_heads).max(most_short_splits(arch) * head_tile);
+        let n_parts = run * division.n_partial(key_blocks) * n_heads;
+        let n_parts = n_parts.max(most_partial(arch) * head_tile);
         let acc = self.buffer(4 * n_parts * HEAD_DIM)?;
         let stats = self.buffer(4 * n_parts * 2)?;
         let [positions, sequence_of, sequences] = step.row_args();
+        let args = |first: usize| {
+            let mut args: Vec<Arg> =
+                [&q.values, &stores.window, &pending.rows, &stores.entries].map(Arg::from).into();
+            args.extend([chosen, counts, positions, sequence_of, sequences]);
+            args.extend([&step.blocks, &acc, &stats].map(Arg::from));
+            if arch == "sm_90a" {
+                let finishing = [&weights.attn_sink.values, &weights.rope.values, &out.values];
+                args.extend(finishing.map(Arg::from));
+            }
+            let sizes = [first, n_heads, ring, ratio, top_k, division.split_blocks];
+            args.extend(sizes.map(|n| Arg::U32(n as u32)));
+            args
+        };
         for first in (0..rows).step_by(run) {
             let n = run.min(rows - first);
+            let grid = [n_splits, n_heads.div_ceil(head_tile), n];
             // SAFETY: q is [rows, n_heads, 512] bf16; window, pending rows and entries hold every
             // key that positions, blocks and selection of the step name; `acc` and `stats` have
-            // room for `run` rows of all splits and heads.
+            // room for `run` rows of all splits and heads, or none are written; `out` is
+            // [rows, n_heads, 512] bf16. A cluster's blocks are the splits of its tile.
             unsafe {
-                self.launch(Call {
-                    kernel,
-                    grid: [n_splits, n_heads.div_ceil(head_tile), n],
-                    threads,
-                    shared_bytes,
-                    args: &[
-                        (&q.values).into(),
-                        (&stores.window).into(),
-                        (&pending.rows).into(),
-                        (&stores.entries).into(),
-                        chosen,
-                        counts,
-                        positions,
-                        sequence_of,
-                        sequences,
-                        (&step.blocks).into(),
-                        (&acc).into(),
-                        (&stats).into(),
-                        (first as u32).into(),
-                        (n_heads as u32).into(),
-                        (ring as u32).into(),
-                        u32::from(ratio as u16).into(),
-                        (top_k as u32).into(),
-                        (split_blocks as u32).into(),
-                    ],
-                })?;
+                self.launch(Call { kernel, grid, threads, shared_bytes, args: &args(first) })?;
+            }
+            if division.merge != Merge::Launch {
+                continue;
             }
             let merge = || {
                 // SAFETY: the partial results of these rows are in `acc` and `stats`; `out` is
@@ -440,6 +445,9 @@ impl CudaOps {
                 let commit = || self.commit_window(&pending.rows, step, stores, ring);
                 self.memory.beside(commit, merge)?;
             }
+        }
+        if division.merge != Merge::Launch && !pending.is_in_window {
+            return self.commit_window(&pending.rows, step, stores, ring);
         }
         Ok(())
     }

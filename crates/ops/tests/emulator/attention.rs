@@ -342,3 +342,8 @@ fn layers_agree_with_the_cpu_on_blackwell() {
         from_128(device, LayerKind::Csa);
     });
 }
+
+#[test]
+fn ratio_128_layers_agree_with_the_cpu_on_hopper() {
+    in_every_mode_on_hopper(|device| from_128(device, LayerKind::Hca));
+}

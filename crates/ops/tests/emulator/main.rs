@@ -23,4 +23,5 @@ mod planted90;
 mod process;
 mod queries;
 mod sample;
+mod splits;
 mod weights;

@@ -157,7 +157,7 @@ mod tests {
                 (LayerKind::Window, window.0, window.1, window.2),
             ]
         };
-        assert_eq!(counts("sm_90a"), expected((13, 18, 10), (11, 16, 8), (11, 15, 8)));
+        assert_eq!(counts("sm_90a"), expected((12, 17, 9), (10, 15, 7), (10, 14, 7)));
         assert_eq!(counts("sm_80"), expected((23, 29, 0), (19, 25, 0), (19, 24, 0)));
     }
 }
