@@ -191,10 +191,17 @@ impl Rehearsed {
         let x = ops.kept_copies(&first, None, cache)?;
         let next = first.tokens.clone();
         let output = self.model.draft(&first, &next, x, cache, &Solo, true, &mut NoProbe)?;
+        if let Some(logits) = &output.logits {
+            ops.rehearse_choices(logits)?;
+        }
+        drop(output.logits);
         let copies = output.copies.context("the MTP block leaves no copies")?;
         let x = ops.select_rows(&copies, &last)?;
         let next = second.tokens.clone();
-        self.model.draft(&second, &next, x, cache, &Solo, true, &mut NoProbe)?;
+        let output = self.model.draft(&second, &next, x, cache, &Solo, true, &mut NoProbe)?;
+        if let Some(logits) = &output.logits {
+            ops.rehearse_choices(logits)?;
+        }
         Ok(())
     }
 }
