@@ -231,15 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_sparse100(
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
     const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS, warp = warp_id();
-    Keys keys;
-    keys.window = window, keys.pending = pending, keys.entries = entries;
-    keys.chosen = chosen ? chosen + static_cast<u64>(token) * top_k : nullptr;
-    keys.step = {positions, sequence_of, sequences, blocks};
-    keys.sequence = sequences + sequence_of[token];
-    keys.position = positions[token], keys.ring = ring, keys.ratio = ratio;
-    keys.n_window = min_u32(keys.position + 1, WINDOW);
-    keys.n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (keys.position + 1) / ratio;
-    keys.window_blocks = ceil_div(keys.n_window, KEYS);
+    const Keys keys = keys_of({positions, sequence_of, sequences, blocks}, token, window, pending, entries, chosen, counts,
+                              ring, ratio, top_k);
     const u32 n_all = keys.window_blocks + ceil_div(keys.n_entries, KEYS);
     const u32 first = min_u32(n_all, blockIdx.x * split_blocks), n_blocks = min_u32(split_blocks, n_all - first);
 

@@ -15,20 +15,15 @@
 // Limit    tensor cores and shared memory alike: per 64 keys 2,048 cycles of products against about
 //          2,100 of operand traffic. A cluster exchanges 128 KB per block: at 64 bytes per cycle to and
 //          from the second-level cache 2,048 cycles each way, fewer where blocks have no keys. Between
-//          multiprocessors some 16 bytes per cycle were measured by others, 7,000 cycles, and the sums
-//          would need memory that keys lie in.
+//          multiprocessors the sums would need memory that keys lie in.
 // Arch     sm_90a.
 // CPU twin `ops::cpu::attention`: the same blocks of 64 and the same bf16 rounding of weights;
 //          splits have their own maxima, so weights may round otherwise: 2^-8 of the largest value.
 
 #include "../include/merge.cuh"
-#include "../include/swizzle.cuh"
+#include "../include/sparse_keys.cuh"
 
-constexpr u32 HEADS = 64, KEYS = 64, GROUP = 128, THREADS = 3 * GROUP;
-// 64 rows (heads or keys) of 64 channels, swizzled; a row of 512 channels is 8 tiles.
-constexpr u32 TILE = 8192, TILES = HEAD_DIM / 64, HALF = HEAD_DIM / 2;
-constexpr float SOFTMAX_SCALE = 0.044194173f; // 512^-0.5
-constexpr float LOG2_E = 1.44269504f;
+constexpr u32 HEADS = 64, GROUP = 128, THREADS = 3 * GROUP, HALF = HEAD_DIM / 2;
 
 struct SparseShared {
     alignas(1024) u8 q[TILES][TILE];
@@ -41,76 +36,6 @@ struct SparseShared {
     float turns[ROPE_DIM / 2][2];
     OneSplit splits[HEADS];
 };
-
-// What the block attends to: keys of the window, then entries, in blocks of 64.
-struct Keys {
-    const u8 *window, *pending, *entries;
-    const u32* chosen; // of this token; null: all entries
-    Step step;
-    const Sequence* sequence;
-    u32 position, n_window, n_entries, window_blocks, ring;
-    u32 first_row;   // of the ring that is in the window
-    u32 entry_shift; // of a block of entries the binary logarithm
-
-    INLINE u32 count(u32 block) const {
-        const u32 first = (block < window_blocks ? block : block - window_blocks) * KEYS;
-        return min_u32(KEYS, (block < window_blocks ? n_window : n_entries) - first);
-    }
-    INLINE const u8* row(u32 block, u32 key) const {
-        if (block < window_blocks) {
-            const u32 number = block * KEYS + key, at = position + 1 - n_window + number;
-            if (at >= sequence->position)
-                return pending + static_cast<u64>(sequence->row + at - sequence->position) * KV_ROW_BYTES;
-            const u32 row = first_row + number, in_ring = row < ring ? row : row - ring;
-            return window + (static_cast<u64>(sequence->slot) * ring + in_ring) * KV_ROW_BYTES;
-        }
-        const u32 at = (block - window_blocks) * KEYS + key, entry = chosen ? chosen[at] : at;
-        const u64 first = static_cast<u64>(step.blocks[sequence->first_block + (entry >> entry_shift)]) << entry_shift;
-        return entries + (first + (entry & ((1u << entry_shift) - 1))) * KV_ROW_BYTES;
-    }
-};
-
-// Half of a row as it lies in the cache: codes of 8 channels, rotated channels, scales.
-constexpr u32 CODES = NOPE_DIM / 16, ROPES = ROPE_DIM / 8;
-struct HalfRow {
-    u32x2 codes[CODES], ropes[ROPES], scales;
-};
-
-INLINE void load_half(const u8* row, u32 half, HalfRow& r) {
-    r.scales = *reinterpret_cast<const u32x2*>(row + NOPE_DIM + 2 * ROPE_DIM);
-    UNROLL
-    for (u32 i = 0; i < CODES; ++i) r.codes[i] = *reinterpret_cast<const u32x2*>(row + (CODES * half + i) * 8);
-    UNROLL
-    for (u32 i = 0; i < ROPES; ++i)
-        r.ropes[i] = *reinterpret_cast<const u32x2*>(row + NOPE_DIM + (ROPES * half + i) * 8);
-}
-
-// Expands it into the tiles. The halves begin 28 pieces of 16 bytes apart, so that eight lanes (four
-// keys, two halves) store to eight different pieces of a swizzled row: no bank conflict. Places and scales
-// of the second half are those of the first, four pieces and three tiles further on.
-INLINE void store_half(const HalfRow& r, u32 half, u32 key, u8 (*tiles)[TILE]) {
-    const u32 exchange = key % 8 * 16 ^ half * 64;
-    u8 *low = &tiles[3 * half][key * SWIZZLE_ROW], *high = low + half * TILE;
-    // Groups of four pieces share a scale with the next (even ones) or the one before.
-    const u32 even = half ? r.scales.v[0] >> 24 | r.scales.v[1] << 8 : r.scales.v[0], odd = even >> 8 * half;
-    UNROLL
-    for (u32 i = 0; i < CODES; ++i) {
-        const u32 byte = (i / 4 % 2 ? odd : even) >> i / 8 * 8 & 255u;
-        // A power of two in the range of bf16's normal numbers, as all block scales are.
-        const u32 factor = (byte << 7) * 0x00010001u;
-        u32x4 values;
-        expand_e4m3(r.codes[i].v[0], values.v[0], values.v[1]);
-        expand_e4m3(r.codes[i].v[1], values.v[2], values.v[3]);
-        UNROLL
-        for (u32 j = 0; j < 4; ++j) values.v[j] = mul_bf16x2(values.v[j], factor);
-        *reinterpret_cast<u32x4*>((i % 8 < 4 ? low : high) + i / 8 * TILE + (i % 8 * 16 ^ exchange)) = values;
-    }
-    UNROLL
-    for (u32 i = 0; i < ROPES; i += 2) {
-        const u32x4 values = {{r.ropes[i].v[0], r.ropes[i].v[1], r.ropes[i + 1].v[0], r.ropes[i + 1].v[1]}};
-        *reinterpret_cast<u32x4*>(&tiles[TILES - 1][key * SWIZZLE_ROW + (i / 2 * 16 ^ exchange)]) = values;
-    }
-}
 
 // The third group: two threads per key.
 INLINE void gather(SparseShared& s, const Keys& keys, u32 first, u32 end) {
@@ -382,31 +307,22 @@ INLINE void attend(const bf16* q, const Keys& keys, u32 split_blocks, const Outp
 }
 
 // `acc_out` and `stats` are read again, after the cluster's barrier: no __restrict__.
-#define ATTEND(name, cluster, clusters)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) clusters name(                                  \
-        const bf16* __restrict__ q, const u8* __restrict__ window, const u8* __restrict__ pending,           \
-        const u8* __restrict__ entries, const u32* __restrict__ chosen, const u32* __restrict__ counts,      \
-        const u32* __restrict__ positions, const u32* __restrict__ sequence_of,                              \
+#define ATTEND(name, cluster, clusters)                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) clusters name(                                   \
+        const bf16* __restrict__ q, const u8* __restrict__ window, const u8* __restrict__ pending,            \
+        const u8* __restrict__ entries, const u32* __restrict__ chosen, const u32* __restrict__ counts,       \
+        const u32* __restrict__ positions, const u32* __restrict__ sequence_of,                               \
         const Sequence* __restrict__ sequences, const u32* __restrict__ blocks, float* acc_out, float* stats, \
-        const float* __restrict__ sink, const float* __restrict__ frequencies, bf16* __restrict__ o,         \
-        u32 first_token, u32 n_heads, u32 ring, u32 ratio, u32 top_k, u32 split_blocks) {                    \
-        /* Of `window` and `blocks` nothing that is read here is written in this step. */                    \
-        dependency_begin(q, pending, entries, chosen, counts, positions, sequence_of, sequences);            \
-        const u32 token = first_token + blockIdx.z;                                                          \
-        if (cluster > 0) prepare_turns(frequencies, positions[token]);                                       \
-        Keys keys;                                                                                           \
-        keys.window = window, keys.pending = pending, keys.entries = entries;                                \
-        keys.chosen = chosen ? chosen + static_cast<u64>(token) * top_k : nullptr;                           \
-        keys.step = {positions, sequence_of, sequences, blocks};                                             \
-        keys.sequence = sequences + sequence_of[token];                                                      \
-        keys.position = positions[token], keys.ring = ring;                                                  \
-        keys.n_window = min_u32(keys.position + 1, WINDOW);                                                  \
-        keys.n_entries = ratio == 0 ? 0 : chosen ? counts[token] : (keys.position + 1) / ratio;              \
-        keys.window_blocks = ceil_div(keys.n_window, KEYS);                                                  \
-        keys.first_row = (keys.position + 1 - keys.n_window) % ring;                                         \
-        keys.entry_shift = ratio == 0 ? 0 : 31 - count_leading_zeros(BLOCK_TOKENS / ratio);                  \
-        const Output output = {acc_out, stats, sink, o, first_token, n_heads};                               \
-        attend<cluster>(q, keys, split_blocks, output);                                                        \
+        const float* __restrict__ sink, const float* __restrict__ frequencies, bf16* __restrict__ o,          \
+        u32 first_token, u32 n_heads, u32 ring, u32 ratio, u32 top_k, u32 split_blocks) {                     \
+        /* Of `window` and `blocks` nothing that is read here is written in this step. */                     \
+        dependency_begin(q, pending, entries, chosen, counts, positions, sequence_of, sequences);             \
+        const u32 token = first_token + blockIdx.z;                                                           \
+        if (cluster > 0) prepare_turns(frequencies, positions[token]);                                        \
+        const Keys keys = keys_of({positions, sequence_of, sequences, blocks}, token, window, pending,        \
+                                  entries, chosen, counts, ring, ratio, top_k);                               \
+        const Output output = {acc_out, stats, sink, o, first_token, n_heads};                                \
+        attend<cluster>(q, keys, split_blocks, output);                                                       \
     }
 
 ATTEND(attn_sparse90, 0, )
