@@ -26,25 +26,6 @@ void land(const Copy& copy, void* pc) {
     }
 }
 
-// A tensor map, innermost dimension first.
-struct Map {
-    uint64_t address;
-    uint32_t rank, element; // bits; 4: 16 codes of 4 bits come to lie in 16 bytes
-    uint32_t swizzle;       // bytes of the span, 0 for none
-    uint32_t box[5];
-    uint64_t dims[5], strides[4];
-
-    uint32_t shared_bits() const { return element == 4 ? 8 : element; }
-    uint32_t n_rows() const {
-        uint32_t n = 1;
-        for (uint32_t d = 1; d < rank; ++d) n *= box[d];
-        return n;
-    }
-    uint32_t row_bytes() const { return box[0] * shared_bits() / 8; }
-    uint32_t n_elements() const { return box[0] * n_rows(); }
-};
-static_assert(sizeof(Map) <= 128);
-
 struct Bulk {
     Copy copy;
     uint64_t barrier;

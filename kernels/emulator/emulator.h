@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include <utility>
+#include <vector>
 
 namespace emu {
 
@@ -48,9 +49,10 @@ struct Options {
 struct Kernel {
     const char* name;
     void (*run)(void**);
+    std::vector<uint32_t> sizes; // of its parameters, in bytes
     Options options;
     const Kernel* next;
-    Kernel(const char* name, void (*run)(void**), Options options);
+    Kernel(const char* name, void (*run)(void**), std::vector<uint32_t> sizes, Options options);
     static const Kernel* find(const char* name);
 };
 
@@ -61,6 +63,11 @@ void invoke_at(void (*kernel)(Args...), void** p, std::index_sequence<I...>) {
 template <class... Args>
 void invoke(void (*kernel)(Args...), void** p) {
     invoke_at(kernel, p, std::index_sequence_for<Args...>());
+}
+
+template <class... Args>
+std::vector<uint32_t> sizes_of(void (*)(Args...)) {
+    return {static_cast<uint32_t>(sizeof(Args))...};
 }
 
 void* shared_memory(size_t bytes);

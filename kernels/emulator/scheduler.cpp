@@ -3,6 +3,7 @@
 // Seed 0 runs warps in ascending order, any other seed in an order drawn anew each round.
 // When no thread can run, one asynchronous copy lands; when there is none either, the table of what
 // each waits for is the error message.
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +13,6 @@
 #include <algorithm>
 
 #include "state.h"
-
-extern "C" const char __executable_start; // the linker's
 
 namespace emu {
 
@@ -34,8 +33,8 @@ uint32_t random_state = 1;
 
 } // namespace
 
-Kernel::Kernel(const char* name, void (*run)(void**), Options options)
-    : name(name), run(run), options(options), next(first_kernel) {
+Kernel::Kernel(const char* name, void (*run)(void**), std::vector<uint32_t> sizes, Options options)
+    : name(name), run(run), sizes(std::move(sizes)), options(options), next(first_kernel) {
     first_kernel = this;
 }
 const Kernel* Kernel::find(const char* name) {
@@ -143,7 +142,7 @@ void prepare(Fibre& fibre, uint32_t index, uint32_t rank, Dim3 block_id) {
         if (waits_for) describe(*waits_for);
         fprintf(stderr, "\n");
     }
-    exit(3);
+    _exit(3);
 }
 
 void run_cluster(Dim3 first_block) {
@@ -223,12 +222,14 @@ void fail_at(void* pc, const char* format, ...) {
     vfprintf(stderr, format, list);
     va_end(list);
     fprintf(stderr, "\n");
-    // The line in the kernel, where the tool for it is installed.
-    char command[256];
-    snprintf(command, sizeof command, "addr2line -ie /proc/%d/exe %#zx >&2 2>/dev/null", getpid(),
-             static_cast<char*>(pc) - 1 - &__executable_start);
-    if (system(command)) fprintf(stderr, "  at %p\n", pc);
-    exit(3);
+    // The line in the kernel, where the tool for it is installed. This may be a library or a program.
+    Dl_info file = {};
+    char command[4096];
+    if (dladdr(pc, &file))
+        snprintf(command, sizeof command, "addr2line -ie '%s' %#zx >&2 2>/dev/null", file.dli_fname,
+                 static_cast<char*>(pc) - 1 - static_cast<char*>(file.dli_fbase));
+    if (!file.dli_fname || system(command)) fprintf(stderr, "  at %p\n", pc);
+    _exit(3); // other threads may be at work: nothing is taken down
 }
 
 } // namespace emu

@@ -112,6 +112,25 @@ uint64_t barrier_for_copies(uint64_t* barrier);
 // An arrival of asynchronous work, at its time `clock`.
 void arrive_async(uint64_t key, uint32_t clock);
 void describe(const Mbarrier& barrier);
+// A tensor map, innermost dimension first.
+struct Map {
+    uint64_t address;
+    uint32_t rank, element; // bits; 4: 16 codes of 4 bits come to lie in 16 bytes
+    uint32_t swizzle;       // bytes of the span, 0 for none
+    uint32_t box[5];
+    uint64_t dims[5], strides[4];
+
+    uint32_t shared_bits() const { return element == 4 ? 8 : element; }
+    uint32_t n_rows() const {
+        uint32_t n = 1;
+        for (uint32_t d = 1; d < rank; ++d) n *= box[d];
+        return n;
+    }
+    uint32_t row_bytes() const { return box[0] * shared_bits() / 8; }
+    uint32_t n_elements() const { return box[0] * n_rows(); }
+};
+static_assert(sizeof(Map) <= 128);
+
 // copy.cpp
 void copies_at_exit(Fibre& fibre);
 bool land_one();

@@ -25,7 +25,7 @@
 #define blockDim (emu::launch.block)
 #define gridDim (emu::launch.grid)
 #define EMU_KERNEL(name, ...) \
-    static const emu::Kernel emu_kernel_##name(#name, [](void** p) { emu::invoke(&name, p); }, {__VA_ARGS__});
+    static const emu::Kernel emu_kernel_##name(#name, [](void** p) { emu::invoke(&name, p); }, emu::sizes_of(&name), {__VA_ARGS__});
 
 INLINE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
 INLINE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }

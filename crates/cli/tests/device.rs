@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 use fathom_ops::cuda::emulator::build;
 
 use crate::fathom;
-use crate::serve::Server;
 
 /// The emulator; `None` without a C++ compiler.
 fn emulator() -> Option<&'static Path> {
@@ -25,32 +24,6 @@ fn emulator() -> Option<&'static Path> {
 
 fn has_driver() -> bool {
     fathom_ops::cuda::gpu::has_driver()
-}
-
-/// Small enough for the emulator.
-const LIMITS: [&str; 8] = [
-    "--max-num-seqs",
-    "1",
-    "--max-num-batched-tokens",
-    "32",
-    "--max-model-len",
-    "512",
-    "--kv-cache-memory-bytes",
-    "8000000",
-];
-
-#[test]
-fn a_model_is_served_from_device_memory_as_planned_and_answers_as_on_the_cpu() {
-    let Some(emulator) = emulator() else { return };
-    let args = [&["--port", "0", "--device", "cuda"][..], &LIMITS].concat();
-    let mut command = fathom();
-    command.env("FATHOM_EMULATOR", emulator);
-    let server = Server::start_as(command, &args);
-    for expected in ["bf16 on the block emulator", "memory    weights 1", "workspace", "cache"] {
-        assert!(server.banner.contains(expected), "{}", server.banner);
-    }
-    let (_, n_prompt, _) = server.ask("Hi");
-    assert!(n_prompt > 0);
 }
 
 #[test]
@@ -98,26 +71,6 @@ fn the_doctor_looks_at_this_machine_and_says_what_to_do() {
         assert_eq!(findings[0]["about"], "driver");
         assert_eq!(findings[0]["level"], "problem");
     }
-}
-
-#[test]
-fn the_device_check_passes_on_the_emulator_and_leaves_its_results_as_json() {
-    let Some(emulator) = emulator() else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("check.json");
-    let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano/goldens");
-    let output = fathom()
-        .env("FATHOM_EMULATOR", emulator)
-        .args(["device-check", "--small", "--only", "nano", "--goldens", goldens, "--out"])
-        .arg(&file)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    assert!(text.trim_end().lines().last().unwrap().starts_with("4 passed, 0 failed"), "{text}");
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    assert_eq!(json["cases"].as_array().unwrap().len(), 4);
-    assert_eq!(json["cases"][0]["passes"], true);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod chat;
 mod command_line;
 mod device;
+mod driver;
 mod logits;
 mod serve;
 mod simulate;

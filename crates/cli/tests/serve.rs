@@ -49,16 +49,7 @@ impl Server {
 
     /// The answer to one message: its text, tokens of the prompt, those of them that were cached.
     pub(crate) fn ask(&self, message: &str) -> (String, u64, u64) {
-        let body = serde_json::json!({
-            "model": "nano", "messages": [{"role": "user", "content": message}],
-            "max_tokens": 8, "temperature": 0, "thinking": {"type": "disabled"},
-        });
-        let body = body.to_string();
-        let response = self.exchange(&format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        ));
+        let response = self.post(message, 8);
         let (_, json) = response.split_once("\r\n\r\n").unwrap();
         let json: serde_json::Value = serde_json::from_str(json).expect(&response);
         let usage = &json["usage"];
@@ -68,6 +59,20 @@ impl Server {
             usage["prompt_tokens"].as_u64().unwrap(),
             cached.as_u64().unwrap(),
         )
+    }
+
+    /// The whole response to one message.
+    pub(crate) fn post(&self, message: &str, max_tokens: u32) -> String {
+        let body = serde_json::json!({
+            "model": "nano", "messages": [{"role": "user", "content": message}],
+            "max_tokens": max_tokens, "temperature": 0, "thinking": {"type": "disabled"},
+        });
+        let body = body.to_string();
+        self.exchange(&format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
     }
 
     fn exchange(&self, request: &str) -> String {

@@ -8,6 +8,11 @@ pub fn embedded(path: &str) -> Option<String> {
     SOURCES.iter().find(|(name, _)| *name == path).map(|(_, text)| (*text).to_owned())
 }
 
+/// Every kernel file with the architectures it is compiled for.
+pub fn files() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    FILES.iter().map(|&(path, archs, _)| (path, archs))
+}
+
 /// The file that kernel `entry` is in.
 pub(crate) fn file_of(entry: &str) -> Option<&'static str> {
     ENTRIES.iter().find(|(name, _)| *name == entry).map(|(_, path)| *path)

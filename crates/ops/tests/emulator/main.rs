@@ -13,6 +13,7 @@ mod compare;
 mod copies;
 mod device_check;
 mod draw;
+mod driver;
 mod formats;
 mod hopper;
 mod hyper_connection;

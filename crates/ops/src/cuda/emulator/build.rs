@@ -13,8 +13,18 @@ use std::process::Command;
 const KERNEL_FLAGS: &[&str] =
     &["-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas", "-Wno-psabi"];
 const EMULATOR_FLAGS: &[&str] = &["-O2"];
-const FLAGS: &[&str] =
-    &["-std=c++20", "-g", "-c", "-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wextra"];
+const FLAGS: &[&str] = &[
+    "-std=c++20",
+    "-g",
+    "-c",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+];
+/// Where the emulated driver is, in the folder of kernels.
+const DRIVER: &str = "emulator/driver";
 
 /// The program made of `kernels` (the folder of that name), with its parts in `out`; `None` without a
 /// C++ compiler.
@@ -22,6 +32,46 @@ const FLAGS: &[&str] =
 /// # Errors
 /// What the file system or the compiler says; a warning counts.
 pub fn build(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
+    let Some(objects) = objects(kernels, out, &|path| !path.starts_with(kernels.join(DRIVER)))?
+    else {
+        return Ok(None);
+    };
+    let program = out.join(format!("emulator-{}", objects.key));
+    if !program.exists() {
+        run_then_rename(Command::new("g++").args(&objects.files), &program)?;
+    }
+    Ok(Some(program))
+}
+
+/// A folder with a `libcuda.so.1` that runs kernels in the emulator: the emulated driver
+/// (`kernels/emulator/driver`). On the library path it takes the place of NVIDIA's.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_driver(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
+    let program = kernels.join("emulator/serve.cpp");
+    let Some(objects) = objects(kernels, out, &|path| path != program)? else { return Ok(None) };
+    let folder = out.join(format!("driver-{}", objects.key));
+    fs::create_dir_all(&folder)?;
+    let library = folder.join("libcuda.so.1");
+    if !library.exists() {
+        let flags = ["-shared", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
+        run_then_rename(Command::new("g++").args(flags).args(&objects.files), &library)?;
+    }
+    Ok(Some(folder))
+}
+
+/// Compiled files, and a name for all of them.
+struct Objects {
+    files: Vec<PathBuf>,
+    key: String,
+}
+
+fn objects(
+    kernels: &Path,
+    out: &Path,
+    is_wanted: &dyn Fn(&Path) -> bool,
+) -> io::Result<Option<Objects>> {
     if !Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success()) {
         return Ok(None);
     }
@@ -34,7 +84,7 @@ pub fn build(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
     let is = |path: &Path, extension: &str| path.extension().is_some_and(|e| e == extension);
     let jobs = files
         .iter()
-        .filter(|path| is(path, "cu") || is(path, "cpp"))
+        .filter(|path| (is(path, "cu") || is(path, "cpp")) && is_wanted(path))
         .map(|path| {
             let flags = if is(path, "cu") { KERNEL_FLAGS } else { EMULATOR_FLAGS };
             let mut hash = DefaultHasher::new();
@@ -54,14 +104,10 @@ pub fn build(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
             .collect();
         halves.into_iter().try_for_each(|half| half.join().expect("compiling does not panic"))
     })?;
-    let objects: Vec<&PathBuf> = jobs.iter().map(|(_, object, _)| object).collect();
+    let files: Vec<PathBuf> = jobs.into_iter().map(|(_, object, _)| object).collect();
     let mut hash = DefaultHasher::new();
-    objects.hash(&mut hash);
-    let program = out.join(format!("emulator-{:016x}", hash.finish()));
-    if !program.exists() {
-        run_then_rename(Command::new("g++").args(&objects), &program)?;
-    }
-    Ok(Some(program))
+    files.hash(&mut hash);
+    Ok(Some(Objects { files, key: format!("{:016x}", hash.finish()) }))
 }
 
 /// The texts of a source and of all the headers of ours that it includes, however deep.
