@@ -182,6 +182,7 @@ fn replays(gpu: &Gpu, small: bool) -> Result<Vec<Comparison>> {
         max_num_seqs: n_seqs,
         max_model_len: 512,
         max_drafts: 0,
+        deterministic: false,
     };
     let checkpoint = crate::embedded::checkpoint()?;
     let rehearsed = Rehearsed::new(&checkpoint, gpu.kernels(), OPTIONS, limits)?;

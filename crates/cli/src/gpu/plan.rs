@@ -32,6 +32,8 @@ pub(crate) struct StepLimits {
     pub(crate) max_model_len: usize,
     /// Guesses that one sequence may have verified in a step.
     pub(crate) max_drafts: usize,
+    /// Whether results do not depend on the batch, which takes other launches.
+    pub(crate) deterministic: bool,
 }
 
 /// A model that was loaded in a rehearsal.
@@ -55,7 +57,8 @@ impl Rehearsed {
         options: LoadOptions,
         limits: StepLimits,
     ) -> Result<Self> {
-        let ops = CudaOps::over(Rehearsal::memory(arch), activations);
+        let ops = CudaOps::over(Rehearsal::memory(arch), activations)
+            .with_determinism(limits.deterministic);
         let model = Transformer::load(ops, checkpoint, Rank::solo(), options, &mut |_| {})
             .context("planning the weights")?;
         let weight_bytes = memory(&model).reach(Place::Weights);
@@ -84,7 +87,7 @@ impl Rehearsed {
     }
 
     fn run_steps(&mut self) -> Result<()> {
-        let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len, max_drafts } =
+        let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len, max_drafts, .. } =
             self.limits;
         let (kv, index_keys) = CacheSpec::formats_for(self.model.ops().numerics());
         let n_blocks = max_model_len.div_ceil(BLOCK_TOKENS).max(1);
@@ -330,6 +333,7 @@ mod tests {
         max_num_seqs: 64,
         max_model_len: 1 << 20,
         max_drafts: 0,
+        deterministic: false,
     };
 
     #[test]
@@ -349,6 +353,22 @@ mod tests {
         let hopper = rehearse_for("sm_90a", &checkpoint, LIMITS);
         let gib = hopper.weight_bytes as f64 / GIB;
         assert!((145.2..150.0).contains(&gib), "{gib} GiB of weights in tiles");
+    }
+
+    /// Attention is divided by the context then, however many tokens a step has.
+    #[test]
+    fn results_that_depend_on_nothing_else_have_a_workspace_of_their_own() {
+        let (_directory, checkpoint) =
+            checkpoint(include_str!("../../../../models/flash/config.json"));
+        let limits = StepLimits { max_model_len: 32 << 10, ..LIMITS };
+        let any = rehearse_for("sm_90a", &checkpoint, limits);
+        let limits = StepLimits { deterministic: true, ..limits };
+        let own = rehearse_for("sm_90a", &checkpoint, limits);
+        assert_eq!(own.weight_bytes, any.weight_bytes);
+        // Three parts of each token's attention, of 64 heads with 512 + 2 values.
+        let parts = 3 * 1024 * 64 * 514 * 4;
+        let more = own.workspace_bytes.saturating_sub(any.workspace_bytes);
+        assert!(more > parts / 4, "{} and {}", own.workspace_bytes, any.workspace_bytes);
     }
 
     #[test]

@@ -201,6 +201,7 @@ fn on_gpu(
         max_num_seqs: config.max_num_seqs as usize,
         max_model_len: config.server.limits.max_model_len.map_or(model_len, |len| len as usize),
         max_drafts: spare_rows(config),
+        deterministic: config.deterministic,
     };
     let options = load_options(config);
     let rehearsed = Rehearsed::new(checkpoint, gpu.kernels(), options, limits)?;

@@ -123,6 +123,7 @@ fn limits(group: &Group) -> StepLimits {
         max_num_seqs: cases().map(n_seqs).max().unwrap_or(1),
         max_model_len: cases().flat_map(lengths).max().unwrap_or(1),
         max_drafts: 0,
+        deterministic: false,
     }
 }
 
