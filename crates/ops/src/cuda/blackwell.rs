@@ -11,6 +11,7 @@
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::Arg;
+use super::draw::Values;
 use super::experts::{DeviceExperts, ExpertLayout};
 use super::linear::{DeviceLinear, Fp8Form, LinearData, ScaledMap, upload_part};
 use super::memory::{Buffer, Place};
@@ -272,9 +273,12 @@ impl CudaOps {
             };
             // Put into order from a copy that is gone afterwards.
             let copy = self.buffer(rows * k / 32)?;
-            if self.memory.device().keeps_contents() {
+            if self.memory.keeps_contents() {
                 upload_part(&codes, at, source, data, |cols| cols / 2)?;
                 upload_part(&copy, 0, source, exponents, |cols| cols / 32)?;
+            } else {
+                self.memory.draw(&codes, at, code_bytes, Values::Fp4Codes)?;
+                self.memory.draw(&copy, 0, rows * k / 32, Values::fp4_exponents(k))?;
             }
             Ok(copy)
         };
