@@ -23,7 +23,8 @@ use super::tensor::{DeviceTensor, Element};
 use crate::OpError;
 use crate::traits::PassOutput;
 
-/// Recordings a cache keeps; each takes some MiB of the driver's memory.
+/// Recordings a cache keeps; each takes some MiB of the driver's memory. Then the one that was used
+/// longest ago makes room.
 const MAX_RECORDINGS: usize = 64;
 
 /// What is known of the steps of one pass and shape.
@@ -44,8 +45,37 @@ pub(crate) struct Recordings {
 }
 
 impl Recordings {
-    fn n_recorded(&self) -> usize {
-        self.known.values().filter(|known| matches!(known, Known::Recorded(_))).count()
+    /// Replays the recording of `key`. Where that fails, later steps run launch by launch.
+    fn replay(
+        &mut self,
+        key: (&'static str, Shape),
+        step: &DeviceStep,
+        cache: &DeviceCache,
+    ) -> Result<PassOutput<DeviceTensor>, OpError> {
+        self.n_replays += 1;
+        let Some(Known::Recorded(recorded)) = self.known.get_mut(&key) else {
+            return Err(OpError::OutOfRange { op: "replay", what: "recording", got: 0, limit: 0 });
+        };
+        recorded.last_use = self.n_replays;
+        let output = recorded.replay(step, cache);
+        if output.is_err() {
+            self.known.insert(key, Known::Refused);
+        }
+        output
+    }
+
+    /// Has room for one more.
+    fn make_room(&mut self) {
+        let recorded = self.known.iter().filter_map(|(key, known)| match known {
+            Known::Recorded(recorded) => Some((recorded.last_use, *key)),
+            Known::Seen | Known::Refused => None,
+        });
+        let all: Vec<_> = recorded.collect();
+        if all.len() >= MAX_RECORDINGS
+            && let Some((_, oldest)) = all.into_iter().min_by_key(|(last_use, _)| *last_use)
+        {
+            self.known.insert(oldest, Known::Seen);
+        }
     }
 }
 
@@ -57,6 +87,8 @@ struct Recorded {
     /// Address of the step's block.
     block: u64,
     token_limit: u32,
+    /// The number of replays when it was last used.
+    last_use: usize,
     logits: Option<Left>,
     copies: Option<Left>,
 }
@@ -142,6 +174,7 @@ impl Recorded {
             id: id?,
             block: step.block.address(),
             token_limit: step.token_limit(),
+            last_use: 0,
             logits: output.logits.as_ref().map(Left::of),
             copies: output.copies.as_ref().map(Left::of),
         })
@@ -178,24 +211,19 @@ impl CudaOps {
         let key = (name, shape);
         let block_bytes = step.block.len().next_multiple_of(ALIGNMENT);
         let is_alone = self.memory.used(Place::Workspace) == block_bytes;
-        let is_full = cache.recordings.n_recorded() >= MAX_RECORDINGS;
         let mut recordings = std::mem::take(&mut cache.recordings);
         let output = match recordings.known.get(&key) {
             Some(Known::Recorded(recorded))
                 if is_alone && recorded.block == step.block.address() =>
             {
-                recordings.n_replays += 1;
-                recorded.replay(step, cache).map_err(E::from)
+                recordings.replay(key, step, cache).map_err(E::from)
             }
-            Some(Known::Seen) if is_alone && !is_full => {
+            Some(Known::Seen) if is_alone => {
+                recordings.make_room();
                 match Recorded::new(self, step, cache, &mut pass) {
                     Ok(recorded) => {
-                        recordings.n_replays += 1;
-                        let output = recorded.replay(step, cache);
-                        let known =
-                            if output.is_ok() { Known::Recorded(recorded) } else { Known::Refused };
-                        recordings.known.insert(key, known);
-                        output.map_err(E::from)
+                        recordings.known.insert(key, Known::Recorded(recorded));
+                        recordings.replay(key, step, cache).map_err(E::from)
                     }
                     // If it is the pass that cannot run, it says so again.
                     Err(_) => {
@@ -225,5 +253,34 @@ impl CudaOps {
     #[must_use]
     pub fn n_replays(&self, cache: &DeviceCache) -> usize {
         cache.recordings.n_replays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rehearsal::Rehearsal;
+    use super::*;
+
+    #[test]
+    fn the_recording_that_was_used_longest_ago_makes_room_for_a_new_one() {
+        let recorded = |last_use| {
+            let memory = Rehearsal::memory("sm_80");
+            let (id, block, token_limit) = (0, 0, 1);
+            let (logits, copies) = (None, None);
+            Known::Recorded(Recorded { memory, id, block, token_limit, last_use, logits, copies })
+        };
+        let key = |n: usize| ("step", Shape { rows: n, context: 1024, has_blocks: true });
+        let mut recordings = Recordings::default();
+        // The third is the oldest.
+        for n in 0..MAX_RECORDINGS {
+            recordings.make_room();
+            recordings.known.insert(key(n), recorded(if n == 2 { 1 } else { 10 + n }));
+        }
+        assert!(recordings.known.values().all(|known| matches!(known, Known::Recorded(_))));
+        recordings.make_room();
+        assert!(matches!(recordings.known[&key(2)], Known::Seen));
+        recordings.known.insert(key(MAX_RECORDINGS), recorded(100));
+        recordings.make_room();
+        assert!(matches!(recordings.known[&key(0)], Known::Seen));
     }
 }

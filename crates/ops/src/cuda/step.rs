@@ -40,7 +40,7 @@ pub(crate) struct Shape {
     /// Positions that every sequence may have at most.
     pub(crate) context: usize,
     /// Whether there are blocks: launches that read some serve no step without.
-    has_blocks: bool,
+    pub(crate) has_blocks: bool,
 }
 
 impl Shape {
