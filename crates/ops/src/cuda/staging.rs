@@ -94,9 +94,9 @@ impl Staging {
             let to = address + (index * SLOT_BYTES) as u64;
             // SAFETY: the caller's promise; the slot is not written before the event below.
             unsafe { result::memcpy_htod_async(to, pinned, stream) }?;
-            // SAFETY: event and stream are alive.
-            unsafe { result::event::record(slot.copied, stream) }?;
             slot.is_busy = true;
+            // SAFETY: event and stream are alive.
+            unsafe { sent(slot.copied, stream) }?;
         }
         Ok(())
     }
@@ -123,9 +123,9 @@ impl Staging {
                 let from = address + ((round * n_slots + index) * SLOT_BYTES) as u64;
                 // SAFETY: the caller's promise; the slot is read after the event below.
                 unsafe { result::memcpy_dtoh_async(pinned, from, stream) }?;
-                // SAFETY: event and stream are alive.
-                unsafe { result::event::record(slot.copied, stream) }?;
                 slot.is_busy = true;
+                // SAFETY: event and stream are alive.
+                unsafe { sent(slot.copied, stream) }?;
                 used.push(at);
             }
             for (at, chunk) in used.into_iter().zip(group.chunks_mut(SLOT_BYTES)) {
@@ -141,6 +141,21 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// Notes where a copy that was just sent ends. If that fails the copy is waited for: nobody could know
+/// later when its slot is free.
+///
+/// # Safety
+/// Both are alive.
+unsafe fn sent(copied: sys::CUevent, stream: sys::CUstream) -> Result<(), DriverError> {
+    // SAFETY: the caller's promise.
+    let noted = unsafe { result::event::record(copied, stream) };
+    if noted.is_err() {
+        // SAFETY: as above. The error to tell is the first.
+        let _ = unsafe { result::stream::synchronize(stream) };
+    }
+    noted
 }
 
 impl Drop for Staging {
