@@ -24,7 +24,7 @@ pub enum DeviceError {
     #[error("GPU {ordinal} cannot be opened: {reason}")]
     NoGpu { ordinal: usize, reason: String },
     #[error(
-        "no kernels are made for compute capability {major}.{minor}; 8.0 to 12.x are supported"
+        "no kernels are made for compute capability {major}.{minor}; 8.x, 9.0, 10.x and 12.x are supported"
     )]
     UnknownArch { major: i32, minor: i32 },
     #[error(

@@ -26,6 +26,10 @@ pub struct GpuFacts {
 /// CUDA version that precompiled kernels ask of a driver.
 pub const PACK_CUDA: i32 = 13_000;
 
+/// CUDA version of the newest function that is called here (`cuEventElapsedTime_v2`): a driver without
+/// one would end the program in the middle.
+const CALLS_CUDA: i32 = 12_080;
+
 /// Architectures of a pack that run on compute capability `major.minor`, best first.
 #[must_use]
 pub fn archs_for(major: i32, minor: i32) -> &'static [&'static str] {
@@ -139,7 +143,7 @@ impl GpuFacts {
 #[must_use]
 pub fn needed_cuda(has_pack: bool) -> i32 {
     match compile::nvrtc_version() {
-        Some((major, _)) if !has_pack => 1000 * major,
+        Some((major, _)) if !has_pack => (1000 * major).max(CALLS_CUDA),
         _ => PACK_CUDA,
     }
 }
