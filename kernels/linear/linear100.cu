@@ -14,38 +14,15 @@
 // Arch     sm_100f. Unproven until a B200 ran it.
 // CPU twin `CpuLinear::matmul`, within K f32 roundings, then 1 bf16 ulp.
 
-#include "../include/pipeline100.cuh"
-
-struct Linear {
-    void* out;
-    u32 n_rows, n_tokens, out_stride, is_f32;
-};
-
-INLINE void store(const Linear& l, u32 row, u32 token, float sum) {
-    if (row >= l.n_rows || token >= l.n_tokens) return;
-    const u64 at = static_cast<u64>(token) * l.out_stride + row;
-    if (l.is_f32) static_cast<float*>(l.out)[at] = sum;
-    else static_cast<bf16*>(l.out)[at] = bf16_from_f32(sum);
-}
-
-// All blocks of the cluster are here.
-INLINE void meet() { cluster_arrive(), cluster_wait(); }
+#include "../include/linear100.cuh"
 
 template <u32 N, u32 Stages, u32 Cluster>
 INLINE void linear(const Linear& l, const TensorMap& weights, const u8* w_scales, const XTiles& x, u32 k) {
-    using P = Pipeline<N, Stages>;
-    // Sums of a part of the tokens, from each block of the cluster.
-    constexpr u32 PART = ceil_div(N, Cluster);
-    static_assert(Cluster * PART * TILE_ROWS * sizeof(float) <= sizeof(P::w) + sizeof(P::x));
-    P& s = shared<P>();
-    const u32 rank = Cluster == 1 ? 0 : cluster_rank(), tile = blockIdx.x / Cluster;
-    const u32 n_all = ceil_div(k, K_BLOCK), per = ceil_div(n_all, Cluster), start = min_u32(rank * per, n_all);
-    const u32 first = blockIdx.y * N, n = ceil_div(min_u32(N, l.n_tokens - first), 8) * 8;
-    const Work work = {w_scales + static_cast<u64>(tile) * n_all * SCALES, first, n, start, min_u32(per, n_all - start)};
-    pipeline_start(s);
+    Pipeline<Format::Fp8, N, Stages>& s = shared<Pipeline<Format::Fp8, N, Stages>>();
+    const u32 tile = blockIdx.x / Cluster;
+    const Work work = work_of<N, Cluster, 1>(l, w_scales, k, tile, 8);
+    pipeline_start<Format::Fp8>(s);
     dependency_trigger();
-    const u32 row = threadIdx.x % TILE_ROWS, at_row = tile * TILE_ROWS + row, part = ceil_div(n, Cluster);
-    float* exchange = reinterpret_cast<float*>(&s);
     if (warp_id() >= STORE_WARPS) {
         feed<Format::Fp8>(
             s, work, x,
@@ -54,30 +31,10 @@ INLINE void linear(const Linear& l, const TensorMap& weights, const u8* w_scales
                 tensor_load<true>(to, weights, at, full);
             },
             [] { dependency_wait(); });
-        if (Cluster > 1) meet(), meet();
-    } else if constexpr (Cluster == 1) {
-        dependency_wait();
-        for_sums(s, work, [&](u32 token, const float (&v)[8]) {
-            UNROLL
-            for (u32 i = 0; i < 8; ++i) store(l, at_row, first + token + i, v[i]);
-        });
+        let_others_add<Cluster>();
     } else {
         dependency_wait();
-        // The memory of the pipelines is free once all have multiplied.
-        mbarrier_wait(&s.done, 0);
-        meet();
-        for_sums(s, work, [&](u32 token, const float (&v)[8]) {
-            UNROLL
-            for (u32 i = 0; i < 8; ++i)
-                cluster_store(exchange + (rank * PART + (token + i) % part) * TILE_ROWS + row, (token + i) / part, v[i]);
-        });
-        meet();
-        for (u32 i = 0; i < min_u32(part, n - min_u32(n, rank * part)); ++i) {
-            float sum = exchange[i * TILE_ROWS + row];
-            for (u32 segment = 1; segment < Cluster; ++segment)
-                sum = add_rn(sum, exchange[(segment * PART + i) * TILE_ROWS + row]);
-            store(l, at_row, first + rank * part + i, sum);
-        }
+        store_sums<Cluster>(s, l, work, tile * TILE_ROWS);
     }
     pipeline_end(s);
 }

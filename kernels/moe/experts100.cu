@@ -53,13 +53,13 @@ INLINE void store_gate_up(const Experts& e, u32 channel, const u32* pairs, u32 c
 template <bool Down, u32 N, u32 Stages>
 INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x) {
     if (blockIdx.y >= e.n_items[0]) return;
-    using P = Pipeline<N, Stages>;
+    using P = Pipeline<Format::Fp4, N, Stages>;
     P& s = shared<P>();
     const u32 *item = e.items + blockIdx.y * ITEM, *pairs = e.pairs + item[1];
     const u32 expert = item[0], count = item[2], tile = blockIdx.x, n_blocks = ceil_div(e.k, K_BLOCK);
     const u8* w_scales = e.w_scales + (static_cast<u64>(expert) * gridDim.x + tile) * n_blocks * SCALES;
-    const Work work = {w_scales, item[1], ceil_div(count, 8) * 8, 0, n_blocks};
-    pipeline_start(s);
+    const Work work = {w_scales, item[1], ceil_div(count, 8) * 8, 0, n_blocks, n_blocks};
+    pipeline_start<Format::Fp4>(s);
     if (warp_id() >= STORE_WARPS) {
         feed<Format::Fp4>(
             s, work, x,

@@ -24,9 +24,9 @@ use crate::weight::{Scales, WeightData};
 use crate::{Activations, OpError, WeightSource};
 
 /// Threads of a block of every product here.
-const THREADS: u32 = 224;
+pub(super) const THREADS: u32 = 224;
 /// Rows of a tile, channels of a tile of gate and up, and how many of one matrix are side by side.
-const TILE_ROWS: usize = 128;
+pub(super) const TILE_ROWS: usize = 128;
 const GATE_UP_CHANNELS: usize = 64;
 const HALF: usize = 16;
 /// Bytes of the scales of a tile's block of 128 columns.
@@ -40,7 +40,7 @@ pub(super) const MANY: usize = 128;
 /// Shared memory of `Pipeline` (`kernels/include/pipeline100.cuh`).
 const fn pipeline_bytes(tokens: usize, slots: usize) -> u32 {
     let slot = (TILE_ROWS + tokens) * QUANT_BLOCK + 2 * SCALES;
-    (slots * (slot + 16) + 16).next_multiple_of(1024) as u32
+    (slots * (slot + 16) + 48).next_multiple_of(1024) as u32
 }
 const SHARED_FEW: u32 = pipeline_bytes(FEW, 5);
 const SHARED_MANY: u32 = pipeline_bytes(MANY, 3);

@@ -40,10 +40,19 @@ pub(crate) enum LinearData {
 pub(crate) enum Fp8Form {
     /// As in the checkpoint, like the others.
     Rows,
+    /// The same, and every scale is known to be a power of two.
+    RowsOfPowers,
     /// With a map of them.
     Mapped(Box<TensorMap>),
     /// With a map of them, and scales for block-scaled products.
     Scaled(Box<ScaledMap>),
+}
+
+impl Fp8Form {
+    /// Whether every scale is known to be a power of two.
+    pub(crate) const fn has_powers(&self) -> bool {
+        matches!(self, Self::RowsOfPowers | Self::Scaled(_))
+    }
 }
 
 /// What block-scaled products need beside the codes.
@@ -137,6 +146,12 @@ impl DeviceLinear {
             }
         };
         Ok(Self { rows, cols, data })
+    }
+
+    /// The same FP8 matrix, whose scales are powers of two.
+    pub(crate) fn with_powers(self) -> Self {
+        let LinearData::Fp8 { codes, scales, form: Fp8Form::Rows } = self.data else { return self };
+        Self { data: LinearData::Fp8 { codes, scales, form: Fp8Form::RowsOfPowers }, ..self }
     }
 
     /// The f32 values, for a matrix that must have them.
@@ -278,6 +293,9 @@ impl CudaOps {
             let got = matrices.len();
             return Err(OpError::OutOfRange { op: OP, what: "matrix", got, limit: MAX });
         }
+        if x.rows > 8 && self.has_tensor_bf16() {
+            return self.linear100_each(matrices, x);
+        }
         let mut args = vec![Arg::from(&x.values)];
         args.extend([x.cols, x.rows].map(|n| Arg::U32(n as u32)));
         let (mut outs, mut n_blocks) = (Vec::new(), 0);
@@ -355,6 +373,19 @@ impl CudaOps {
                 _ => {}
             }
         }
+        if out.rows > 8 && self.has_tensor_bf16() {
+            match &w.data {
+                LinearData::Fp8 { codes, scales, form }
+                    if !x.is_taken_on_grid() && form.has_powers() =>
+                {
+                    return self.linear100_wo(w, (codes, scales), part, x, out);
+                }
+                LinearData::Bf16(values) => {
+                    return self.linear100_bf16(&[(w, values, out)], part, x);
+                }
+                _ => {}
+            }
+        }
         let (kernel, mut args) = match &w.data {
             LinearData::Fp8 { codes, scales, form } => {
                 if x.is_taken_on_grid() {
@@ -362,7 +393,9 @@ impl CudaOps {
                     return match form {
                         Fp8Form::Mapped(map) => self.linear90(w, map, scales, x, out),
                         Fp8Form::Scaled(mapped) => self.linear100(w, mapped, n_rows, x, out),
-                        Fp8Form::Rows => self.linear_part(w, part, &self.rounded_input(x)?, out),
+                        Fp8Form::Rows | Fp8Form::RowsOfPowers => {
+                            self.linear_part(w, part, &self.rounded_input(x)?, out)
+                        }
                     };
                 }
                 let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };

@@ -7,7 +7,7 @@
 //! - [`memory`]: arenas and buffers; `pool`: what the driver keeps of buffers given back;
 //! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
 //! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `store`, `moe`; the forms
-//!   for sm_90a in `hopper` and `hopper_attention`, for sm_100f in `blackwell`), over tensors, matrices, experts, caches and steps in device memory;
+//!   for sm_90a in `hopper` and `hopper_attention`, for sm_100f in `blackwell` and `blackwell_bf16`), over tensors, matrices, experts, caches and steps in device memory;
 //!   `splits`: how attention is divided; `choose`: tokens; `replay`: steps as one call.
 //!
 //! State: no kernel of this backend has run on a GPU yet; all of them run in the block emulator
@@ -15,6 +15,7 @@
 
 mod attention;
 mod blackwell;
+mod blackwell_bf16;
 mod cache;
 pub mod check;
 mod choose;

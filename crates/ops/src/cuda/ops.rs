@@ -58,8 +58,8 @@ impl CudaOps {
         Self { deterministic, ..self }
     }
 
-    /// Whether faster kernels whose results depend on the batch must not be used: on sm_90a layers of
-    /// bf16 activations add up in another order above 8 tokens.
+    /// Whether faster kernels whose results depend on the batch must not be used: on sm_90a and sm_100f
+    /// layers of bf16 activations add up in another order above 8 tokens.
     #[must_use]
     pub const fn is_deterministic(&self) -> bool {
         self.deterministic
@@ -218,6 +218,8 @@ impl Backend for CudaOps {
             self.mapped_linear90(linear)
         } else if self.is_blackwell() && super::blackwell::has_e8m0_scales(source) {
             self.mapped_linear(linear)
+        } else if super::blackwell::has_e8m0_scales(source) {
+            Ok(linear.with_powers())
         } else {
             Ok(linear)
         }

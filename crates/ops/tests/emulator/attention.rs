@@ -344,6 +344,40 @@ fn layers_agree_with_the_cpu_on_blackwell() {
 }
 
 #[test]
+fn more_tokens_than_few_agree_with_the_cpu_before_and_behind_attention_on_blackwell() {
+    // Both have forms of their own above eight tokens: five matrices of one input, and two groups.
+    const N: usize = 20;
+    let cpu = CpuOps::new(Numerics::Bf16);
+    let cpu_weights = weights(&cpu, LayerKind::Csa);
+    let o = Random::new(5).values(N * HEADS * HEAD_DIM, 1.0);
+    let cpu_o = cpu.upload(N, HEADS * HEAD_DIM, &o).unwrap();
+    let x = &o[..N * WIDTH];
+    let cpu_x = cpu.upload(N, WIDTH, x).unwrap();
+    let y = cpu.attn_output(&cpu_weights, &cpu_o, &Solo).unwrap();
+    let projected = cpu.attn_project(&cpu_weights, &cpu_x).unwrap();
+    in_every_mode_as("sm_100f", |device| {
+        let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid);
+        let weights = weights(&ops, LayerKind::Csa);
+        let device_o = ops.upload(N, HEADS * HEAD_DIM, &o).unwrap();
+        let got = ops.attn_output(&weights, &device_o, &Solo).unwrap();
+        assert_close("y", &ops.download(&got).unwrap(), &y.data, BF16_STEP);
+        let got = ops.attn_project(&weights, &ops.upload(N, WIDTH, x).unwrap()).unwrap();
+        let products = [
+            (&got.compressor, &projected.compressor),
+            (&got.index_compressor, &projected.index_compressor),
+        ];
+        for (got, expected) in products {
+            for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+                assert_close("product", &ops.download(got).unwrap(), &expected.data, 2e-6);
+            }
+        }
+        let (got, expected) = (got.index_weights.unwrap(), projected.index_weights.as_ref());
+        let got = ops.download(&got).unwrap();
+        assert_close("index weights", &got, &expected.unwrap().data, BF16_STEP);
+    });
+}
+
+#[test]
 fn ratio_128_layers_agree_with_the_cpu_on_hopper() {
     in_every_mode_on_hopper(|device| from_128(device, LayerKind::Hca));
 }

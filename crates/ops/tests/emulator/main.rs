@@ -8,6 +8,7 @@
 mod attention;
 mod attention100;
 mod blackwell;
+mod blackwell_bf16;
 mod branches;
 mod compare;
 mod copies;

@@ -31,7 +31,18 @@ pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
     let (shapes, row_counts): (&[(usize, usize)], &[usize]) = match report.size {
         Size::Small => (&[(70, 128), (129, 384)], &[1, 9, 33]),
         Size::Real => {
-            (&[(1536, 4096), (4096, 8192), (2624, 4096), (7168, 16384)], &[1, 8, 61, 1024])
+            // On sm_100f the last two take one and two segments of K, the others four.
+            (
+                &[
+                    (1536, 4096),
+                    (4096, 8192),
+                    (2624, 4096),
+                    (7168, 16384),
+                    (16_160, 4096),
+                    (8192, 4096),
+                ],
+                &[1, 8, 61, 1024],
+            )
         }
     };
     let (ops, cpu) = (report.ops, cpu(report));
@@ -50,13 +61,19 @@ pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
             let got = ops.download(&ops.logits(&head, &device_x, &Solo)?)?;
             let expected = cpu.logits(&cpu_head, &cpu_x, &Solo)?;
             let what = format!("bf16 [{rows}, {k}] x [{n}, {k}]");
-            // wgmma, for more than eight rows on sm_90a, cuts what it adds instead of rounding it.
+            // Products of many rows on sm_90a (and perhaps sm_100f) cut what they add instead of
+            // rounding it.
             let limit = if rows > 8 { 5e-5 } else { 2e-5 };
             report.close(what, &pick(&got, n, &checked), &expected.data, limit);
             let got = ops.download(&ops.quantised_linear(&w, &device_x)?)?;
             let expected = cpu.quantised_linear(&cpu_w, &cpu_x)?;
             let what = format!("FP8 [{rows}, {k}] x [{n}, {k}]");
             report.close(what, &pick(&got, n, &checked), &expected.data, BF16_STEP);
+            // As the grouped output projection takes its input.
+            let got = ops.download(&ops.logits(&w, &device_x, &Solo)?)?;
+            let expected = cpu.logits(&cpu_w, &cpu_x, &Solo)?;
+            let what = format!("FP8 by bf16 [{rows}, {k}] x [{n}, {k}]");
+            report.close(what, &pick(&got, n, &checked), &expected.data, limit);
         }
     }
     Ok(())

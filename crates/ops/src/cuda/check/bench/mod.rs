@@ -198,7 +198,7 @@ pub fn shapes() -> Vec<Shape> {
         shapes.extend(of(Operator::Fp8Linear { part, n, k }, &[1, 8, 64, 1024]));
     }
     let (n, k) = HEAD_PART;
-    shapes.extend(of(Operator::Bf16Linear { n, k }, &[1, 64]));
+    shapes.extend(of(Operator::Bf16Linear { n, k }, &[1, 64, 1024]));
     shapes.extend(of(Operator::Boundary { width: WIDTH }, &[1, 8, 64, 1024]));
     shapes.extend(of(EXPERTS, &[1, 4, 8, 64, 1024]));
     for (n_heads, top_k) in ATTENTIONS {
