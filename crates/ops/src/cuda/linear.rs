@@ -54,8 +54,8 @@ pub(crate) struct ScaledMap {
 }
 
 /// Threads of a block of the skinny products, and the output rows it computes.
-const GEMM_THREADS: u32 = 256;
-const GEMM_ROWS: usize = 32;
+pub(super) const GEMM_THREADS: u32 = 256;
+pub(super) const GEMM_ROWS: usize = 32;
 /// Shared memory of the forms for 8 and for 32 tokens.
 pub(crate) const GEMM_SHARED_8: u32 = 4 * 4 * 8 * 136 * 2;
 const GEMM_SHARED_32: u32 = 2 * 4 * 32 * 136 * 2;
@@ -314,7 +314,10 @@ impl CudaOps {
         w: &DeviceLinear,
         x: &DeviceTensor,
     ) -> Result<DeviceTensor, OpError> {
-        self.linear(w, &self.linear_input(x)?, Element::Bf16)
+        match self.linear_on_grid(w, x)? {
+            Some(out) => Ok(out),
+            None => self.linear(w, &self.linear_input(x)?, Element::Bf16),
+        }
     }
 
     /// Groups of rows of `W` times groups of columns of `x`, into groups of columns of `out`.

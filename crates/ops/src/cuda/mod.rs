@@ -43,6 +43,7 @@ pub mod rehearsal;
 mod replay;
 mod sample;
 pub mod source;
+mod skinny;
 mod splits;
 mod staging;
 mod step;
