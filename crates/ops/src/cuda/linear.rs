@@ -207,9 +207,9 @@ pub(crate) struct Part {
 
 impl CudaOps {
     /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged; on
-    /// sm_90a and sm_100f marked, for their kernels to round it.
+    /// sm_90a and (but for few tokens) sm_100f marked, for their kernels to round it.
     pub(crate) fn linear_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
-        if self.is_hopper() || self.is_blackwell() {
+        if self.is_hopper() || self.is_blackwell() && !self.is_skinny_blackwell(x.rows) {
             return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
         }
         self.rounded_input(x)

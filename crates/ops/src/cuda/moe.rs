@@ -363,9 +363,10 @@ impl CudaOps {
                 ],
             })?;
         }
-        // No item has more tokens than there are; each block rounds its own.
-        let (h, down, shared_bytes) = match resident_bytes(routing.rows, channels) {
-            Some(bytes) if self.activations == Activations::Fp8Grid => (h, down_grid, bytes),
+        // Of few tokens each block rounds its own: those of an item, or all pairs if they are fewer.
+        let is_few = routing.rows <= ITEM_TOKENS && self.activations == Activations::Fp8Grid;
+        let (h, down, shared_bytes) = match resident_bytes(n_pairs.min(ITEM_TOKENS), channels) {
+            Some(bytes) if is_few => (h, down_grid, bytes),
             _ => (self.rounded_input(&h)?, down, GEMM_SHARED_8),
         };
         let parts = self.tensor(n_pairs, width, Element::Bf16)?;

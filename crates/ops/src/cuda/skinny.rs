@@ -1,4 +1,4 @@
-//! Products of few tokens on the kernels of sm_80 that would be several launches: two matrices of one input, an
+//! Products of few tokens on the kernels of sm_80 (also on sm_100f) that would be several launches: two matrices of one input, an
 //! input that is put on the FP8 grid first, the shared expert's gate and up, attention's queries from the norm
 //! before them to the rotation behind them.
 //!
@@ -26,8 +26,8 @@ pub(super) const FEW: usize = 8;
 const GATE_UP_CHANNELS: usize = 16;
 /// Shared memory of `QueriesShared`.
 const QUERIES_SHARED: u32 = GEMM_SHARED_8 + 4 * 8 * 8 + 4;
-/// Most shared memory for an input that lies there as a whole: two blocks on any multiprocessor.
-const MAX_RESIDENT: usize = 48 << 10;
+/// Most shared memory for an input that lies there as a whole: eight rows of Pro's experts.
+const MAX_RESIDENT: usize = 50 << 10;
 
 /// Shared memory of a product whose input of `rows` rows lies there as a whole, if it may.
 pub(super) fn resident_bytes(rows: usize, cols: usize) -> Option<u32> {
@@ -35,21 +35,34 @@ pub(super) fn resident_bytes(rows: usize, cols: usize) -> Option<u32> {
     (rows <= FEW && bytes <= MAX_RESIDENT).then_some((bytes as u32).max(GEMM_SHARED_8))
 }
 
-/// Codes and scales of an FP8 matrix for the kernels here.
-fn rows_of(w: &DeviceLinear) -> Option<(&Buffer, &Buffer)> {
-    match &w.data {
-        LinearData::Fp8 { codes, scales, form: Fp8Form::Rows } => Some((codes, scales)),
-        _ => None,
-    }
-}
-
-/// The same of two matrices with as many columns.
-fn both_rows_of<'a>(matrices: [&'a DeviceLinear; 2]) -> Option<[(&'a Buffer, &'a Buffer); 2]> {
-    let [first, second] = matrices;
-    Some([rows_of(first)?, rows_of(second)?]).filter(|_| first.cols == second.cols)
-}
-
 impl CudaOps {
+    /// Whether `rows` tokens of FP8 layers run the kernels here on sm_100f: fewer launches than block-scaled
+    /// products need, but another order of additions than those of more tokens.
+    pub(super) fn is_skinny_blackwell(&self, rows: usize) -> bool {
+        self.is_blackwell() && rows <= FEW && !self.is_deterministic()
+    }
+
+    /// Codes and scales of an FP8 matrix for the kernels here, and for `rows` tokens.
+    fn rows_of<'a>(&self, w: &'a DeviceLinear, rows: usize) -> Option<(&'a Buffer, &'a Buffer)> {
+        match &w.data {
+            LinearData::Fp8 { codes, scales, form: Fp8Form::Rows } => Some((codes, scales)),
+            LinearData::Fp8 { codes, scales, form: Fp8Form::Scaled(_) } => {
+                self.is_skinny_blackwell(rows).then_some((codes, scales))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same of two matrices with as many columns.
+    fn both_rows_of<'a>(
+        &self,
+        [first, second]: [&'a DeviceLinear; 2],
+        rows: usize,
+    ) -> Option<[(&'a Buffer, &'a Buffer); 2]> {
+        let both = [self.rows_of(first, rows)?, self.rows_of(second, rows)?];
+        Some(both).filter(|_| first.cols == second.cols)
+    }
+
     /// Both products of `x` as it is, in bf16.
     pub(super) fn pair80(
         &self,
@@ -60,7 +73,7 @@ impl CudaOps {
         let [first, second] = matrices;
         let fits = x.rows <= FEW && !x.is_taken_on_grid();
         let Some([(codes, scales), (other_codes, other_scales)]) =
-            both_rows_of(matrices).filter(|_| fits)
+            self.both_rows_of(matrices, x.rows).filter(|_| fits)
         else {
             return Ok(None);
         };
@@ -102,7 +115,8 @@ impl CudaOps {
         const OP: &str = "linear_fp8_grid_8";
         let is_needed = self.activations == Activations::Fp8Grid && x.quantised.is_none();
         let shared_bytes = resident_bytes(x.rows, w.cols).filter(|_| is_needed);
-        let Some(((codes, scales), shared_bytes)) = rows_of(w).zip(shared_bytes) else {
+        let Some(((codes, scales), shared_bytes)) = self.rows_of(w, x.rows).zip(shared_bytes)
+        else {
             return Ok(None);
         };
         x.expect(OP, "x", x.rows, w.cols, Element::Bf16)?;
@@ -139,7 +153,8 @@ impl CudaOps {
     ) -> Result<Option<DeviceTensor>, OpError> {
         const OP: &str = "moe_shared_gate_up";
         let fits = x.rows <= FEW && !x.is_taken_on_grid();
-        let Some([(w1, s1), (w3, s3)]) = both_rows_of(matrices).filter(|_| fits) else {
+        let Some([(w1, s1), (w3, s3)]) = self.both_rows_of(matrices, x.rows).filter(|_| fits)
+        else {
             return Ok(None);
         };
         let (channels, width) = (matrices[0].rows, matrices[0].cols);
@@ -186,7 +201,7 @@ impl CudaOps {
         // The rows of qr lie where a ring of stages would.
         let fits = resident_bytes(qr.rows, k) == Some(GEMM_SHARED_8)
             && n_heads + n_index_heads <= MAX_ENDED_HEADS;
-        let matrices = both_rows_of([&weights.wq_b, index_wq_b]).filter(|_| fits);
+        let matrices = self.both_rows_of([&weights.wq_b, index_wq_b], qr.rows).filter(|_| fits);
         let Some([(codes, scales), (index_codes, index_scales)]) = matrices else {
             return Ok(None);
         };

@@ -194,18 +194,14 @@ mod tests {
             (division.split_blocks, (division.merge == Merge::Last).then_some(tile))
         };
         // Flash at 1K tokens and beyond.
-        assert_eq!([2, 3, 6, 10].map(|n| tiles(1, n)), [
-            (1, Some(4)),
-            (1, Some(4)),
-            (1, Some(4)),
-            (1, Some(8))
-        ]);
-        assert_eq!([2, 4, 8, 64].map(|n| tiles(n, 10)), [
-            (1, None),
-            (2, Some(16)),
-            (LONG, Some(16)),
-            (LONG, None)
-        ]);
+        assert_eq!(
+            [2, 3, 6, 10].map(|n| tiles(1, n)),
+            [(1, Some(4)), (1, Some(4)), (1, Some(4)), (1, Some(8))]
+        );
+        assert_eq!(
+            [2, 4, 8, 64].map(|n| tiles(n, 10)),
+            [(1, None), (2, Some(16)), (LONG, Some(16)), (LONG, None)]
+        );
         let (division, tile) = divide_tiles("sm_80", true, (1, 64), 10);
         assert_eq!((division.split_blocks, division.merge, tile), (LONG, Merge::Last, 4));
         // Tiles that count have a word each.

@@ -167,7 +167,8 @@ impl DeviceStep {
         words.extend(blocks);
 
         let sequence_words = SEQUENCE_WORDS * n_sequences;
-        let counts = [n_rows, n_rows, n_rows, sequence_words, ENDED_WORDS, n_wanted, n_blocks.max(1)];
+        let counts =
+            [n_rows, n_rows, n_rows, sequence_words, ENDED_WORDS, n_wanted, n_blocks.max(1)];
         let block = memory.buffer(Place::Workspace, 4 * counts.iter().sum::<usize>())?;
         block.write(0, &u32_bytes(&words))?;
         let mut at = 0;

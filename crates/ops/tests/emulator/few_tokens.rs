@@ -60,9 +60,8 @@ impl Matrix {
         else {
             unreachable!("FP8")
         };
-        let scale = |&byte: &u8| {
-            fathom_core::num::Ue8m0::from_byte(byte).unwrap().to_f32().to_le_bytes()
-        };
+        let scale =
+            |&byte: &u8| fathom_core::num::Ue8m0::from_byte(byte).unwrap().to_f32().to_le_bytes();
         let scales: Vec<u8> = bytes.iter().flat_map(scale).collect();
         let (codes, scales) = (weight_buffer(device, &codes), weight_buffer(device, &scales));
         Self { codes, scales, rows, k }

@@ -58,8 +58,7 @@ fn run<B: Ops>(ops: &B, width: usize, n_tokens: usize) -> Vec<(&'static str, Vec
     keep("hc_pre comb", &pre.mix.comb);
     keep("hc_post", &ops.hc_post(&x, &y, &pre.mix).unwrap());
     let mut copies = x.clone();
-    let next =
-        ops.hc_boundary(&mut copies, &y, &pre.mix, (&second, &norm), &step).unwrap();
+    let next = ops.hc_boundary(&mut copies, &y, &pre.mix, (&second, &norm), &step).unwrap();
     keep("boundary x", &copies);
     keep("boundary normed", &next.normed);
     keep("boundary comb", &next.mix.comb);

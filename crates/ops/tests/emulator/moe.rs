@@ -156,8 +156,7 @@ fn added_up_at_the_boundary(device: &Arc<dyn Device>) {
         let before = ops.moe(&weights, &x.normed, &routing, &Solo).unwrap();
         let follow = |y| {
             let mut copies = copies.clone();
-            let next =
-                ops.hc_boundary(&mut copies, y, &x.mix, (&second, &norm), &step).unwrap();
+            let next = ops.hc_boundary(&mut copies, y, &x.mix, (&second, &norm), &step).unwrap();
             let last = ops.hc_post(&copies, y, &x.mix).unwrap();
             [copies, next.normed, last].map(|tensor| ops.download(&tensor).unwrap())
         };
