@@ -9,8 +9,11 @@
 // Outputs  attn_sparse: per split of `split_blocks` blocks of 64 keys, acc [n_tokens, n_splits,
 //          n_heads, 512] f32 not normalised, stats [n_tokens, n_splits, n_heads, 2] f32 (maximum, sum)
 //          attn_merge: o [n_tokens, n_heads, 512] bf16, rotated back to position 0
-// Launch   attn_sparse: grid (n_splits, ceil(n_heads / 16), n_tokens), 128 threads. A block holds
-//          16 heads; keys come in blocks of 64: the window's, then the entries'. Each warp scores
+//          ended [n_tokens, ceil(n_heads / tile_heads)] u32: zeros, and zeros again afterwards; where it is not
+//          null attn_sparse leaves o, too: the last split of a tile to end adds its heads up
+// Launch   attn_sparse: grid (n_splits, ceil(n_heads / tile_heads), n_tokens), 128 threads. A block holds
+//          up to 16 heads; fewer where blocks are idle otherwise, since one of them adds all of a tile up. Keys
+//          come in blocks of 64: the window's, then the entries'. Each warp scores
 //          16 keys and owns 128 channels of the output.
 //          attn_merge: one warp per head, 4 per block.
 // Limit    for many heads the expansion of FP8 rows, done once per 16 heads; 64 heads per block on
@@ -31,6 +34,7 @@ struct SparseShared {
     bf16 p[HEADS][P_STRIDE];
     float max[WARPS][HEADS];
     float sum[WARPS][HEADS];
+    u32 is_last;
 };
 
 // One quarter of a row of 512 channels, from 584 bytes: 112 codes and 16 rope channels.
@@ -56,17 +60,30 @@ INLINE void expand_row(const u8* row, u32 quarter, bf16* out) {
     }
 }
 
+// One warp: a head of the step's token `token`, which is number `row` of the launch.
+INLINE void merge(const float* acc, const float* stats, const float* sink, const float* frequencies, u32 position,
+                  bf16* o, u32 row, u32 token, u32 head, u32 n_heads, u32 n_splits) {
+    const u64 at = static_cast<u64>(row) * n_splits * n_heads + head;
+    float v[KV_PER_LANE];
+    merge_head<4>(acc + at * HEAD_DIM, stats + 2 * at, n_heads, n_splits, sink[head], v);
+    rope_row(v, frequencies, position, -1.0f);
+    store_row(v, o + (static_cast<u64>(token) * n_heads + head) * HEAD_DIM);
+}
+
+// `acc_out` and `stats` are read where other blocks wrote them.
 extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
     const bf16* __restrict__ q, const u8* __restrict__ window, const u8* __restrict__ pending,
     const u8* __restrict__ entries, const u32* __restrict__ chosen, const u32* __restrict__ counts,
     const u32* __restrict__ positions, const u32* __restrict__ sequence_of,
     const Sequence* __restrict__ sequences, const u32* __restrict__ blocks,
-    float* __restrict__ acc_out, float* __restrict__ stats, u32 first_token, u32 n_heads, u32 ring,
-    u32 ratio, u32 top_k, u32 split_blocks) {
+    float* acc_out, float* stats, const float* __restrict__ sink, const float* __restrict__ frequencies,
+    bf16* __restrict__ o, u32* ended, u32 tile_heads, u32 first_token, u32 n_heads, u32 ring, u32 ratio, u32 top_k,
+    u32 split_blocks) {
     dependency_begin(window, pending, entries, chosen, counts, positions, sequence_of, sequences, blocks);
     SparseShared& s = shared<SparseShared>();
     // Outputs are numbered from the first token of this launch, inputs from that of the step.
-    const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * HEADS;
+    const u32 token = first_token + blockIdx.z, first_head = blockIdx.y * tile_heads;
+    const u32 end_head = min_u32(n_heads, first_head + tile_heads);
     const u32 t = threadIdx.x, lane = lane_id(), warp = warp_id(), g = lane / 4, quad = lane % 4;
     const u32 position = positions[token];
     const Step step = {positions, sequence_of, sequences, blocks};
@@ -79,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
 
     for (u32 i = t; i < HEADS * (HEAD_DIM / 8); i += THREADS) {
         const u32 head = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8;
-        const bool valid = first_head + head < n_heads;
+        const bool valid = first_head + head < end_head;
         const u64 at = (static_cast<u64>(token) * n_heads + first_head + head) * HEAD_DIM + column;
         cp_async16(&s.q[head][column], valid ? q + at : q, valid);
     }
@@ -198,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
     UNROLL
     for (u32 r = 0; r < 2; ++r) {
         const u32 head = first_head + g + 8 * r;
-        if (head >= n_heads) continue;
+        if (head >= end_head) continue;
         const u64 at = (static_cast<u64>(blockIdx.z) * gridDim.x + blockIdx.x) * n_heads + head;
         UNROLL
         for (u32 n = 0; n < 16; ++n)
@@ -207,6 +224,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) attn_sparse(
                 acc_out[at * HEAD_DIM + warp * 128 + n * 8 + 2 * quad + i] = acc[n][2 * r + i];
         if (warp == 0 && quad == 0) stats[2 * at] = max[r], stats[2 * at + 1] = sum[r];
     }
+    if (ended == nullptr) return;
+    block_sync();
+    if (t == 0) {
+        u32* count = ended + blockIdx.z * gridDim.y + blockIdx.y;
+        const bool is_last = atomic_add_ordered(count, 1) == gridDim.x - 1;
+        if (is_last) *count = 0;
+        s.is_last = is_last;
+    }
+    block_sync();
+    if (!s.is_last) return;
+    for (u32 head = first_head + warp; head < end_head; head += WARPS)
+        merge(acc_out, stats, sink, frequencies, position, o, blockIdx.z, token, head, n_heads, gridDim.x);
 }
 EMU_KERNEL(attn_sparse)
 
@@ -218,10 +247,6 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) attn_merge(
     const u32 index = blockIdx.x * WARPS + warp_id();
     if (index >= n_tokens * n_heads) return;
     const u32 token = index / n_heads, head = index % n_heads;
-    const u64 at = static_cast<u64>(token) * n_splits * n_heads + head;
-    float v[KV_PER_LANE];
-    merge_head<4>(acc + at * HEAD_DIM, stats + 2 * at, n_heads, n_splits, sink[head], v);
-    rope_row(v, frequencies, positions[first_token + token], -1.0f);
-    store_row(v, o + (static_cast<u64>(first_token + token) * n_heads + head) * HEAD_DIM);
+    merge(acc, stats, sink, frequencies, positions[first_token + token], o, token, first_token + token, head, n_heads, n_splits);
 }
 EMU_KERNEL(attn_merge)

@@ -26,6 +26,13 @@ INLINE Weights expert_weights(const u8* data, const Scale* scales, u64 expert, u
     }
 }
 
+// Behind the products of gate (row tile 0) and up: the activation of a channel, not yet rounded.
+INLINE float gated(const GemmShared<TOKENS, STAGES>& s, u32 row, u32 token, float limit) {
+    const float g = min_f32(round_bf16(gemm_sum(s, 0, row, token)), limit);
+    const float u = max_f32(min_f32(round_bf16(gemm_sum(s, 1, row, token)), limit), -limit);
+    return mul_rn(mul_rn(g, div_rn(1.0f, 1.0f + exp_f32(-g))), u);
+}
+
 template <Format F, class Scale>
 INLINE void gate_up(const Experts& e, const u8* w1, const Scale* s1, const u8* w3, const Scale* s3, const bf16* x,
                     const float* weights, bf16* h, u32 top_k, float limit) {
@@ -42,15 +49,13 @@ INLINE void gate_up(const Experts& e, const u8* w1, const Scale* s1, const u8* w
     for (u32 i = threadIdx.x; i < TOKENS * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILE_ROWS, token = i / TILE_ROWS;
         if (first_row + row >= e.channels || token >= count) continue;
-        const float g = min_f32(round_bf16(gemm_sum(s, 0, row, token)), limit);
-        const float u = max_f32(min_f32(round_bf16(gemm_sum(s, 1, row, token)), limit), -limit);
-        const float silu = mul_rn(g, div_rn(1.0f, 1.0f + exp_f32(-g)));
         const u64 pair = mine[token];
-        h[pair * e.channels + first_row + row] = bf16_from_f32(mul_rn(mul_rn(silu, u), weights[pair]));
+        h[pair * e.channels + first_row + row] = bf16_from_f32(mul_rn(gated(s, row, token, limit), weights[pair]));
     }
 }
 
-template <Format F, class Scale>
+// `Grid`: h is put on the FP8 grid first.
+template <Format F, bool Grid, class Scale>
 INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h, void* out, u32 is_f32) {
     if (blockIdx.y >= e.n_items[0]) return;
     auto& s = shared<GemmShared<TOKENS, STAGES>>();
@@ -58,8 +63,14 @@ INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h,
     const u32 *mine = e.pairs + item[1], count = item[2];
     const u32 first_row = blockIdx.x * ROW_TILES * TILE_ROWS, tile = warp_id() % ROW_TILES;
     const Weights w = expert_weights<F>(w2, s2, item[0], e.width, e.channels);
-    gemm<F, TOKENS, STAGES>(s, w, first_row + tile * TILE_ROWS, h, e.channels, ~0u,
-                            [&](u32 token) { return token < count ? mine[token] : ~0u; });
+    if constexpr (Grid) {
+        gemm_resident<F>(s, w, first_row + tile * TILE_ROWS, count, [&](bf16* to) {
+            fill_on_grid(to, h, e.channels, e.channels, count, [&](u32 token) { return mine[token]; });
+        });
+    } else {
+        gemm<F, TOKENS, STAGES>(s, w, first_row + tile * TILE_ROWS, h, e.channels, ~0u,
+                                [&](u32 token) { return token < count ? mine[token] : ~0u; });
+    }
     for (u32 i = threadIdx.x; i < TOKENS * ROW_TILES * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % (ROW_TILES * TILE_ROWS), token = i / (ROW_TILES * TILE_ROWS);
         if (first_row + row >= e.width || token >= count) continue;
@@ -70,7 +81,16 @@ INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h,
     }
 }
 
-#define EXPERTS(format, scale, gate_up_name, down_name)                                                   \
+#define EXPERTS_DOWN(format, grid, scale, down_name)                                                      \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) down_name(                              \
+        const u8* __restrict__ w2, const scale* __restrict__ s2, const u32* __restrict__ items,           \
+        const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ h,       \
+        void* __restrict__ out, u32 width, u32 channels, u32 is_f32) {                                    \
+        dependency_begin(items, n_items, pairs, h);                                                       \
+        down<Format::format, grid>({items, n_items, pairs, channels, width}, w2, s2, h, out, is_f32);     \
+    }                                                                                                     \
+    EMU_KERNEL(down_name)
+#define EXPERTS(format, scale, gate_up_name, down_name, down_grid_name)                                   \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) gate_up_name(                           \
         const u8* __restrict__ w1, const scale* __restrict__ s1, const u8* __restrict__ w3,               \
         const scale* __restrict__ s3, const u32* __restrict__ items, const u32* __restrict__ n_items,     \
@@ -80,11 +100,5 @@ INLINE void down(const Experts& e, const u8* w2, const Scale* s2, const bf16* h,
         gate_up<Format::format>({items, n_items, pairs, channels, width}, w1, s1, w3, s3, x, weights, h, top_k, limit); \
     }                                                                                                     \
     EMU_KERNEL(gate_up_name)                                                                              \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) down_name(                              \
-        const u8* __restrict__ w2, const scale* __restrict__ s2, const u32* __restrict__ items,           \
-        const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ h,       \
-        void* __restrict__ out, u32 width, u32 channels, u32 is_f32) {                                    \
-        dependency_begin(items, n_items, pairs);                                                          \
-        down<Format::format>({items, n_items, pairs, channels, width}, w2, s2, h, out, is_f32);           \
-    }                                                                                                     \
-    EMU_KERNEL(down_name)
+    EXPERTS_DOWN(format, false, scale, down_name)                                                         \
+    EXPERTS_DOWN(format, true, scale, down_grid_name)

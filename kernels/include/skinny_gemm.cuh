@@ -13,10 +13,13 @@
 // block's product is summed by the tensor core, times its scale added to the segment's f32 sum in K
 // order; segments are added in order. A block of threads is ROW_TILES x SEGMENTS warps.
 //
+// x comes through a ring of stages (`gemm`), or, where the block makes it itself and it is small enough to
+// lie in shared memory as a whole, from there (`gemm_resident`). Both have the same bits.
+//
 // Included by the operators in `linear/` and `moe/`.
 #pragma once
 
-#include "formats.cuh"
+#include "rows.cuh"
 
 constexpr u32 K_BLOCK = 128, SEGMENTS = 4, ROW_TILES = 2, TILE_ROWS = 16;
 constexpr u32 GEMM_THREADS = ROW_TILES * SEGMENTS * WARP;
@@ -74,9 +77,10 @@ INLINE void load_block(const Weights& w, const u32 (&rows)[2], u32 k0, LaneBlock
     }
 }
 
-// The product of a K block: part[token tile] += W block * x block. `x` is the block's [Tokens][..].
-template <Format F, u32 Tokens>
-INLINE void multiply_block(const LaneBlock<F>& w, const bf16 (*x)[X_STRIDE], float (&part)[Tokens / 8][4]) {
+// The product of a K block: part[token tile] += W block * x block. `x(token, k)` is where the block's values
+// lie.
+template <Format F, u32 Tokens, class X>
+INLINE void multiply_block(const LaneBlock<F>& w, const X& x, float (&part)[Tokens / 8][4]) {
     const u32 g = lane_id() / 4, t = lane_id() % 4;
     UNROLL
     for (u32 v = 0; v < n_vectors<F>; ++v) {
@@ -96,7 +100,7 @@ INLINE void multiply_block(const LaneBlock<F>& w, const bf16 (*x)[X_STRIDE], flo
             else k = 32 * v + 8 * t + 2 * word;
             UNROLL
             for (u32 tile = 0; tile < Tokens / 8; ++tile) {
-                const bf16* from = &x[8 * tile + g][k];
+                const bf16* from = x(8 * tile + g, k);
                 if (F == Format::Fp4) {
                     const u32x4 b = *reinterpret_cast<const u32x4*>(from);
                     mma_bf16_16816(part[tile], a[0][0], a[1][0], a[0][1], a[1][1],
@@ -110,6 +114,32 @@ INLINE void multiply_block(const LaneBlock<F>& w, const bf16 (*x)[X_STRIDE], flo
             }
         }
     }
+}
+
+// Adds the product of the K block from `k0` on, for rows of which `row` is one.
+template <Format F, u32 Tokens, class X>
+INLINE void add_block(const Weights& w, const LaneBlock<F>& now, u32 row, u32 k0, const X& x, float (&sums)[Tokens / 8][4]) {
+    float part[Tokens / 8][4] = {};
+    multiply_block<F, Tokens>(now, x, part);
+    float scale = 1.0f;
+    if (F == Format::Fp8) scale = w.scales[row / K_BLOCK * ceil_div(w.k, K_BLOCK) + k0 / K_BLOCK];
+    UNROLL
+    for (u32 n = 0; n < Tokens / 8; ++n)
+        UNROLL
+        for (u32 i = 0; i < 4; ++i) sums[n][i] = fma_rn(part[n][i], scale, sums[n][i]);
+}
+
+// Behind the last read of x: the segments' sums take its place, for `gemm_sum` to add.
+template <u32 Tokens, u32 Stages>
+INLINE void put_sums(GemmShared<Tokens, Stages>& s, const float (&sums)[Tokens / 8][4]) {
+    const u32 segment = warp_id() / ROW_TILES, tile = warp_id() % ROW_TILES, g = lane_id() / 4, t = lane_id() % 4;
+    block_sync();
+    UNROLL
+    for (u32 n = 0; n < Tokens / 8; ++n)
+        UNROLL
+        for (u32 i = 0; i < 4; ++i)
+            s.sums[segment][tile][g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[n][i];
+    block_sync();
 }
 
 // Copies block `block` of every segment of x into `to`; `row_of(token)` is the row of x, n_x_rows or
@@ -145,9 +175,9 @@ INLINE void prefetch_rows(const Weights& w, u32 first_row) {
 template <Format F, u32 Tokens, u32 Stages, class RowOf>
 INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row, const bf16* x,
                  u32 x_stride, u32 n_x_rows, const RowOf& row_of) {
-    const u32 segment = warp_id() / ROW_TILES, tile = warp_id() % ROW_TILES;
+    const u32 segment = warp_id() / ROW_TILES;
     const u32 n_blocks = ceil_div(w.k, K_BLOCK), per_segment = ceil_div(n_blocks, SEGMENTS);
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    const u32 g = lane_id() / 4;
     // Rows behind the last repeat it; they are never stored.
     const u32 rows[2] = {min_u32(first_row + g, w.n_rows - 1), min_u32(first_row + g + 8, w.n_rows - 1)};
     float sums[Tokens / 8][4] = {};
@@ -166,23 +196,64 @@ INLINE void gemm(GemmShared<Tokens, Stages>& s, const Weights& w, u32 first_row,
         copy_x<Tokens>(s.x[(block + Stages - 1) % Stages], x, x_stride, w.k, per_segment,
                        block + Stages - 1, block + Stages - 1 < per_segment ? n_x_rows : 0, row_of);
         if (k0 >= w.k || segment * per_segment + block >= n_blocks) continue;
-        float part[Tokens / 8][4] = {};
-        multiply_block<F, Tokens>(now, s.x[block % Stages][segment], part);
-        float scale = 1.0f;
-        if (F == Format::Fp8) scale = w.scales[rows[0] / K_BLOCK * n_blocks + k0 / K_BLOCK];
-        UNROLL
-        for (u32 n = 0; n < Tokens / 8; ++n)
-            UNROLL
-            for (u32 i = 0; i < 4; ++i) sums[n][i] = fma_rn(part[n][i], scale, sums[n][i]);
+        const bf16(*rows_of_x)[X_STRIDE] = s.x[block % Stages][segment];
+        add_block<F, Tokens>(w, now, rows[0], k0, [&](u32 token, u32 at) { return &rows_of_x[token][at]; }, sums);
     }
     cp_async_wait<0>();
-    block_sync(); // x is read; its memory becomes that of the sums
-    UNROLL
-    for (u32 n = 0; n < Tokens / 8; ++n)
+    put_sums(s, sums);
+}
+
+// Values of a row of x in shared memory, with those behind k and 16 bytes of padding.
+INLINE u32 resident_stride(u32 k) { return ceil_div(k, K_BLOCK) * K_BLOCK + 8; }
+
+// Rows of x on the FP8 grid of their blocks of 128, zeros behind k, to `to`; row_of(token) is the row of x.
+// Vectors of a thread are on their way together.
+template <class RowOf>
+INLINE void fill_on_grid(bf16* to, const bf16* x, u32 x_stride, u32 k, u32 n_tokens, const RowOf& row_of) {
+    constexpr u32 AT_ONCE = 4;
+    const u32 per_row = ceil_div(k, K_BLOCK) * (K_BLOCK / 8), n = n_tokens * per_row;
+    for (u32 first = 0; first < n; first += AT_ONCE * GEMM_THREADS) {
+        u32x4 packed[AT_ONCE] = {};
         UNROLL
-        for (u32 i = 0; i < 4; ++i)
-            s.sums[segment][tile][g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[n][i];
+        for (u32 part = 0; part < AT_ONCE; ++part) {
+            const u32 i = first + part * GEMM_THREADS + threadIdx.x, column = i % per_row * 8;
+            if (i < n && column < k)
+                packed[part] = *reinterpret_cast<const u32x4*>(x + static_cast<u64>(row_of(i / per_row)) * x_stride + column);
+        }
+        UNROLL
+        for (u32 part = 0; part < AT_ONCE; ++part) {
+            const u32 i = first + part * GEMM_THREADS + threadIdx.x;
+            if (first + part * GEMM_THREADS >= n) break; // the same for all threads
+            float v[8];
+            unpack8(packed[part], v);
+            quantise_block128(v);
+            if (i < n) store8(to + i / per_row * resident_stride(k) + i % per_row * 8, v);
+        }
+    }
+}
+
+// `gemm` for up to eight tokens whose x `fill(to)` puts into shared memory, row after row; `to` is where `s`
+// lies, and has room for them. Weights are on their way meanwhile.
+template <Format F, u32 Stages, class Fill>
+INLINE void gemm_resident(GemmShared<8, Stages>& s, const Weights& w, u32 first_row, u32 n_tokens, const Fill& fill) {
+    const u32 n_blocks = ceil_div(w.k, K_BLOCK), per_segment = ceil_div(n_blocks, SEGMENTS), g = lane_id() / 4;
+    const u32 rows[2] = {min_u32(first_row + g, w.n_rows - 1), min_u32(first_row + g + 8, w.n_rows - 1)};
+    const u32 first_k = warp_id() / ROW_TILES * per_segment * K_BLOCK, stride = resident_stride(w.k);
+    bf16* x = reinterpret_cast<bf16*>(&s);
+    float sums[1][4] = {};
+    LaneBlock<F> next;
+    load_block<F>(w, rows, first_k, next);
+    fill(x);
     block_sync();
+    for (u32 block = 0; block < per_segment; ++block) {
+        const LaneBlock<F> now = next;
+        const u32 k0 = first_k + block * K_BLOCK;
+        if (k0 >= w.k) break;
+        if (block + 1 < per_segment) load_block<F>(w, rows, k0 + K_BLOCK, next);
+        // Columns of no token are those of the last one; they are never stored.
+        add_block<F, 8>(w, now, rows[0], k0, [&](u32 token, u32 at) { return x + min_u32(token, n_tokens - 1) * stride + k0 + at; }, sums);
+    }
+    put_sums(s, sums);
 }
 
 template <u32 Tokens, u32 Stages>

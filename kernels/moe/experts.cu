@@ -1,4 +1,4 @@
-// moe_gate_up_fp4, moe_down_fp4: the routed experts of a step, FP4 weights expanded in registers.
+// moe_gate_up_fp4, moe_down_fp4, moe_down_fp4_grid: the routed experts of a step, FP4 weights expanded in registers.
 //
 // Source   `Expert.forward`, `fp4_gemm` of the official release.
 // Inputs   w1, w3 [n_experts, channels, width] E2M1, two per byte, with E8M0 exponents per 32
@@ -7,7 +7,8 @@
 //          `pairs[first .. first + count]` go through the item's expert; pair = token * top_k + slot
 //          x [n_tokens, width] bf16    h [n_pairs, channels] bf16    weights [n_pairs] f32
 // Outputs  gate_up: h[pair] = bf16(weight * silu(min(gate, limit)) * clamp(up, -limit, limit))
-//          down: out[pair] [n_pairs, width], bf16 or f32
+//          down: out[pair] [n_pairs, width], bf16 or f32; down_grid: of h on the FP8 grid of its blocks of
+//          128, with shared memory for all of an item's, rows of `resident_stride(channels)` values
 // Launch   grid (ceil(channels / 16) or ceil(width / 32), maximum number of items), 256 threads;
 //          blocks beyond `n_items[0]` end at once, so one grid serves every routing.
 //          Widths are multiples of 32. Exponents must be at most 128 (a factor of 2).
@@ -17,4 +18,4 @@
 
 #include "../include/experts80.cuh"
 
-EXPERTS(Fp4, u8, moe_gate_up_fp4, moe_down_fp4)
+EXPERTS(Fp4, u8, moe_gate_up_fp4, moe_down_fp4, moe_down_fp4_grid)

@@ -84,7 +84,7 @@ impl<O: Ops> Block<O> {
         let y = self.attn.forward(pass, layer, &pre.normed, Outcome::All)?;
         pass.see(layer, Seen::AttnOut(&y))?;
 
-        let pre = self.hc_ffn.follow(pass.ops, x, &y, &pre.mix)?;
+        let pre = self.hc_ffn.follow(pass.ops, x, &y, &pre.mix, pass.step)?;
         pass.see(layer, Seen::FfnIn(&pre.normed))?;
         let y = self.ffn.forward(pass, layer, &pre.normed)?;
         pass.see(layer, Seen::FfnOut(&y))?;
@@ -107,7 +107,7 @@ impl<O: Ops> Block<O> {
         }
         let HcMix { post, comb } = pre.mix;
         let mix = HcMix { post: pass.wanted(post)?, comb: pass.wanted(comb)? };
-        let pre = self.hc_ffn.follow(pass.ops, &mut x, &y, &mix)?;
+        let pre = self.hc_ffn.follow(pass.ops, &mut x, &y, &mix, pass.step)?;
         let y = self.ffn.forward(pass, layer, &pre.normed)?;
         Ok(pass.ops.hc_post(&x, &y, &pre.mix)?)
     }
@@ -142,7 +142,7 @@ pub fn run_blocks<'b, O: Ops>(
         }
         let (y, mix) = block.forward(pass, layer, &mut x, &pre)?;
         if let Some((_, next)) = blocks.peek() {
-            pre = next.hc_attn.follow(pass.ops, &mut x, &y, &mix)?;
+            pre = next.hc_attn.follow(pass.ops, &mut x, &y, &mix, pass.step)?;
         } else {
             x = pass.ops.hc_post(&x, &y, &mix)?;
         }

@@ -56,7 +56,8 @@ impl<O: Ops> Site<O> {
         x: &mut O::Tensor,
         y: &O::Tensor,
         mix: &HcMix<O::Tensor>,
+        step: &O::Step,
     ) -> Result<HcPre<O::Tensor>, OpError> {
-        ops.hc_boundary(x, y, mix, &self.hc, &self.norm)
+        ops.hc_boundary(x, y, mix, (&self.hc, &self.norm), step)
     }
 }

@@ -372,7 +372,7 @@ pub trait HyperConnectionOps: Backend {
         mix: &HcMix<Self::Tensor>,
     ) -> Result<Self::Tensor, OpError>;
 
-    /// [`hc_post`](Self::hc_post) of one sublayer, then [`hc_pre`](Self::hc_pre) of the next: the
+    /// [`hc_post`](Self::hc_post) of one sublayer of `step`, then [`hc_pre`](Self::hc_pre) of the next: the
     /// boundary that a device runs as one launch.
     ///
     /// # Errors
@@ -382,8 +382,8 @@ pub trait HyperConnectionOps: Backend {
         x: &mut Self::Tensor,
         y: &Self::Tensor,
         mix: &HcMix<Self::Tensor>,
-        site: &HcSite<Self>,
-        norm: &Norm<Self>,
+        (site, norm): (&HcSite<Self>, &Norm<Self>),
+        _step: &Self::Step,
     ) -> Result<HcPre<Self::Tensor>, OpError>
     where
         Self: Sized,

@@ -8,8 +8,8 @@ use super::device::Arg;
 use super::linear::Part;
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::splits::{Merge, divide, most_partial};
-use super::step::DeviceStep;
+use super::splits::{HEAD_TILE, Merge, divide, divide_tiles, most_partial};
+use super::step::{DeviceStep, ENDED_HEADS};
 use super::store::{Pending, check_compressor};
 use super::tensor::{DeviceSelection, DeviceTensor, DeviceVector, Element};
 use crate::error::check_len;
@@ -17,9 +17,8 @@ use crate::layer::{AttentionWeights, CompressorWeights};
 use crate::traits::{AttentionOps, Projected, Queries};
 use crate::{Communicator, OpError};
 
-/// Keys of a block of `attn_sparse`, heads of its tile.
+/// Keys of a block of `attn_sparse`.
 const KEY_BLOCK: usize = 64;
-const HEAD_TILE: usize = 16;
 /// Shared memory of the forms for sm_90a.
 const SPARSE_SHARED_90: u32 = 211 * 1024;
 const SELECT_SHARED_90: u32 = (256 + 2 * 8 * 256 + 256 + 16 + 3 + 32) * 4;
@@ -28,7 +27,7 @@ const SPARSE_SHARED_100: u32 = 209 * 1024;
 /// Candidates of a token from which on a cluster of eight blocks selects, not one block.
 const ENTRIES_OF_A_BLOCK: usize = 16_384;
 /// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
-const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4;
+const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4 + 4;
 pub(super) const COMPRESS_SHARED: u32 = 512 * 4;
 const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
 /// Of `index_scores90`: 64 queries and their weights.
@@ -70,6 +69,9 @@ impl AttentionOps for CudaOps {
                 if let Some([qr, kv]) = self.pair90([&weights.wq_a, &weights.wkv], &input)? {
                     return Ok((qr, kv));
                 }
+                if let Some([qr, kv]) = self.pair80([&weights.wq_a, &weights.wkv], &input)? {
+                    return Ok((qr, kv));
+                }
                 let qr = self.linear(&weights.wq_a, &input, Element::Bf16)?;
                 Ok::<_, OpError>((qr, self.linear(&weights.wkv, &input, Element::Bf16)?))
             },
@@ -94,6 +96,9 @@ impl AttentionOps for CudaOps {
         check_rope(OP, &weights.rope)?;
         check_len(OP, "qr", projected.qr.rows, step.n_rows)?;
         if let Some(queries) = self.queries90(weights, &projected.qr, step)? {
+            return Ok(queries);
+        }
+        if let Some(queries) = self.queries80(weights, &projected.qr, step)? {
             return Ok(queries);
         }
         let normed = self.rms_norm(&projected.qr, &weights.q_norm, true)?;
@@ -361,16 +366,20 @@ impl CudaOps {
         let top_k = selection.map_or(0, |selection| selection.top_k);
         let key_blocks = WINDOW.min(context).div_ceil(KEY_BLOCK) + max_entries.div_ceil(KEY_BLOCK);
         let arch = self.memory.device().arch();
-        let (head_tile, threads, shared_bytes) = match arch {
-            "sm_90a" => (64, 384, SPARSE_SHARED_90),
-            "sm_100f" => (64, 416, SPARSE_SHARED_100),
-            _ => (HEAD_TILE, 128, SPARSE_SHARED),
+        let is_deterministic = self.is_deterministic();
+        let in_tiles_of_64 =
+            || divide(arch, is_deterministic, rows * n_heads.div_ceil(64), key_blocks);
+        let ((division, head_tile), threads, shared_bytes) = match arch {
+            "sm_90a" => ((in_tiles_of_64(), 64), 384, SPARSE_SHARED_90),
+            "sm_100f" => ((in_tiles_of_64(), 64), 416, SPARSE_SHARED_100),
+            _ => {
+                let divided = divide_tiles(arch, is_deterministic, (rows, n_heads), key_blocks);
+                (divided, 128, SPARSE_SHARED)
+            }
         };
-        let n_tiles = rows * n_heads.div_ceil(head_tile);
-        let division = divide(arch, self.is_deterministic(), n_tiles, key_blocks);
         let n_splits = division.n_splits(key_blocks);
         let kernel = match division.merge {
-            Merge::Launch => match arch {
+            Merge::Launch | Merge::Last => match arch {
                 "sm_90a" => "attn_sparse90",
                 "sm_100f" => "attn_sparse100",
                 _ => OP,
@@ -384,7 +393,7 @@ impl CudaOps {
         let run = (ATTENTION_WORKSPACE / (4 * row_floats).max(1)).clamp(1, rows.max(1)).min(65_535);
         // More rows in longer splits may need less: never less than any shorter ones would.
         let n_parts = run * division.n_partial(key_blocks) * n_heads;
-        let n_parts = n_parts.max(most_partial(arch) * head_tile);
+        let n_parts = n_parts.max(most_partial(arch) * head_tile.max(HEAD_TILE));
         let acc = self.buffer(4 * n_parts * HEAD_DIM)?;
         let stats = self.buffer(4 * n_parts * 2)?;
         let [positions, sequence_of, sequences] = step.row_args();
@@ -393,9 +402,14 @@ impl CudaOps {
                 [&q.values, &stores.window, &pending.rows, &stores.entries].map(Arg::from).into();
             args.extend([chosen, counts, positions, sequence_of, sequences]);
             args.extend([&step.blocks, &acc, &stats].map(Arg::from));
-            if arch == "sm_90a" {
+            if arch != "sm_100f" {
                 let finishing = [&weights.attn_sink.values, &weights.rope.values, &out.values];
                 args.extend(finishing.map(Arg::from));
+            }
+            if kernel == OP {
+                let is_last = division.merge == Merge::Last;
+                args.push(if is_last { step.ended(ENDED_HEADS) } else { Arg::NULL });
+                args.push(Arg::U32(head_tile as u32));
             }
             let sizes = [first, n_heads, ring, ratio, top_k, division.split_blocks];
             args.extend(sizes.map(|n| Arg::U32(n as u32)));
@@ -407,7 +421,8 @@ impl CudaOps {
             // SAFETY: q is [rows, n_heads, 512] bf16; window, pending rows and entries hold every
             // key that positions, blocks and selection of the step name; `acc` and `stats` have
             // room for `run` rows of all splits and heads, or none are written; `out` is
-            // [rows, n_heads, 512] bf16. A cluster's blocks are the splits of its tile.
+            // [rows, n_heads, 512] bf16. A cluster's blocks are the splits of its tile; tiles that count have a
+            // word each, and no launch beside this one counts there.
             unsafe {
                 self.launch(Call { kernel, grid, threads, shared_bytes, args: &args(first) })?;
             }

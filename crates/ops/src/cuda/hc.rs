@@ -6,7 +6,7 @@ use super::DeviceCache;
 use super::device::{Arg, Launch};
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::step::DeviceStep;
+use super::step::{DeviceStep, ENDED_BOUNDARY};
 use super::tensor::{Addends, DeviceTensor, Element};
 use crate::error::check_len;
 use crate::layer::{HcHead, HcSite, MtpInputWeights, Norm};
@@ -33,6 +33,8 @@ const CLUSTER_TOKENS: usize = 8;
 /// Shared memory of `MixShared`, `PreShared`, `NormShared`, `BoundaryShared` and `SliceWeights`.
 const MIX_SHARED: u32 = 4 * MIX_TOKENS as u32 * 25 * 4;
 const PRE_SHARED: u32 = (64 + 25 + 4) * 4;
+/// Of `hc_boundary_1`: the first of these and a word.
+const BOUNDARY_1_SHARED: u32 = MIX_SHARED + 4;
 const NORM_SHARED: u32 = 8 * 4;
 const BOUNDARY_SHARED: usize = 27_392;
 const SLICE_SHARED: usize = (4 * 24 * 132 + 128) * 4;
@@ -344,8 +346,8 @@ impl HyperConnectionOps for CudaOps {
         x: &mut DeviceTensor,
         y: &DeviceTensor,
         mix: &HcMix<DeviceTensor>,
-        site: &HcSite<Self>,
-        norm: &Norm<Self>,
+        (site, norm): (&HcSite<Self>, &Norm<Self>),
+        step: &DeviceStep,
     ) -> Result<HcPre<DeviceTensor>, OpError> {
         const OP: &str = "hc_post_mix";
         self.check_post(OP, x, y, mix)?;
@@ -377,6 +379,27 @@ impl HyperConnectionOps for CudaOps {
         args.push((&y.values).into());
         args.extend(before);
         args.push((&out.values).into());
+        if x.rows == 1 {
+            let next = self.next_input(1, site, norm)?;
+            args.push(Arg::U32(width as u32));
+            args.extend(addends);
+            args.extend(next_args(&next, site, norm));
+            args.extend(site_args(site, norm));
+            args.push(step.ended(ENDED_BOUNDARY));
+            // SAFETY: as below, and `next` has a row; boundaries wait for each other, so no other counts in
+            // the step's word for them.
+            unsafe {
+                self.launch(Call {
+                    kernel: "hc_boundary_1",
+                    grid: [n_splits, 1, 1],
+                    threads: PRE_THREADS,
+                    shared_bytes: BOUNDARY_1_SHARED,
+                    args: &args,
+                })?;
+            }
+            *x = out;
+            return Ok(next);
+        }
         args.extend(sizes);
         args.extend(addends);
         // SAFETY: as for `hc_mix` and `hc_post`, whose checks are all above.

@@ -63,8 +63,8 @@ pub(crate) struct ScaledMap {
 }
 
 /// Threads of a block of the skinny products, and the output rows it computes.
-const GEMM_THREADS: u32 = 256;
-const GEMM_ROWS: usize = 32;
+pub(super) const GEMM_THREADS: u32 = 256;
+pub(super) const GEMM_ROWS: usize = 32;
 /// Shared memory of the forms for 8 and for 32 tokens.
 pub(crate) const GEMM_SHARED_8: u32 = 4 * 4 * 8 * 136 * 2;
 const GEMM_SHARED_32: u32 = 2 * 4 * 32 * 136 * 2;
@@ -222,9 +222,9 @@ pub(crate) struct Part {
 
 impl CudaOps {
     /// `x` as an FP8 or FP4 layer sees it: `[rows, cols]` bf16 on the FP8 grid, or unchanged; on
-    /// sm_90a and sm_100f marked, for their kernels to round it.
+    /// sm_90a and (but for few tokens) sm_100f marked, for their kernels to round it.
     pub(crate) fn linear_input(&self, x: &DeviceTensor) -> Result<DeviceTensor, OpError> {
-        if self.is_hopper() || self.is_blackwell() {
+        if self.is_hopper() || self.is_blackwell() && !self.is_skinny_blackwell(x.rows) {
             return Ok(DeviceTensor { quantised: Some(x.values.clone()), ..x.clone() });
         }
         self.rounded_input(x)
@@ -332,7 +332,10 @@ impl CudaOps {
         w: &DeviceLinear,
         x: &DeviceTensor,
     ) -> Result<DeviceTensor, OpError> {
-        self.linear(w, &self.linear_input(x)?, Element::Bf16)
+        match self.linear_on_grid(w, x)? {
+            Some(out) => Ok(out),
+            None => self.linear(w, &self.linear_input(x)?, Element::Bf16),
+        }
     }
 
     /// Groups of rows of `W` times groups of columns of `x`, into groups of columns of `out`.

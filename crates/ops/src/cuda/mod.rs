@@ -43,6 +43,7 @@ mod pool;
 pub mod rehearsal;
 mod replay;
 mod sample;
+mod skinny;
 pub mod source;
 mod splits;
 mod staging;

@@ -8,13 +8,14 @@ use super::experts::{DeviceExperts, ExpertFormat, ExpertLayout};
 use super::linear::{GEMM_SHARED_8, LinearData};
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
-use super::step::DeviceStep;
+use super::skinny::resident_bytes;
+use super::step::{DeviceStep, ENDED_ROUTER};
 use super::tensor::{Addends, DeviceRouting, DeviceTensor, Element};
 use super::{blackwell, hopper};
 use crate::error::check_len;
 use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
-use crate::{Communicator, OpError};
+use crate::{Activations, Communicator, OpError};
 
 /// Tokens of one work item.
 const ITEM_TOKENS: usize = 8;
@@ -224,13 +225,13 @@ impl CudaOps {
             let groups = self.room_for_groups(experts, rows * k, rows)?;
             let sums = self.tensor(rows, GATE_SEGMENTS * n_experts, Element::F32)?;
             let mut args = vec![Arg::from(values), (&x.values).into(), (&sums.values).into()];
-            args.extend([Arg::from(&step.ended), Arg::U32(gate.cols as u32)]);
+            args.extend([step.ended(ENDED_ROUTER), Arg::U32(gate.cols as u32)]);
             args.extend(choice);
             args.extend(groups.args());
             args.extend(self.grouping(experts, rows).args(experts));
             // SAFETY: the gate is [n_experts, cols] bf16, x has its columns, a multiple of 8 as loading
             // checked, and sums has a value per segment; the outputs and lists as below. No launch beside
-            // this one counts in the step's word.
+            // this one counts in the router's word.
             unsafe {
                 self.launch(Call {
                     kernel: if by_hash { "moe_gate_hash" } else { "moe_gate_score" },
@@ -331,9 +332,9 @@ impl CudaOps {
         let Groups { items, n_items, pairs, max_items, .. } = self.grouped(experts, routing)?;
         let input = self.rounded_input(x)?;
         let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
-        let (gate_up, down) = match format {
-            ExpertFormat::Fp4 => ("moe_gate_up_fp4", "moe_down_fp4"),
-            ExpertFormat::Fp8 => ("moe_gate_up_fp8", "moe_down_fp8"),
+        let (gate_up, down, down_grid) = match format {
+            ExpertFormat::Fp4 => ("moe_gate_up_fp4", "moe_down_fp4", "moe_down_fp4_grid"),
+            ExpertFormat::Fp8 => ("moe_gate_up_fp8", "moe_down_fp8", "moe_down_fp8_grid"),
         };
         let h = self.tensor(n_pairs, channels, Element::Bf16)?;
         // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
@@ -362,7 +363,12 @@ impl CudaOps {
                 ],
             })?;
         }
-        let h = self.rounded_input(&h)?;
+        // Of few tokens each block rounds its own: those of an item, or all pairs if they are fewer.
+        let is_few = routing.rows <= ITEM_TOKENS && self.activations == Activations::Fp8Grid;
+        let (h, down, shared_bytes) = match resident_bytes(n_pairs.min(ITEM_TOKENS), channels) {
+            Some(bytes) if is_few => (h, down_grid, bytes),
+            _ => (self.rounded_input(&h)?, down, GEMM_SHARED_8),
+        };
         let parts = self.tensor(n_pairs, width, Element::Bf16)?;
         // SAFETY: w2 is [n_experts, width, channels]; h and `parts` have a row per pair.
         unsafe {
@@ -370,7 +376,7 @@ impl CudaOps {
                 kernel: down,
                 grid: [width.div_ceil(32), max_items, 1],
                 threads: 256,
-                shared_bytes: GEMM_SHARED_8,
+                shared_bytes,
                 args: &[
                     w2.into(),
                     e2.into(),
@@ -397,6 +403,9 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "swiglu";
         let matrices = [&weights.shared.w1, &weights.shared.w3];
+        if let Some(h) = self.gate_up80(matrices, input, limit)? {
+            return self.quantised_linear(&weights.shared.w2, &h);
+        }
         let [gate, up] = match self.pair90(matrices, input)? {
             Some(both) => both,
             None => {

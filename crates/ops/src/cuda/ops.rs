@@ -59,7 +59,7 @@ impl CudaOps {
     }
 
     /// Whether faster kernels whose results depend on the batch must not be used: on sm_90a and sm_100f
-    /// layers of bf16 activations add up in another order above 8 tokens.
+    /// layers of bf16 activations add up in another order above 8 tokens, on sm_100f FP8 layers too.
     #[must_use]
     pub const fn is_deterministic(&self) -> bool {
         self.deterministic

@@ -20,12 +20,22 @@ const CLUSTERS: [usize; 4] = [1, 2, 4, 8];
 const BLOCK: usize = 2;
 const EXCHANGE: usize = 1;
 const LAUNCH: usize = 3;
+/// What the split that ends last takes for its count, and heads times splits (2 KB each, through the second-level
+/// cache at 64 bytes per cycle) that it reads in such a half.
+const COUNT: usize = 1;
+const HEAD_SPLITS: usize = 32;
+
+/// Heads of a block of the kernel for every architecture.
+const HEAD_TILES: [usize; 3] = [4, 8, HEAD_TILE];
+pub(super) const HEAD_TILE: usize = 16;
 
 /// Who adds up the splits of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Merge {
     /// Another launch.
     Launch,
+    /// Of each tile of heads the split that ends last.
+    Last,
     /// The splits themselves, blocks of a cluster of this size; the last ones may have no keys.
     Cluster(usize),
 }
@@ -41,7 +51,7 @@ impl Division {
     /// Splits, with those that have no keys.
     pub(super) fn n_splits(self, key_blocks: usize) -> usize {
         match self.merge {
-            Merge::Launch => key_blocks.div_ceil(self.split_blocks),
+            Merge::Launch | Merge::Last => key_blocks.div_ceil(self.split_blocks),
             Merge::Cluster(cluster) => cluster,
         }
     }
@@ -88,6 +98,26 @@ pub(super) fn divide(
             let split_blocks = [1, 2].into_iter().find(|&blocks| fits(blocks)).unwrap_or(LONG);
             Division { split_blocks, merge: Merge::Launch }
         }
+    }
+}
+
+/// [`divide`] of `n_heads` heads of `rows` tokens for the kernel of every architecture, and heads of a block. Smaller
+/// tiles change no bit; they have more blocks share what is to be added up, as long as all of them run at once.
+pub(super) fn divide_tiles(
+    arch: &str,
+    deterministic: bool,
+    (rows, n_heads): (usize, usize),
+    key_blocks: usize,
+) -> (Division, usize) {
+    let n_tiles = |tile: usize| rows * n_heads.div_ceil(tile);
+    let division = divide(arch, deterministic, n_tiles(HEAD_TILE), key_blocks);
+    let n_splits = division.n_splits(key_blocks);
+    let runs_at_once = |&tile: &usize| n_tiles(tile) * n_splits <= n_resident(arch);
+    // Of equals the fewer launches.
+    let is_short = |&tile: &usize| COUNT + tile * n_splits / HEAD_SPLITS <= LAUNCH;
+    match HEAD_TILES.into_iter().find(runs_at_once).filter(is_short) {
+        Some(tile) => (Division { merge: Merge::Last, ..division }, tile),
+        None => (division, HEAD_TILE),
     }
 }
 
@@ -146,14 +176,40 @@ pub(super) fn most_partial(arch: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::step::MAX_ENDED_HEADS;
     use super::*;
 
     fn form(division: Division) -> (usize, usize) {
         let cluster = match division.merge {
-            Merge::Launch => 0,
+            Merge::Launch | Merge::Last => 0,
             Merge::Cluster(cluster) => cluster,
         };
         (division.split_blocks, cluster)
+    }
+
+    #[test]
+    fn the_last_split_adds_up_where_that_takes_no_longer_than_a_launch() {
+        let tiles = |rows: usize, key_blocks: usize| {
+            let (division, tile) = divide_tiles("sm_80", false, (rows, 64), key_blocks);
+            (division.split_blocks, (division.merge == Merge::Last).then_some(tile))
+        };
+        // Flash at 1K tokens and beyond.
+        assert_eq!(
+            [2, 3, 6, 10].map(|n| tiles(1, n)),
+            [(1, Some(4)), (1, Some(4)), (1, Some(4)), (1, Some(8))]
+        );
+        assert_eq!(
+            [2, 4, 8, 64].map(|n| tiles(n, 10)),
+            [(1, None), (2, Some(16)), (LONG, Some(16)), (LONG, None)]
+        );
+        let (division, tile) = divide_tiles("sm_80", true, (1, 64), 10);
+        assert_eq!((division.split_blocks, division.merge, tile), (LONG, Merge::Last, 4));
+        // Tiles that count have a word each.
+        for rows in 1..300 {
+            let (division, tile) = divide_tiles("sm_120", false, (rows, 128), 2);
+            let n_tiles = rows * 128_usize.div_ceil(tile);
+            assert!(division.merge != Merge::Last || n_tiles <= MAX_ENDED_HEADS);
+        }
     }
 
     #[test]

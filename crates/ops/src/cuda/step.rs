@@ -6,7 +6,7 @@
 //! | 1 | row | position |
 //! | 1 | row | number of its sequence |
 //! | 8 | sequence | slot, row, tokens, position, first block, blocks, two unused |
-//! | 1 | step | zero before and after every launch: blocks of it that have ended |
+//! | 512 | step | zero before and after every launch: how many blocks of some part of it have ended |
 //! | 1 | wanted row | its number |
 //! | 1 | block of a sequence | block id |
 //!
@@ -27,6 +27,16 @@ use crate::{Batch, OpError};
 
 /// Words of a sequence.
 const SEQUENCE_WORDS: usize = 8;
+/// Words in which launches count blocks, and which of them are whose: launches of one kind are never under way at
+/// the same time.
+const ENDED_WORDS: usize = 512;
+/// Of the router.
+pub(crate) const ENDED_ROUTER: usize = 0;
+/// Of a boundary between sublayers.
+pub(crate) const ENDED_BOUNDARY: usize = 1;
+/// The first of a word per head (queries), or per tile of heads and token (attention), to the last.
+pub(crate) const ENDED_HEADS: usize = 8;
+pub(crate) const MAX_ENDED_HEADS: usize = ENDED_WORDS - ENDED_HEADS;
 /// Numbers of rows that one-token steps are rounded up to.
 pub(crate) const BUCKETS: [usize; 15] =
     [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256];
@@ -91,9 +101,9 @@ pub struct DeviceStep {
     pub(crate) sequences: Buffer,
     pub(crate) blocks: Buffer,
     pub(crate) logit_rows: Buffer,
-    /// Where a launch counts its blocks that have ended. For one at a time: launches of the step that use
-    /// it are all on one side of a branch, and others, each of which waits, are between them.
-    pub(crate) ended: Buffer,
+    /// Where launches count their blocks that have ended, each in words of its kind. For one launch of a kind at a
+    /// time: those of the step are all on one side of a branch, and others, each of which waits, are between them.
+    ended: Buffer,
     /// All of the above.
     pub(crate) block: Buffer,
     /// The highest slot and block of the batch.
@@ -149,7 +159,7 @@ impl DeviceStep {
                 words.extend([copied.slot, row, 0, copied.position, start, n, 0, 0]);
             }
         }
-        words.push(0);
+        words.extend([0; ENDED_WORDS]);
         words.extend_from_slice(&batch.logit_rows);
         words.extend(repeated(0));
         let n_wanted = batch.logit_rows.len() + n_repeated;
@@ -157,7 +167,8 @@ impl DeviceStep {
         words.extend(blocks);
 
         let sequence_words = SEQUENCE_WORDS * n_sequences;
-        let counts = [n_rows, n_rows, n_rows, sequence_words, 1, n_wanted, n_blocks.max(1)];
+        let counts =
+            [n_rows, n_rows, n_rows, sequence_words, ENDED_WORDS, n_wanted, n_blocks.max(1)];
         let block = memory.buffer(Place::Workspace, 4 * counts.iter().sum::<usize>())?;
         block.write(0, &u32_bytes(&words))?;
         let mut at = 0;
@@ -188,6 +199,11 @@ impl DeviceStep {
     /// Whether every row is the only one of its sequence: then no row needs what another stores.
     pub(crate) fn has_one_token_each(&self) -> bool {
         self.batch.sequences.len() == self.batch.n_tokens()
+    }
+
+    /// The words from `first` on in which a launch counts blocks.
+    pub(crate) fn ended(&self, first: usize) -> Arg {
+        Arg::Address(self.ended.address() + 4 * first as u64)
     }
 
     /// Positions, sequence numbers and sequences, as most kernels take them.

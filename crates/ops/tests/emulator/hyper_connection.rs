@@ -58,7 +58,7 @@ fn run<B: Ops>(ops: &B, width: usize, n_tokens: usize) -> Vec<(&'static str, Vec
     keep("hc_pre comb", &pre.mix.comb);
     keep("hc_post", &ops.hc_post(&x, &y, &pre.mix).unwrap());
     let mut copies = x.clone();
-    let next = ops.hc_boundary(&mut copies, &y, &pre.mix, &second, &norm).unwrap();
+    let next = ops.hc_boundary(&mut copies, &y, &pre.mix, (&second, &norm), &step).unwrap();
     keep("boundary x", &copies);
     keep("boundary normed", &next.normed);
     keep("boundary comb", &next.mix.comb);
@@ -123,7 +123,8 @@ fn boundary(device: &Arc<dyn Device>, width: usize, n_tokens: usize) -> Vec<(Vec
     let mut x = ops.upload(n_tokens, 4 * width, &x[..n_tokens * 4 * width]).unwrap();
     let y = ops.upload(n_tokens, width, &y[..n_tokens * width]).unwrap();
     let one = ops.hc_pre(&x, &first, &norm).unwrap();
-    let two = ops.hc_boundary(&mut x, &y, &one.mix, &second, &norm).unwrap();
+    let step = ops.prepare_step(&Batch::single(0, 0, &vec![0; n_tokens], &[0])).unwrap();
+    let two = ops.hc_boundary(&mut x, &y, &one.mix, (&second, &norm), &step).unwrap();
     let mut results = vec![(ops.download(&x).unwrap(), 4 * width)];
     for pre in [one, two] {
         let (normed, on_grid) = (&pre.normed, pre.normed.on_grid().unwrap());
@@ -155,6 +156,19 @@ fn a_boundary_in_one_launch_gives_the_bits_of_two_launches_whatever_the_number_o
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_boundary_of_one_token_without_clusters_gives_the_bits_of_two_launches() {
+    for width in [8, 640, 2184, 6160] {
+        in_every_mode(|device| {
+            let expected = boundary(device, width, 2);
+            let results = boundary(device, width, 1);
+            for (index, ((got, cols), (all, _))) in results.iter().zip(&expected).enumerate() {
+                assert!(*got == all[..*cols], "{width}, result {index}");
+            }
+        });
     }
 }
 

@@ -15,6 +15,7 @@ mod copies;
 mod device_check;
 mod draw;
 mod driver;
+mod few_tokens;
 mod formats;
 mod hopper;
 mod hyper_connection;

@@ -144,7 +144,7 @@ fn added_up_at_the_boundary(device: &Arc<dyn Device>) {
     let (first, second) = (site(&ops, &mut random, WIDTH), site(&ops, &mut random, WIDTH));
     let norm = random.norm(&ops, WIDTH);
     // Routed and grouped in one launch, and in two.
-    for n_tokens in [3, 18] {
+    for n_tokens in [1, 3, 18] {
         let weights = weights(&ops, false);
         let tokens = vec![0; n_tokens];
         let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
@@ -156,7 +156,7 @@ fn added_up_at_the_boundary(device: &Arc<dyn Device>) {
         let before = ops.moe(&weights, &x.normed, &routing, &Solo).unwrap();
         let follow = |y| {
             let mut copies = copies.clone();
-            let next = ops.hc_boundary(&mut copies, y, &x.mix, &second, &norm).unwrap();
+            let next = ops.hc_boundary(&mut copies, y, &x.mix, (&second, &norm), &step).unwrap();
             let last = ops.hc_post(&copies, y, &x.mix).unwrap();
             [copies, next.normed, last].map(|tensor| ops.download(&tensor).unwrap())
         };

@@ -6,7 +6,7 @@ use fathom_core::model_config::HEAD_DIM;
 use fathom_ops::cuda::{Arg, Buffer, Device, Launch};
 
 use crate::compare::{BF16_STEP, assert_close};
-use crate::process::{Emulator, MODES, in_every_mode_on_hopper, weight_buffer};
+use crate::process::{Emulator, MODES, in_every_mode, in_every_mode_on_hopper, weight_buffer};
 use crate::weights::Random;
 
 const KEYS: usize = 64;
@@ -123,6 +123,63 @@ impl Case {
         }
         out.read(0, out.len()).unwrap()
     }
+}
+
+/// Shared memory of `SparseShared`.
+const SPARSE_BYTES: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4 + 4;
+
+impl Case {
+    /// What `attn_sparse` makes of splits of `split_blocks` and tiles of `tile_heads`: with counts in `ended`
+    /// its last splits add up, without a launch does.
+    fn run_tiles(
+        &self,
+        device: &Arc<dyn Device>,
+        split_blocks: usize,
+        tile_heads: usize,
+        ended: Option<&Buffer>,
+    ) -> Vec<u8> {
+        let n_splits = (2 + self.n_chosen.div_ceil(KEYS)).div_ceil(split_blocks);
+        let n_parts = 2 * n_splits * self.n_heads;
+        let acc = Buffer::new(device, 4 * n_parts * HEAD_DIM).unwrap();
+        let stats = Buffer::new(device, 4 * n_parts * 2).unwrap();
+        let out = Buffer::new(device, 2 * 2 * self.n_heads * HEAD_DIM).unwrap();
+        let mut args: Vec<Arg> = self.buffers.iter().map(Arg::from).collect();
+        args.extend([&acc, &stats, &self.sink, &self.frequencies, &out].map(Arg::from));
+        args.push(ended.map_or(Arg::NULL, Arg::from));
+        let top_k = self.n_chosen.max(1);
+        args.extend(sizes([tile_heads, 0, self.n_heads, RING, 4, top_k, split_blocks]));
+        let grid = [n_splits, self.n_heads.div_ceil(tile_heads), 2];
+        launch(device, "attn_sparse", grid, (128, SPARSE_BYTES), &args);
+        if ended.is_none() {
+            let mut args: Vec<Arg> =
+                [&acc, &stats, &self.sink, &self.frequencies, &self.positions, &out]
+                    .map(Arg::from)
+                    .into();
+            args.extend(sizes([0, 2, self.n_heads, n_splits]));
+            launch(device, "attn_merge", [(2 * self.n_heads).div_ceil(4), 1, 1], (128, 0), &args);
+        }
+        out.read(0, out.len()).unwrap()
+    }
+}
+
+#[test]
+fn the_last_split_of_a_tile_adds_up_to_the_bits_of_a_launch() {
+    in_every_mode(|device| {
+        for (n_heads, n_chosen, split_blocks, tile_heads) in
+            [(6, 70, 1, 4), (17, 0, 2, 8), (20, 130, 4, 16), (5, 300, 1, 16)]
+        {
+            let case = Case::new(device, n_heads, n_chosen);
+            let expected = case.run_tiles(device, split_blocks, 16, None);
+            let n_words = 2 * n_heads.div_ceil(tile_heads);
+            let ended = words(device, &vec![0; n_words]);
+            // Twice: the first leaves the counts as they were.
+            for _ in 0..2 {
+                let got = case.run_tiles(device, split_blocks, tile_heads, Some(&ended));
+                assert!(got == expected, "{n_heads} heads, {n_chosen} chosen");
+            }
+            assert!(expected.iter().filter(|&&byte| byte != 0).count() > expected.len() / 2);
+        }
+    });
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn hc_results<B: Ops>(
     let mix = HcMix { post: post.clone(), comb: comb.clone() };
     keep("hc_post", &ops.hc_post(&x, &y, &mix)?)?;
     let mut copies = x.clone();
-    let next = ops.hc_boundary(&mut copies, &y, &mix, &second, &norm)?;
+    let next = ops.hc_boundary(&mut copies, &y, &mix, (&second, &norm), &step)?;
     keep("boundary x", &copies)?;
     keep("boundary normed", &next.normed)?;
     keep("boundary comb", &next.mix.comb)?;

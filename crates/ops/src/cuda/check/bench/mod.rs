@@ -351,9 +351,10 @@ fn boundaries(
         let y = ops.upload(rows, width, &random.values(rows * width, 1.0))?;
         let HcMix { post, comb } = ops.hc_pre(&x, &site, &norm)?.mix;
         let mix = HcMix { post, comb };
+        let step = ops.prepare_exact_step(&Batch::single(0, 0, &vec![0; rows], &[]))?;
         bench.time(Shape { operator: Operator::Boundary { width }, rows }, 1, &mut |_| {
             let mut copies = x.clone();
-            ops.hc_boundary(&mut copies, &y, &mix, &site, &norm).map(drop)
+            ops.hc_boundary(&mut copies, &y, &mix, (&site, &norm), &step).map(drop)
         })?;
     }
     Ok(())
