@@ -45,7 +45,9 @@ impl CudaOps {
     /// Codes and scales of an FP8 matrix for the kernels here, and for `rows` tokens.
     fn rows_of<'a>(&self, w: &'a DeviceLinear, rows: usize) -> Option<(&'a Buffer, &'a Buffer)> {
         match &w.data {
-            LinearData::Fp8 { codes, scales, form: Fp8Form::Rows } => Some((codes, scales)),
+            LinearData::Fp8 { codes, scales, form: Fp8Form::Rows | Fp8Form::RowsOfPowers } => {
+                Some((codes, scales))
+            }
             LinearData::Fp8 { codes, scales, form: Fp8Form::Scaled(_) } => {
                 self.is_skinny_blackwell(rows).then_some((codes, scales))
             }
