@@ -38,7 +38,7 @@ fn machine_code(arch: &str) -> PathBuf {
         let text = source::flatten(path, &source::embedded).unwrap();
         let code = fs::read(compiled.join(compile::key(&text, arch, (13, 0)) + ".cubin"))
             .unwrap_or_else(|_| b"\x7fELF\0".to_vec());
-        let name = compile::key(&text, arch, (0, 0)) + "-13.0.cubin";
+        let name = compile::source_key(&text, arch) + "-13.0.cubin";
         let unfinished = folder.join(format!("{name}.{}", std::process::id()));
         fs::write(&unfinished, code).unwrap();
         fs::rename(unfinished, folder.join(name)).unwrap();

@@ -69,7 +69,12 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
         return Ok(!check);
     };
     let out = workspace.target.join("kernels");
-    let compiled = compile(workspace, &toolchain, &manifest, &only, &out)?;
+    // What is not for every architecture must not be taken for what is.
+    let pack = out.join(match &only[..] {
+        [] => "pack".to_owned(),
+        some => format!("pack-{}", some.join("-")),
+    });
+    let compiled = compile(workspace, &toolchain, &manifest, &only, (&out, &pack))?;
 
     let (mut faults, mut images) = (Vec::new(), Vec::new());
     let mut n_kernels = 0;
@@ -91,7 +96,7 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     faults.extend(machine_code_faults(&toolchain, &images)?);
     println!();
     faults.iter().for_each(|fault| println!("{fault}"));
-    println!("pack: {}", out.join("pack").display());
+    println!("pack: {}", pack.display());
     let (n_files, n_faults) = (compiled.len(), faults.len());
     println!("kernels: {n_kernels} kernels in {n_files} images, {n_faults} shortfalls");
     Ok(n_faults == 0 || !check)
@@ -137,11 +142,12 @@ fn compile(
     toolchain: &Toolchain,
     manifest: &Manifest,
     only: &[String],
-    out: &Path,
+    (out, pack): (&Path, &Path),
 ) -> Result<Compiled> {
     let mut command = workspace.cargo();
     command.args(["run", "--quiet", "--locked", "--package", "fathom-ops"]);
-    command.args(["--bin", "kernel-compiler", "--"]).arg(workspace.root.join("kernels")).arg(out);
+    command.args(["--bin", "kernel-compiler", "--"]).arg(workspace.root.join("kernels"));
+    command.args([out, pack]);
     // NVRTC opens a second library of its own by name.
     command.env("LD_LIBRARY_PATH", &toolchain.lib);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());

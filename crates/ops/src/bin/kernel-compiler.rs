@@ -1,14 +1,14 @@
 //! Compiles kernel files for GPU architectures; `cargo xtask kernels` runs it.
 //!
-//! Usage: `kernel-compiler KERNELS OUT`, with a line `PATH ARCH` on standard input per compilation.
+//! Usage: `kernel-compiler KERNELS OUT PACK`, with a line `PATH ARCH` on standard input per compilation.
 //! Writes `OUT/KEY.cubin` and `OUT/KEY.log`, unless they are there, and prints `PATH ARCH KEY` or
-//! `PATH ARCH failed`. At the end `OUT/pack` holds everything that compiled. Exits with status 2
+//! `PATH ARCH failed`. At the end the file PACK holds everything that compiled. Exits with status 2
 //! where NVRTC is not installed.
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 use std::fs;
 use std::io::{self, BufRead};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -16,8 +16,11 @@ use fathom_ops::cuda::{compile, pack, source};
 
 fn main() -> io::Result<ExitCode> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(kernels), Some(out)) = (args.next(), args.next()) else {
-        println!("usage: kernel-compiler KERNELS OUT, with lines `PATH ARCH` on standard input");
+    let (Some(kernels), Some(out), Some(pack_file)) = (args.next(), args.next(), args.next())
+    else {
+        println!(
+            "usage: kernel-compiler KERNELS OUT PACK, with lines `PATH ARCH` on standard input"
+        );
         return Ok(ExitCode::FAILURE);
     };
     let Some(version) = compile::nvrtc_version() else {
@@ -28,7 +31,7 @@ fn main() -> io::Result<ExitCode> {
     let lines = io::stdin().lock().lines().collect::<io::Result<Vec<_>>>()?;
     let jobs: Vec<(&str, &str)> = lines.iter().filter_map(|line| line.split_once(' ')).collect();
     let read = |path: &str| fs::read_to_string(kernels.join(path)).ok();
-    let run = |&(path, arch): &(&str, &str)| -> io::Result<Option<PathBuf>> {
+    let run = |&(path, arch): &(&str, &str)| -> io::Result<Option<(String, PathBuf)>> {
         let text = match source::flatten(path, &read) {
             Ok(text) => text,
             Err(missing) => {
@@ -41,8 +44,8 @@ fn main() -> io::Result<ExitCode> {
         if !cubin.exists() || !log.exists() {
             match compile::compile(&text, path, arch) {
                 Ok(compiled) => {
-                    fs::write(&log, compiled.log)?;
-                    fs::write(&cubin, compiled.cubin)?;
+                    write(&log, compiled.log.as_bytes())?;
+                    write(&cubin, &compiled.cubin)?;
                 }
                 Err(log) => {
                     println!("{path} {arch} failed\n{log}");
@@ -51,12 +54,12 @@ fn main() -> io::Result<ExitCode> {
             }
         }
         println!("{path} {arch} {key}");
-        Ok(Some(cubin))
+        Ok(Some((compile::source_key(&text, arch), cubin)))
     };
 
     // NVRTC compiles in parallel; each thread takes the next file that nobody has.
     let next = Mutex::new(0..jobs.len());
-    let results: Mutex<Vec<Option<PathBuf>>> = Mutex::new(vec![None; jobs.len()]);
+    let results: Mutex<Vec<Option<(String, PathBuf)>>> = Mutex::new(vec![None; jobs.len()]);
     let work = || -> io::Result<()> {
         loop {
             let index = next.lock().expect("no thread panics while it holds this").next();
@@ -73,13 +76,23 @@ fn main() -> io::Result<ExitCode> {
 
     let results = results.into_inner().expect("no thread panicked");
     let mut images = Vec::new();
-    for (&(path, arch), cubin) in jobs.iter().zip(&results) {
-        if let Some(cubin) = cubin {
-            images.push((path, arch, fs::read(cubin)?));
+    for (&(path, arch), compiled) in jobs.iter().zip(&results) {
+        if let Some((key, cubin)) = compiled {
+            images.push((path, arch, key, fs::read(cubin)?));
         }
     }
-    let images: Vec<pack::Image<'_>> =
-        images.iter().map(|(path, arch, cubin)| pack::Image { path, arch, cubin }).collect();
-    fs::write(out.join("pack"), pack::write(&images))?;
+    let images: Vec<pack::Image<'_>> = images
+        .iter()
+        .map(|(path, arch, key, cubin)| pack::Image { path, arch, key, cubin })
+        .collect();
+    write(&pack_file, &pack::write(&images))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file that is there whole or not at all: whoever ends this program in the middle must not leave
+/// half an image that is taken for one.
+fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = file.with_extension("part");
+    fs::write(&unfinished, bytes)?;
+    fs::rename(unfinished, file)
 }

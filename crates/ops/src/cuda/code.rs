@@ -71,22 +71,31 @@ impl KernelSources {
         compile: &dyn Fn(&str, &str, &str) -> Result<compile::Compiled, String>,
     ) -> Result<Code, String> {
         let images = self.images();
+        let text = source::flatten(path, &source::embedded)?;
+        let mut is_old = false;
         for &arch in archs {
-            if let Some(image) = images.iter().find(|i| i.path == path && i.arch == arch) {
-                return Ok(Code { cubin: image.cubin.to_vec(), arch, origin: Origin::Pack });
+            let key = compile::source_key(&text, arch);
+            for image in images.iter().filter(|i| i.path == path && i.arch == arch) {
+                if image.key == key {
+                    return Ok(Code { cubin: image.cubin.to_vec(), arch, origin: Origin::Pack });
+                }
+                is_old = true;
             }
         }
         let Some(&arch) = archs.first() else { return Err("no architecture".to_owned()) };
-        let text = source::flatten(path, &source::embedded)?;
         // Code of any compiler version will do where this one is not installed any more.
-        let key = compile::key(&text, arch, (0, 0));
+        let key = compile::source_key(&text, arch);
         let name = nvrtc.map(|(major, minor)| format!("{key}-{major}.{minor}.cubin"));
         if let Some(folder) = &self.cache
             && let Some(cubin) = read_cached(folder, &key, name.as_deref())
         {
             return Ok(Code { cubin, arch, origin: Origin::Cache });
         }
-        let missing = "the kernel pack has none, and";
+        let missing = if is_old {
+            "the kernel pack was made of other sources, and"
+        } else {
+            "the kernel pack has none, and"
+        };
         let Some(name) = name else {
             return Err(format!(
                 "{missing} NVRTC (libnvrtc.so) is not installed to compile it; use a release build, \
@@ -142,13 +151,20 @@ mod tests {
 
     #[test]
     fn a_pack_goes_first_and_its_best_architecture_before_others() {
-        let image = |arch, cubin| pack::Image { path: PATH, arch, cubin };
-        let pack = pack::write(&[image("sm_80", &[1]), image("sm_89", &[2])]);
+        let text = source::flatten(PATH, &source::embedded).unwrap();
+        let keys = ["sm_80", "sm_89"].map(|arch| compile::source_key(&text, arch));
+        let image = |arch, key, cubin| pack::Image { path: PATH, arch, key, cubin };
+        let pack = pack::write(&[
+            image("sm_80", &keys[0], &[1]),
+            image("sm_89", &keys[1], &[2]),
+            image("sm_100f", &keys[1], &[3]),
+        ]);
         let sources = KernelSources { pack: Some(pack), cache: None };
         let find = |archs: &[&'static str]| sources.find_with(PATH, archs, None, &refuses);
         assert_eq!(find(&["sm_89", "sm_80"]).unwrap().cubin, [2]);
         assert_eq!(find(&["sm_80"]).unwrap().cubin, [1]);
         assert!(find(&["sm_90a"]).unwrap_err().contains("NVRTC"));
+        assert!(find(&["sm_100f"]).unwrap_err().contains("made of other sources"));
         assert!(sources.has_pack_for(&["sm_80"]) && !sources.has_pack_for(&["sm_120"]));
     }
 

@@ -47,6 +47,12 @@ pub fn key(source: &str, arch: &str, version: (i32, i32)) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Names a compilation by any compiler.
+#[must_use]
+pub fn source_key(source: &str, arch: &str) -> String {
+    key(source, arch, (0, 0))
+}
+
 /// Compiles a flattened source. NVRTC must be present.
 ///
 /// # Errors

@@ -1,10 +1,11 @@
 //! The pack: machine code of all kernel files for all architectures, in one file.
 //!
-//! Layout, little-endian: `FATHOMK1`, u32 count, then per image u16 length and bytes of the file
-//! path, u16 length and bytes of the architecture, u64 offset and u64 length; then the images.
+//! Layout, little-endian: `FATHOMK2`, u32 count, then per image u16 length and bytes of the file
+//! path, the same of the architecture and of the key of the source, u64 offset and u64 length; then the
+//! images.
 
 /// First bytes of a pack.
-const MAGIC: &[u8; 8] = b"FATHOMK1";
+const MAGIC: &[u8; 8] = b"FATHOMK2";
 
 /// One image of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,9 @@ pub struct Image<'a> {
     pub path: &'a str,
     /// Architecture it was compiled for.
     pub arch: &'a str,
+    /// [`source_key`](super::compile::source_key) of what was compiled: an old pack is no code for new
+    /// launchers.
+    pub key: &'a str,
     /// Machine code.
     pub cubin: &'a [u8],
 }
@@ -21,13 +25,14 @@ pub struct Image<'a> {
 #[must_use]
 pub fn write(images: &[Image<'_>]) -> Vec<u8> {
     let text = |s: &str| [&(s.len() as u16).to_le_bytes()[..], s.as_bytes()].concat();
-    let index: usize = images.iter().map(|i| i.path.len() + i.arch.len() + 20).sum();
+    let index: usize = images.iter().map(|i| i.path.len() + i.arch.len() + i.key.len() + 22).sum();
     let mut offset = MAGIC.len() + 4 + index;
     let mut out = MAGIC.to_vec();
     out.extend((images.len() as u32).to_le_bytes());
     for image in images {
         out.extend(text(image.path));
         out.extend(text(image.arch));
+        out.extend(text(image.key));
         out.extend((offset as u64).to_le_bytes());
         out.extend((image.cubin.len() as u64).to_le_bytes());
         offset += image.cubin.len();
@@ -52,14 +57,14 @@ pub fn read(pack: &[u8]) -> Option<Vec<Image<'_>>> {
             let len = u16::from_le_bytes(take(2)?.try_into().ok()?);
             std::str::from_utf8(take(usize::from(len))?).ok()
         };
-        let (path, arch) = (text()?, text()?);
+        let (path, arch, key) = (text()?, text()?, text()?);
         let mut number = || {
             let bytes = take(8)?.try_into().ok()?;
             usize::try_from(u64::from_le_bytes(bytes)).ok()
         };
         let (offset, len) = (number()?, number()?);
         let cubin = pack.get(offset..offset.checked_add(len)?)?;
-        images.push(Image { path, arch, cubin });
+        images.push(Image { path, arch, key, cubin });
     }
     Some(images)
 }
@@ -71,16 +76,16 @@ mod tests {
     #[test]
     fn a_pack_gives_back_what_was_put_in() {
         let images = [
-            Image { path: "hc/mix.cu", arch: "sm_80", cubin: &[1, 2, 3] },
-            Image { path: "hc/mix.cu", arch: "sm_90a", cubin: &[] },
-            Image { path: "a.cu", arch: "sm_120", cubin: &[9; 70] },
+            Image { path: "hc/mix.cu", arch: "sm_80", key: "0a", cubin: &[1, 2, 3] },
+            Image { path: "hc/mix.cu", arch: "sm_90a", key: "1b", cubin: &[] },
+            Image { path: "a.cu", arch: "sm_120", key: "", cubin: &[9; 70] },
         ];
         assert_eq!(read(&write(&images)).unwrap(), images);
     }
 
     #[test]
     fn a_damaged_pack_is_refused_and_never_panics() {
-        let pack = write(&[Image { path: "a.cu", arch: "sm_80", cubin: &[7; 9] }]);
+        let pack = write(&[Image { path: "a.cu", arch: "sm_80", key: "0a", cubin: &[7; 9] }]);
         for len in 0..pack.len() {
             assert_eq!(read(&pack[..len]), None, "cut at {len}");
         }

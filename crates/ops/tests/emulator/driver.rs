@@ -10,7 +10,7 @@ use cudarc::driver::sys::{CUevent_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use fathom_ops::cuda::emulator::build;
 use fathom_ops::cuda::{
-    Arg, Device, DeviceError, DriverDevice, KernelSources, Launch, pack, source,
+    Arg, Device, DeviceError, DriverDevice, KernelSources, Launch, compile, pack, source,
 };
 
 /// Whether the emulated driver is what this process finds as `libcuda` from here on; not without a C++
@@ -237,9 +237,16 @@ fn in_a_process_of_its_own() {
 const STAND_IN: &[u8] = b"\x7fELF\0";
 
 fn device() -> Option<DriverDevice> {
-    let images: Vec<_> = source::files()
-        .filter(|(_, archs)| archs.contains(&"sm_80"))
-        .map(|(path, _)| pack::Image { path, arch: "sm_80", cubin: STAND_IN })
+    let paths = source::files().filter(|(_, archs)| archs.contains(&"sm_80"));
+    let keys: Vec<_> = paths
+        .map(|(path, _)| {
+            let text = source::flatten(path, &source::embedded).unwrap();
+            (path, compile::source_key(&text, "sm_80"))
+        })
+        .collect();
+    let images: Vec<_> = keys
+        .iter()
+        .map(|(path, key)| pack::Image { path, arch: "sm_80", key, cubin: STAND_IN })
         .collect();
     let sources = KernelSources { pack: Some(pack::write(&images)), cache: None };
     is_there().then(|| DriverDevice::open(0, sources).unwrap())
