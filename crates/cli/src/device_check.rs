@@ -1,7 +1,8 @@
 //! `fathom device-check`: whether a GPU computes what the CPU operators define.
 //!
 //! Self-contained: the binary and a driver are all it needs, so it can be copied to a GPU machine.
-//! Runs every case of [`fathom_ops::cuda::check`], then the embedded model as a whole ([`model`]).
+//! Runs every case of [`fathom_ops::cuda::check`], then the embedded model as a whole ([`model`]). A GPU with
+//! kernels of its own also runs those of sm_80, as an A100 would: it may be the only GPU at hand.
 //! Prints a table, writes JSON beside it, exits with 1 if anything is outside of its limit. The same
 //! cases run under compute-sanitizer with `--sanitize` ([`sanitize`]).
 //!
@@ -149,6 +150,19 @@ pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
     }
     for part in model::PARTS.iter().filter(|part| part.name.contains(&args.only)) {
         note(Outcome::run(part.name.to_owned(), || (part.run)(&gpu, args.small)));
+    }
+    if let Some(gpu) = gpu.as_ampere() {
+        let name = |name: &str| format!("{name}, kernels of sm_80");
+        let cases = CASES.iter().filter(|case| case.uses_operators());
+        for case in cases.filter(|case| name(case.name).contains(&args.only)) {
+            note(Outcome::run(name(case.name), || {
+                Ok(case.run(&gpu.device, gpu.activations, Size::Small, args.seed)?)
+            }));
+        }
+        let part = &model::PARTS[0];
+        if name(part.name).contains(&args.only) {
+            note(Outcome::run(name(part.name), || (part.run)(&gpu, true)));
+        }
     }
     if let Some(folder) = &args.goldens {
         note(Outcome::run("nano, goldens of the official code".to_owned(), || {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use fathom_ops::Activations;
+use fathom_ops::cuda::check::Poisoned;
 use fathom_ops::cuda::emulator::{Emulator, MODES};
 use fathom_ops::cuda::{Device, DriverDevice, KernelSources, Origin, gpu};
 use schemars::JsonSchema;
@@ -52,6 +53,15 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
+    /// This GPU as one that runs the kernels of sm_80, with its activations; `None` where those are its own.
+    pub(crate) fn as_ampere(&self) -> Option<Self> {
+        matches!(self.device.arch(), "sm_90a" | "sm_100f").then(|| Self {
+            device: Arc::new(Poisoned::new(Arc::clone(&self.device)).with_arch("sm_80")),
+            activations: Activations::Bf16,
+            ..self.clone()
+        })
+    }
+
     /// What decides which kernels run: the architecture and the form of activations.
     pub(crate) fn kernels(&self) -> (&'static str, Activations) {
         (self.device.arch(), self.activations)

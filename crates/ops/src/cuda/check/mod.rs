@@ -90,6 +90,12 @@ pub const CASES: [Case; 10] = [
 ];
 
 impl Case {
+    /// Whether it runs operators, of which architectures have variants.
+    #[must_use]
+    pub fn uses_operators(&self) -> bool {
+        !matches!(self.name, "wrappers" | "number formats")
+    }
+
     /// Runs the case with inputs of `seed` on `device`.
     ///
     /// # Errors

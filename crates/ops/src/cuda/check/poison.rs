@@ -10,13 +10,21 @@ use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 pub struct Poisoned {
     device: Arc<dyn Device>,
     records: bool,
+    arch: &'static str,
 }
 
 impl Poisoned {
     /// Memory of `device`, poisoned.
     #[must_use]
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device, records: true }
+        let arch = device.arch();
+        Self { device, records: true, arch }
+    }
+
+    /// The same, whose launchers take the kernels of `arch`, which must be compiled for the device too.
+    #[must_use]
+    pub fn with_arch(self, arch: &'static str) -> Self {
+        Self { arch, ..self }
     }
 
     /// The same, which refuses to record launches.
@@ -32,7 +40,7 @@ impl Device for Poisoned {
     }
 
     fn arch(&self) -> &'static str {
-        self.device.arch()
+        self.arch
     }
 
     fn memory(&self) -> Option<MemoryInfo> {
