@@ -317,8 +317,8 @@ fn bf16_product<B: Ops>(ops: &B, rows: usize, x: &[f32]) -> Vec<f32> {
 
 #[test]
 fn bf16_layers_of_many_tokens_agree_with_the_cpu() {
-    // Ragged tokens and rows in clusters of four; then two row tiles to a block.
-    for (rows, n_tokens) in [(144, 70), (3168, 300)] {
+    // Ragged tokens and rows in clusters of four, two and one; then two row tiles to a block.
+    for (rows, n_tokens) in [(144, 70), (3850, 10), (7700, 10), (3168, 400)] {
         let x = Random::new(6).values(n_tokens * COLS, 1.0);
         let expected = bf16_product(&CpuOps::new(Numerics::Bf16), rows, &x[..9 * COLS]);
         in_every_mode_on_hopper(|device| {
@@ -363,9 +363,12 @@ fn fp8_weights_of_unquantised_activations_agree_with_f64_in_every_form() {
                 };
                 Arg::Map(device.encode(&spec).unwrap())
             };
-        for (kernel, tokens, cluster, rows) in
-            [("linear90_wo_64_c2", 64, 2, 70), ("linear90_wo_128", 128, 2, 131)]
-        {
+        for (kernel, tokens, cluster, rows) in [
+            ("linear90_wo_64_c1", 64, 1, 70),
+            ("linear90_wo_64_c2", 64, 2, 70),
+            ("linear90_wo_64_c4", 64, 4, 70),
+            ("linear90_wo_128", 128, 2, 131),
+        ] {
             let x = Random::new(15).values(rows * GROUPS * K, 1.0);
             let bytes: Vec<u8> =
                 x.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
