@@ -104,6 +104,17 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     step("clippy", &mut || {
         cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
     });
+    // Before the tests: those on the emulated driver hold every launch against this machine code.
+    step("kernels", &mut || {
+        // Its wheels are the only thing here that a machine may not be able to get.
+        if succeeds(workspace.command("bash").arg("scripts/setup-cuda.sh"))? {
+            let checks = kernels::run(workspace, &["--check".to_owned()])?;
+            Ok(TestCounts::default().or_failed(checks))
+        } else {
+            println!("the kernel compiler cannot be installed: skipped");
+            Ok(TestCounts::default())
+        }
+    });
     step("tests", &mut || {
         if workspace.has_cargo_command("nextest") {
             counted(&["nextest", "run", "--locked", "--workspace"])
@@ -126,16 +137,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
     step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?));
     step("peer scripts", &mut || e2e::peers(workspace, &workspace.tested_fathom()?));
-    step("kernels", &mut || {
-        // Its wheels are the only thing here that a machine may not be able to get.
-        if succeeds(workspace.command("bash").arg("scripts/setup-cuda.sh"))? {
-            let checks = kernels::run(workspace, &["--check".to_owned()])?;
-            Ok(TestCounts::default().or_failed(checks))
-        } else {
-            println!("the kernel compiler cannot be installed: skipped");
-            Ok(TestCounts::default())
-        }
-    });
 
     Ok(report(&outcomes))
 }
