@@ -178,7 +178,7 @@ Result begin_capture(Stream& stream) {
     return SUCCESS;
 }
 
-std::vector<Stream*> streams_of(const Capture& capture); // api.cpp
+std::vector<Stream*> streams_of(const Capture& capture); // context.cpp
 
 Result end_capture(Stream& stream, Graph*& graph) {
     graph = nullptr;
