@@ -126,6 +126,9 @@ for level in 1 2; do
     case $? in 124 | 137) ;; *) checked=1 ;; esac
   fi
 done
+# What a long context costs one sequence: at most 6 % is wanted.
+step slice-length 60 "$fathom" bench slice --quick --only decode --batch 1 --context 4K,128K \
+  --budget-s 45 --out "$out/slice-length.json"
 step kernels 120 "$fathom" bench kernels --out "$out/kernels.json"
 step slice 330 "$fathom" bench slice --budget-s "$(($(left) < 330 ? $(left) - 20 : 300))" --out "$out/slice.json"
 if [ -s "$out/slice.json" ]; then step plot 10 "$fathom" bench plot "$out/slice.json" --out "$out/slice.svg"; fi
