@@ -27,7 +27,8 @@ constexpr Arch ARCHS[] = {
     {"sm_100f", 10, 0, 148, 227 << 10}, {"sm_120", 12, 0, 170, 99 << 10},
 };
 
-Result read_settings(Settings& out) {
+Settings read_settings() {
+    Settings out;
     out.arch = &ARCHS[0];
     const char* text = getenv("EMULATED_GPU");
     std::string words = text ? text : "";
@@ -53,7 +54,7 @@ Result read_settings(Settings& out) {
         else die("EMULATED_GPU has a word that nobody knows: %s", word.c_str());
     }
     emu::mode = {out.eager, out.seed};
-    return SUCCESS;
+    return out;
 }
 
 const char* name_of(Result error) {
@@ -89,11 +90,7 @@ const char* name_of(Result error) {
 } // namespace
 
 const Settings& settings() {
-    static const Settings read = [] {
-        Settings out;
-        read_settings(out);
-        return out;
-    }();
+    static const Settings read = read_settings();
     return read;
 }
 

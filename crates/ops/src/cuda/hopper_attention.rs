@@ -76,6 +76,25 @@ impl CudaOps {
         Ok(Some([out, other_out]))
     }
 
+    /// Where one launch leaves the queries of attention and of the indexer (none: no columns) from `qr`.
+    pub(super) fn query_outputs(
+        &self,
+        op: &'static str,
+        weights: &AttentionWeights<Self>,
+        qr: &DeviceTensor,
+        step: &DeviceStep,
+    ) -> Result<(DeviceTensor, DeviceTensor), OpError> {
+        let (n_heads, k) = (weights.n_heads, weights.wq_b.cols);
+        let (index_rows, n_index_heads) =
+            weights.indexer.as_ref().map_or((0, 0), |indexer| (indexer.wq_b.rows, indexer.n_heads));
+        qr.expect(op, "qr", step.n_rows, k, Element::Bf16)?;
+        check_len(op, "q_norm", weights.q_norm.weight.len, k)?;
+        check_len(op, "q", weights.wq_b.rows, n_heads * HEAD_DIM)?;
+        check_len(op, "index q", index_rows, n_index_heads * INDEX_HEAD_DIM)?;
+        let q = self.tensor(qr.rows, n_heads * HEAD_DIM, Element::Bf16)?;
+        Ok((q, self.tensor(qr.rows, index_rows, Element::Bf16)?))
+    }
+
     /// Queries of attention and of the indexer from `qr`, not yet normalised. The caller has checked the
     /// frequencies and the rows of `qr`.
     pub(super) fn queries90(
@@ -97,13 +116,8 @@ impl CudaOps {
         if qr.rows > FEW || !self.is_hopper() {
             return Ok(None);
         }
-        qr.expect(OP, "qr", step.n_rows, k, Element::Bf16)?;
-        check_len(OP, "q_norm", weights.q_norm.weight.len, k)?;
-        check_len(OP, "q", weights.wq_b.rows, n_heads * HEAD_DIM)?;
-        let index_rows = weights.indexer.as_ref().map_or(0, |indexer| indexer.wq_b.rows);
-        check_len(OP, "index q", index_rows, n_index_heads * INDEX_HEAD_DIM)?;
-        let q = self.tensor(qr.rows, n_heads * HEAD_DIM, Element::Bf16)?;
-        let index_q = self.tensor(qr.rows, index_rows, Element::Bf16)?;
+        let (q, index_q) = self.query_outputs(OP, weights, qr, step)?;
+        let index_rows = index_q.cols;
         // SAFETY: both matrices have qr's columns, as the norm's weight has; outputs are
         // [rows, n_heads, 512] and [rows, n_index_heads, 128] bf16, positions have a value per row,
         // 32 frequencies; tiles of both matrices fill whole clusters.

@@ -6,7 +6,7 @@
 //!
 //! Not here: the separate launches (`linear`, `moe`, `attention`).
 
-use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM};
+use fathom_core::model_config::HEAD_DIM;
 use fathom_core::parallel::QUANT_BLOCK;
 
 use super::device::Arg;
@@ -207,13 +207,8 @@ impl CudaOps {
         let Some([(codes, scales), (index_codes, index_scales)]) = matrices else {
             return Ok(None);
         };
-        qr.expect(OP, "qr", step.n_rows, k, Element::Bf16)?;
-        check_len(OP, "q_norm", weights.q_norm.weight.len, k)?;
-        check_len(OP, "q", weights.wq_b.rows, n_heads * HEAD_DIM)?;
-        let index_rows = weights.indexer.as_ref().map_or(0, |indexer| indexer.wq_b.rows);
-        check_len(OP, "index q", index_rows, n_index_heads * INDEX_HEAD_DIM)?;
-        let q = self.tensor(qr.rows, n_heads * HEAD_DIM, Element::Bf16)?;
-        let index_q = self.tensor(qr.rows, index_rows, Element::Bf16)?;
+        let (q, index_q) = self.query_outputs(OP, weights, qr, step)?;
+        let index_rows = index_q.cols;
         let on_grid = self.activations == Activations::Fp8Grid;
         // SAFETY: both matrices have qr's columns, a multiple of 16 as loading checked, as the norm's weight
         // has; outputs are [rows, n_heads, 512] and [rows, n_index_heads, 128] bf16, positions have a value
