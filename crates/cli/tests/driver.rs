@@ -62,9 +62,9 @@ fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
-/// Cases of `fathom device-check` whose names contain `only` pass on such a GPU.
-fn checks_out(gpu: &str, only: &str, settings: &[(&str, &str)]) {
-    let Some(mut fathom) = fathom_on(gpu) else { return };
+/// Cases of `fathom device-check` whose names contain `only` pass on such a GPU. What was printed.
+fn checks_out(gpu: &str, only: &str, settings: &[(&str, &str)]) -> Option<String> {
+    let mut fathom = fathom_on(gpu)?;
     let output = fathom
         .envs(settings.iter().copied())
         .args(["device-check", "--small", "--only", only])
@@ -74,6 +74,7 @@ fn checks_out(gpu: &str, only: &str, settings: &[(&str, &str)]) {
     assert!(output.status.success() && text.contains(" 0 failed"), "{gpu}: {text}");
     // Also no complaint of the emulated driver at the end.
     assert!(!text.contains("emulated driver:"), "{gpu}: {text}");
+    Some(text)
 }
 
 #[test]
@@ -108,7 +109,8 @@ fn steps_replay_on_hopper_with_launches_that_overlap() {
 
 #[test]
 fn hopper_without_room_for_large_clusters_launches_more_kernels() {
-    checks_out("sm_90a clusters=8", "device against", &[]);
+    let Some(text) = checks_out("sm_90a clusters=8", "device against", &[]) else { return };
+    assert!(text.contains("no room for a cluster"), "{text}");
 }
 
 #[test]
