@@ -81,8 +81,9 @@ INLINE void emit(const float* u, const float* s, const float* ape, const float* 
     }
 }
 
+// Eight blocks per SM are asked for, here and below: left to itself the compiler saves registers by spilling.
 #define COMPRESS_EMIT(name, width, keys)                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 8) name(                                   \
         const float* __restrict__ u, const float* __restrict__ s, const float* __restrict__ ape,  \
         const float* __restrict__ state_u, const float* __restrict__ state_s,                     \
         const float* __restrict__ weight, const float* __restrict__ frequencies,                  \
@@ -143,7 +144,7 @@ INLINE void advance(const Compressor& c, const float* frequencies, const Step& s
 }
 
 // The state is written through the pointers it is read through: none of them is __restrict__.
-extern "C" __global__ void __launch_bounds__(THREADS) attn_store_step(
+extern "C" __global__ void __launch_bounds__(THREADS, 8) attn_store_step(
     const bf16* kv, const float* weight, const float* frequencies, const u32* positions, const u32* sequence_of,
     const Sequence* sequences, const u32* blocks, bf16* kv_out, u8* pending, u8* window, u32 window_ring, float eps,
     u32 ratio, u32 coff, const float* u, const float* s, const float* ape, const float* entry_weight, float* state_u,

@@ -384,7 +384,8 @@ INLINE void report(ChooseShared& s, const float* logits, u32 vocab, u32 chosen, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) choose_tokens(
+// One block per SM is asked for: left to itself the compiler saves registers by spilling.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) choose_tokens(
     const float* __restrict__ logits, const Row* __restrict__ rows, const u32x2* __restrict__ seen,
     const u32x2* __restrict__ bias, const u32* __restrict__ forbidden, const u32* __restrict__ masks,
     float* __restrict__ shaped, u32* __restrict__ tokens, u32* __restrict__ status,
