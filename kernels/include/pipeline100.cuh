@@ -21,11 +21,12 @@
 //      [k / 128][x_rows + 32][4] words: row r has those of rows r, r + 32, r + 64, r + 96, so that 512
 //      bytes from any row on are the scales of 128 tokens in the order of tensor memory
 //      of bf16: rows, copied through a tensor map with boxes of N rows x 64, zeros behind the last
+//      of up to eight tokens: rows of bf16, which warp 6 rounds itself
 //
 // Included by `linear100.cuh` and `moe/experts100.cu`.
 #pragma once
 
-#include "formats.cuh"
+#include "rows.cuh"
 #include "swizzle100.cuh"
 
 constexpr u32 TILE_ROWS = 128, K_BLOCK = 128, SCALES = 512, STORE_WARPS = 4, PIPELINE_THREADS = 7 * WARP;
@@ -81,14 +82,24 @@ struct Ring {
 
 // Tiles of x in memory.
 struct XTiles {
+    static constexpr bool BY_WARP = false;
     const u8* codes;
     const u32* scales;
     u32 rows;
 };
 // A map of rows of x in bf16, and the first column of those that are meant.
 struct XMap {
+    static constexpr bool BY_WARP = false;
     const TensorMap* map;
     u32 column;
+};
+// Up to eight rows of bf16, which the block itself puts on the FP8 grid: row `pairs[i] / per_row` of `rows`, k
+// values each (whole blocks), for i below `count`.
+struct XRows {
+    static constexpr bool BY_WARP = true;
+    const bf16* rows;
+    const u32* pairs;
+    u32 per_row, count, k;
 };
 
 // The product of a block: `n` tokens (a multiple of 8, for bf16 of 16) from row `first` of x, blocks
@@ -163,6 +174,51 @@ INLINE void copy_x(P& s, const Work& work, const XMap& x) {
     }
 }
 
+// By a whole warp: what `act_quant_tiles100` and a copy would bring.
+template <Format F, class P>
+INLINE void copy_x(P& s, const Work& work, const XRows& x) {
+    constexpr u32 AT_ONCE = WARP / (K_BLOCK / PER_THREAD), PER_LANE = 8 / AT_ONCE;
+    const u32 lane = lane_id(), column = lane % 16 * PER_THREAD, own = lane / 16;
+    const bf16* rows[PER_LANE];
+    UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        const u32 row = AT_ONCE * i + own;
+        rows[i] = row < x.count ? x.rows + static_cast<u64>(x.pairs[row] / x.per_row) * x.k + column : nullptr;
+    }
+    // Only the words of the eight rows are written again.
+    for (u32 slot = 0; slot < P::STAGES; ++slot) reinterpret_cast<u32x4*>(s.x_scales[slot])[lane] = u32x4{};
+    u32x4 next[PER_LANE];
+    const auto load = [&](u32 block) {
+        UNROLL
+        for (u32 i = 0; i < PER_LANE; ++i) {
+            next[i] = u32x4{};
+            if (rows[i] && block < work.n_blocks)
+                next[i] = *reinterpret_cast<const u32x4*>(rows[i] + (work.first_block + block) * K_BLOCK);
+        }
+    };
+    warp_sync();
+    load(0);
+    Ring<P::STAGES> ring;
+    for (u32 block = 0; block < work.n_blocks; ++block, ring.next()) {
+        u32x4 now[PER_LANE];
+        UNROLL
+        for (u32 i = 0; i < PER_LANE; ++i) now[i] = next[i];
+        load(block + 1);
+        mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
+        UNROLL
+        for (u32 i = 0; i < PER_LANE; ++i) {
+            const u32 row = AT_ONCE * i + own;
+            u32x2 codes;
+            const u32 scale = quantise_codes(now[i], codes);
+            *reinterpret_cast<u32x2*>(&s.x[ring.slot][swizzled(row, column)]) = codes;
+            if (lane % 16 == 0) *reinterpret_cast<u32*>(&s.x_scales[ring.slot][16 * row]) = scale * 0x01010101u;
+        }
+        fence_proxy_async();
+        warp_sync();
+        if (lane == 0) mbarrier_arrive(&s.full[ring.slot]);
+    }
+}
+
 template <Format F, class P>
 INLINE void multiply(P& s, const Work& work) {
     u32 sums = s.sums;
@@ -196,7 +252,7 @@ INLINE void feed(P& s, const Work& work, const X& x, const Load& load, const Wai
     const u32 warp = warp_id();
     if (warp == STORE_WARPS && elect()) copy_weights<F>(s, work, load);
     else if (warp == STORE_WARPS + 1 && elect()) multiply<F>(s, work);
-    else if (warp == STORE_WARPS + 2 && elect()) wait(), copy_x<F>(s, work, x);
+    else if (warp == STORE_WARPS + 2 && (X::BY_WARP || elect())) wait(), copy_x<F>(s, work, x);
     warp_sync();
 }
 

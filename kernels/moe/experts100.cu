@@ -9,11 +9,12 @@
 //          items [.., 3] u32 (expert, first, count), n_items [2] and pairs of `moe_group` with lists
 //          padded to 8: the pairs `pairs[first .. first + count]` go through the item's expert
 //          codes, x_scales: tiles of `act_quant_tiles100` of the pairs' rows
+//          _8: rows [.., k] bf16 instead: x by token (pair = token * top_k + slot), or h by pair
 //          weights_of_pairs [n_pairs] f32
 // Outputs  gate_up: h[pair] = bf16(weight * silu(min(gate, limit)) * clamp(up, -limit, limit))
 //          down: out[pair] [n_pairs, width] bf16
 // Launch   grid (row tiles, maximum number of items), 224 threads; blocks beyond `n_items[0]` end at
-//          once, so one grid serves every routing. _32, _128: tokens of an item at most. Widths are
+//          once, so one grid serves every routing. _8, _32, _128: tokens of an item at most. Widths are
 //          multiples of 128, channels of 16.
 // Limit    few tokens: memory, each FP4 byte is read once per item. Many: tensor cores.
 // Arch     sm_100f. Unproven until a B200 ran it.
@@ -50,8 +51,9 @@ INLINE void store_gate_up(const Experts& e, u32 channel, const u32* pairs, u32 c
     }
 }
 
-template <bool Down, u32 N, u32 Stages>
-INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x) {
+// `x_of(pairs, count)`: where the activations of an item come from.
+template <bool Down, u32 N, u32 Stages, class XOf>
+INLINE void experts(const Experts& e, const TensorMap& weights, const XOf& x_of) {
     if (blockIdx.y >= e.n_items[0]) return;
     using P = Pipeline<Format::Fp4, N, Stages>;
     P& s = shared<P>();
@@ -62,7 +64,7 @@ INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x)
     pipeline_start<Format::Fp4>(s);
     if (warp_id() >= STORE_WARPS) {
         feed<Format::Fp4>(
-            s, work, x,
+            s, work, x_of(pairs, count),
             [&](u8* to, u32 column, u64* full) {
                 if constexpr (Down) {
                     const u32 at[3] = {column, tile * TILE_ROWS, expert};
@@ -99,7 +101,7 @@ INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x)
         dependency_begin(items, n_items, pairs, weights_of_pairs);                                     \
         experts<false, tokens, stages>(                                                                \
             {w_scales, items, n_items, pairs, weights_of_pairs, h, channels, width, limit}, weights,   \
-            {codes, x_scales, x_rows});                                                                \
+            [&](const u32*, u32) { return XTiles{codes, x_scales, x_rows}; });                         \
     }                                                                                                  \
     EMU_KERNEL(name)
 #define DOWN(name, tokens, stages)                                                                     \
@@ -110,7 +112,7 @@ INLINE void experts(const Experts& e, const TensorMap& weights, const XTiles& x)
         u32 width, u32 channels) {                                                                     \
         dependency_begin(items, n_items, pairs);                                                       \
         experts<true, tokens, stages>({w_scales, items, n_items, pairs, nullptr, out, width, channels, 0.0f}, \
-                                      weights, {codes, x_scales, x_rows});                             \
+                                      weights, [&](const u32*, u32) { return XTiles{codes, x_scales, x_rows}; }); \
     }                                                                                                  \
     EMU_KERNEL(name)
 
@@ -118,3 +120,23 @@ GATE_UP(moe_gate_up100_32, 32, 5)
 GATE_UP(moe_gate_up100_128, 128, 3)
 DOWN(moe_down100_32, 32, 5)
 DOWN(moe_down100_128, 128, 3)
+
+extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 2) moe_gate_up100_8(
+    const __grid_constant__ TensorMap weights, const u8* __restrict__ w_scales, const u32* __restrict__ items,
+    const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ rows, u32 top_k,
+    const float* __restrict__ weights_of_pairs, bf16* __restrict__ h, u32 channels, u32 width, float limit) {
+    dependency_begin(items, n_items, pairs, rows, weights_of_pairs);
+    experts<false, 8, 6>({w_scales, items, n_items, pairs, weights_of_pairs, h, channels, width, limit}, weights,
+                         [&](const u32* own, u32 count) { return XRows{rows, own, top_k, count, width}; });
+}
+EMU_KERNEL(moe_gate_up100_8)
+
+extern "C" __global__ void __launch_bounds__(PIPELINE_THREADS, 2) moe_down100_8(
+    const __grid_constant__ TensorMap weights, const u8* __restrict__ w_scales, const u32* __restrict__ items,
+    const u32* __restrict__ n_items, const u32* __restrict__ pairs, const bf16* __restrict__ rows,
+    bf16* __restrict__ out, u32 width, u32 channels) {
+    dependency_begin(items, n_items, pairs, rows);
+    experts<true, 8, 6>({w_scales, items, n_items, pairs, nullptr, out, width, channels, 0.0f}, weights,
+                        [&](const u32* own, u32 count) { return XRows{rows, own, 1, count, channels}; });
+}
+EMU_KERNEL(moe_down100_8)

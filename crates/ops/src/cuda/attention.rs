@@ -369,21 +369,18 @@ impl CudaOps {
         let is_deterministic = self.is_deterministic();
         let in_tiles_of_64 =
             || divide(arch, is_deterministic, rows * n_heads.div_ceil(64), key_blocks);
-        let ((division, head_tile), threads, shared_bytes) = match arch {
-            "sm_90a" => ((in_tiles_of_64(), 64), 384, SPARSE_SHARED_90),
-            "sm_100f" => ((in_tiles_of_64(), 64), 416, SPARSE_SHARED_100),
-            _ => {
-                let divided = divide_tiles(arch, is_deterministic, (rows, n_heads), key_blocks);
-                (divided, 128, SPARSE_SHARED)
+        let in_tiles = || divide_tiles(arch, is_deterministic, (rows, n_heads), key_blocks);
+        let ((division, head_tile), threads, shared_bytes, kernel) = match arch {
+            "sm_90a" => ((in_tiles_of_64(), 64), 384, SPARSE_SHARED_90, "attn_sparse90"),
+            // Few tokens: no launch that adds up what blocks of 64 heads left.
+            "sm_100f" if !self.is_skinny_blackwell(rows) || in_tiles().0.merge != Merge::Last => {
+                ((in_tiles_of_64(), 64), 416, SPARSE_SHARED_100, "attn_sparse100")
             }
+            _ => (in_tiles(), 128, SPARSE_SHARED, OP),
         };
         let n_splits = division.n_splits(key_blocks);
         let kernel = match division.merge {
-            Merge::Launch | Merge::Last => match arch {
-                "sm_90a" => "attn_sparse90",
-                "sm_100f" => "attn_sparse100",
-                _ => OP,
-            },
+            Merge::Launch | Merge::Last => kernel,
             Merge::Cluster(1) => "attn_sparse90_c1",
             Merge::Cluster(2) => "attn_sparse90_c2",
             Merge::Cluster(4) => "attn_sparse90_c4",
@@ -402,7 +399,7 @@ impl CudaOps {
                 [&q.values, &stores.window, &pending.rows, &stores.entries].map(Arg::from).into();
             args.extend([chosen, counts, positions, sequence_of, sequences]);
             args.extend([&step.blocks, &acc, &stats].map(Arg::from));
-            if arch != "sm_100f" {
+            if kernel != "attn_sparse100" {
                 let finishing = [&weights.attn_sink.values, &weights.rope.values, &out.values];
                 args.extend(finishing.map(Arg::from));
             }

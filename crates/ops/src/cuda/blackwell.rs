@@ -33,6 +33,8 @@ const HALF: usize = 16;
 const SCALES: usize = 512;
 /// Rows of scales of activations behind the last.
 const X_SCALES_PAD: usize = 32;
+/// Tokens of a block of the experts that round their input themselves.
+const FEWEST: usize = 8;
 /// Tokens of a block of the forms for few tokens and for many.
 pub(super) const FEW: usize = 32;
 pub(super) const MANY: usize = 128;
@@ -42,6 +44,7 @@ const fn pipeline_bytes(tokens: usize, slots: usize) -> u32 {
     let slot = (TILE_ROWS + tokens) * QUANT_BLOCK + 2 * SCALES;
     (slots * (slot + 16) + 48).next_multiple_of(1024) as u32
 }
+const SHARED_FEWEST: u32 = pipeline_bytes(FEWEST, 6);
 const SHARED_FEW: u32 = pipeline_bytes(FEW, 5);
 const SHARED_MANY: u32 = pipeline_bytes(MANY, 3);
 
@@ -318,32 +321,32 @@ impl CudaOps {
     ) -> Result<DeviceTensor, OpError> {
         let (width, channels, k) = (experts.width, experts.channels, routing.k);
         let n_pairs = routing.rows * k;
-        let is_few = routing.rows <= FEW;
         let groups = self.grouped(experts, routing)?;
-        let shared_bytes = if is_few { SHARED_FEW } else { SHARED_MANY };
-        let run = |kernels: [&'static str; 2],
+        let forms = [(FEWEST, SHARED_FEWEST), (FEW, SHARED_FEW), (usize::MAX, SHARED_MANY)];
+        let form = forms.iter().position(|&(most, _)| routing.rows <= most).unwrap_or(2);
+        let shared_bytes = forms[form].1;
+        let run = |kernels: [&'static str; 3],
                    mapped: &ScaledMap,
                    n_tiles: usize,
-                   x: &DeviceTensor,
-                   per_row,
+                   (x, per_row): (&DeviceTensor, Option<usize>),
                    rest: &[Arg]| {
-            let x = self.x_tiles100(x, Some((&groups, per_row)))?;
-            let mut args = vec![
-                Arg::Map(mapped.map),
-                (&mapped.scales).into(),
-                (&groups.items).into(),
-                (&groups.n_items).into(),
-                (&groups.pairs).into(),
-                (&x.codes).into(),
-                (&x.scales).into(),
-                (x.rows as u32).into(),
-            ];
+            let mut args = vec![Arg::Map(mapped.map), (&mapped.scales).into()];
+            args.extend([&groups.items, &groups.n_items, &groups.pairs].map(Arg::from));
+            let tiles;
+            if form == 0 {
+                args.push((&x.values).into());
+                args.extend(per_row.map(|n| Arg::U32(n as u32)));
+            } else {
+                tiles = self.x_tiles100(x, Some((&groups, per_row.unwrap_or(1))))?;
+                args.extend([&tiles.codes, &tiles.scales].map(Arg::from));
+                args.push((tiles.rows as u32).into());
+            }
             args.extend_from_slice(rest);
             // SAFETY: maps and scales are those of all experts; items name local experts and runs of
-            // `pairs`; x has a row per listed pair and the results one per pair.
+            // `pairs`; x has a row per listed pair (or `per_row` pairs) and the results one per pair.
             unsafe {
                 self.launch(Call {
-                    kernel: kernels[usize::from(!is_few)],
+                    kernel: kernels[form],
                     grid: [n_tiles, groups.max_items, 1],
                     threads: THREADS,
                     shared_bytes,
@@ -359,12 +362,12 @@ impl CudaOps {
             (width as u32).into(),
             limit.into(),
         ];
-        let kernels = ["moe_gate_up100_32", "moe_gate_up100_128"];
-        run(kernels, &maps.gate_up, channels.div_ceil(GATE_UP_CHANNELS), x, k, &rest)?;
+        let kernels = ["moe_gate_up100_8", "moe_gate_up100_32", "moe_gate_up100_128"];
+        run(kernels, &maps.gate_up, channels.div_ceil(GATE_UP_CHANNELS), (x, Some(k)), &rest)?;
         let parts = self.tensor(n_pairs, width, Element::Bf16)?;
         let rest = [(&parts.values).into(), (width as u32).into(), (channels as u32).into()];
-        let kernels = ["moe_down100_32", "moe_down100_128"];
-        run(kernels, &maps.down, width.div_ceil(TILE_ROWS), &h, 1, &rest)?;
+        let kernels = ["moe_down100_8", "moe_down100_32", "moe_down100_128"];
+        run(kernels, &maps.down, width.div_ceil(TILE_ROWS), (&h, None), &rest)?;
         Ok(parts)
     }
 }

@@ -171,6 +171,6 @@ mod tests {
         assert_eq!(counts("sm_80", Fp8Grid), old());
         assert_eq!(counts("sm_89", Fp8Grid), old());
         assert_eq!(counts("sm_120", Fp8Grid), expected((12, 16, 8), (10, 14, 6), (10, 13, 6)));
-        assert_eq!(counts("sm_100f", Fp8Grid), expected((15, 19, 11), (13, 17, 9), (13, 16, 9)));
+        assert_eq!(counts("sm_100f", Fp8Grid), expected((12, 16, 8), (10, 14, 6), (10, 13, 6)));
     }
 }
