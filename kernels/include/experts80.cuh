@@ -1,7 +1,8 @@
 // The routed experts of a step on the skinny products of `skinny_gemm.cuh`: what `moe/experts.cu` and
-// `moe/experts_fp8.cu` instantiate. Their headers say what goes in and comes out.
+// `moe/experts_fp8.cu` instantiate, and what `moe/experts_tiled.cu` shares with them. Their headers say what goes in
+// and comes out.
 //
-// Included by these two only.
+// Included by these three only.
 #pragma once
 
 #include "skinny_gemm.cuh"
@@ -26,10 +27,10 @@ INLINE Weights expert_weights(const u8* data, const Scale* scales, u64 expert, u
     }
 }
 
-// Behind the products of gate (row tile 0) and up: the activation of a channel, not yet rounded.
-INLINE float gated(const GemmShared<TOKENS, STAGES>& s, u32 row, u32 token, float limit) {
-    const float g = min_f32(round_bf16(gemm_sum(s, 0, row, token)), limit);
-    const float u = max_f32(min_f32(round_bf16(gemm_sum(s, 1, row, token)), limit), -limit);
+// The activation of a channel from its products with gate and up, not yet rounded.
+INLINE float gated(float gate, float up, float limit) {
+    const float g = min_f32(round_bf16(gate), limit);
+    const float u = max_f32(min_f32(round_bf16(up), limit), -limit);
     return mul_rn(mul_rn(g, div_rn(1.0f, 1.0f + exp_f32(-g))), u);
 }
 
@@ -49,8 +50,9 @@ INLINE void gate_up(const Experts& e, const u8* w1, const Scale* s1, const u8* w
     for (u32 i = threadIdx.x; i < TOKENS * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILE_ROWS, token = i / TILE_ROWS;
         if (first_row + row >= e.channels || token >= count) continue;
+        const float value = gated(gemm_sum(s, 0, row, token), gemm_sum(s, 1, row, token), limit);
         const u64 pair = mine[token];
-        h[pair * e.channels + first_row + row] = bf16_from_f32(mul_rn(gated(s, row, token, limit), weights[pair]));
+        h[pair * e.channels + first_row + row] = bf16_from_f32(mul_rn(value, weights[pair]));
     }
 }
 

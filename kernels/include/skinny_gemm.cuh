@@ -2,12 +2,8 @@
 // into tensor-core fragments.
 //
 // Computed transposed: 16 rows of W are the A operand of `mma.sync` m16n8k16, 8 tokens are its N,
-// so a small batch wastes nothing. Weights lie as in the checkpoint; a lane loads 16 consecutive
-// bytes of a row, and which k each fragment register stands for follows from that:
-//   FP8   words of 4 codes, k = 64 half + 16 t + 4 word      (expand_e4m3)
-//   FP4   words of 8 codes, k = 32 t + 8 word                (expand_e2m1, order {i, i + 4})
-//   bf16  words of 2 values, k = 32 quarter + 8 t + 2 word
-// Activations are bf16 in shared memory in natural order; the B fragment takes the same k.
+// so a small batch wastes nothing (`fragments80.cuh`). Weights lie as in the checkpoint; a lane loads
+// 16 consecutive bytes of a row. Activations are bf16 in shared memory in natural order.
 //
 // One order of addition for every batch size: K is cut into SEGMENTS runs of 128-wide blocks; a
 // block's product is summed by the tensor core, times its scale added to the segment's f32 sum in K
@@ -19,18 +15,13 @@
 // Included by the operators in `linear/` and `moe/`.
 #pragma once
 
+#include "fragments80.cuh"
 #include "rows.cuh"
 
 constexpr u32 K_BLOCK = 128, SEGMENTS = 4, ROW_TILES = 2, TILE_ROWS = 16;
 constexpr u32 GEMM_THREADS = ROW_TILES * SEGMENTS * WARP;
 // 8 values of padding: rows of shared memory then begin 4 banks apart.
 constexpr u32 X_STRIDE = K_BLOCK + 8;
-
-enum class Format { Fp8, Fp4, Bf16 };
-
-// Bytes of one lane's share of a row's K block: 4, 2 or 1 vectors of 16 bytes.
-template <Format F>
-constexpr u32 n_vectors = F == Format::Bf16 ? 4 : F == Format::Fp8 ? 2 : 1;
 
 // A matrix in the checkpoint's layout.
 struct Weights {
@@ -69,6 +60,7 @@ INLINE void load_block(const Weights& w, const u32 (&rows)[2], u32 k0, LaneBlock
             if (k < w.k) out.row[r][v] = load_stream16(w.data + at);
             else out.row[r][v] = u32x4{};
         }
+        out.multiplier[r] = 0;
         if (F == Format::Fp4) {
             const u32 k = k0 + 32 * t;
             const u32 byte = k < w.k ? w.exponents[static_cast<u64>(rows[r]) * (w.k / 32) + k / 32] : 0;
@@ -78,40 +70,19 @@ INLINE void load_block(const Weights& w, const u32 (&rows)[2], u32 k0, LaneBlock
 }
 
 // The product of a K block: part[token tile] += W block * x block. `x(token, k)` is where the block's values
-// lie.
+// lie, eight in 16 bytes.
 template <Format F, u32 Tokens, class X>
 INLINE void multiply_block(const LaneBlock<F>& w, const X& x, float (&part)[Tokens / 8][4]) {
     const u32 g = lane_id() / 4, t = lane_id() % 4;
     UNROLL
-    for (u32 v = 0; v < n_vectors<F>; ++v) {
+    for (u32 step = 0; step < STEPS; ++step) {
+        u32 a[2][4];
         UNROLL
-        for (u32 word = 0; word < 4; word += F == Format::Bf16 ? 2 : 1) {
-            u32 a[2][4] = {};
-            u32 k;
-            UNROLL
-            for (u32 r = 0; r < 2; ++r) {
-                const u32x4& packed = w.row[r][v];
-                if (F == Format::Fp8) expand_e4m3(packed.v[word], a[r][0], a[r][1]);
-                if (F == Format::Fp4) expand_e2m1(packed.v[word], w.multiplier[r], a[r]);
-                if (F == Format::Bf16) a[r][0] = packed.v[word], a[r][1] = packed.v[word + 1];
-            }
-            if (F == Format::Fp8) k = 64 * v + 16 * t + 4 * word;
-            else if (F == Format::Fp4) k = 32 * t + 8 * word;
-            else k = 32 * v + 8 * t + 2 * word;
-            UNROLL
-            for (u32 tile = 0; tile < Tokens / 8; ++tile) {
-                const bf16* from = x(8 * tile + g, k);
-                if (F == Format::Fp4) {
-                    const u32x4 b = *reinterpret_cast<const u32x4*>(from);
-                    mma_bf16_16816(part[tile], a[0][0], a[1][0], a[0][1], a[1][1],
-                                   byte_perm(b.v[0], b.v[2], 0x5410), byte_perm(b.v[0], b.v[2], 0x7632));
-                    mma_bf16_16816(part[tile], a[0][2], a[1][2], a[0][3], a[1][3],
-                                   byte_perm(b.v[1], b.v[3], 0x5410), byte_perm(b.v[1], b.v[3], 0x7632));
-                } else {
-                    const u32x2 b = *reinterpret_cast<const u32x2*>(from);
-                    mma_bf16_16816(part[tile], a[0][0], a[1][0], a[0][1], a[1][1], b.v[0], b.v[1]);
-                }
-            }
+        for (u32 r = 0; r < 2; ++r) expand_step<F>(w.row[r][vector_of<F>(step)], step, w.multiplier[r], a[r]);
+        UNROLL
+        for (u32 tile = 0; tile < Tokens / 8; ++tile) {
+            const u32x4 b = *reinterpret_cast<const u32x4*>(x(8 * tile + g, value_of<F>(step, t)));
+            multiply_step<F>(part[tile], a[0], a[1], b);
         }
     }
 }

@@ -19,7 +19,7 @@
 // Arch     sm_80 and later; no FP8 arithmetic needed.
 // CPU twin `CpuLinear::matmul`, within K f32 roundings of the sum of magnitudes (2^-21).
 
-#include "../include/skinny_gemm.cuh"
+#include "../include/bf16_each.cuh"
 
 // `row_block`: which 32 rows of the matrix.
 template <Format F, u32 Tokens, u32 Stages>
@@ -49,9 +49,9 @@ INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_toke
     }
 }
 
-// Two blocks per SM are asked for where the compiler, left to itself, saves registers by spilling.
-#define LINEAR_FP8(name, tokens, stages)                                                          \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) name(                           \
+// `per_sm`: blocks per SM; two are asked for where the compiler, left to itself, saves registers by spilling.
+#define LINEAR_FP8(name, tokens, stages, per_sm)                                                  \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, per_sm) name(                      \
         const u8* __restrict__ data, const float* __restrict__ scales, const bf16* __restrict__ x, \
         void* __restrict__ out, u32 n_rows, u32 k, u32 x_stride, u32 n_tokens,        \
         u32 out_stride, u32 is_f32) {                                                             \
@@ -70,53 +70,18 @@ INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_toke
     }                                                                                             \
     EMU_KERNEL(name)
 
-LINEAR_FP8(linear_fp8_8, 8, 4)
-LINEAR_FP8(linear_fp8_32, 32, 2)
+LINEAR_FP8(linear_fp8_8, 8, 4, 2)
+LINEAR_FP8(linear_fp8_32, 32, 2, 1)
 LINEAR_BF16(linear_bf16_8, 8, 4)
 LINEAR_BF16(linear_bf16_32, 32, 2)
 
-// Several matrices times the same x: what a layer's compressors and indexer read of its input.
-struct Matrices {
-    static constexpr u32 MAX = 5;
-    const u8* data[MAX];
-    void* out[MAX]; // [n_tokens, n_rows]
-    u32 n_rows[MAX], is_f32[MAX];
-};
-
 template <u32 Tokens, u32 Stages>
 INLINE void linear_each(const Matrices& m, const bf16* x, u32 k, u32 n_tokens) {
-    Weights w = {nullptr, nullptr, nullptr, 0, k};
-    void* out = nullptr;
-    u32 first = 0, row_block = 0, is_f32 = 0;
-    UNROLL
-    for (u32 i = 0; i < Matrices::MAX; ++i) {
-        const u32 n_blocks = ceil_div(m.n_rows[i], ROW_TILES * TILE_ROWS);
-        if (blockIdx.x >= first && blockIdx.x < first + n_blocks) {
-            w.data = m.data[i], w.n_rows = m.n_rows[i];
-            out = m.out[i], is_f32 = m.is_f32[i], row_block = blockIdx.x - first;
-        }
-        first += n_blocks;
-    }
-    linear<Format::Bf16, Tokens, Stages>(w, x, out, k, n_tokens, w.n_rows, is_f32, row_block);
+    const MatrixPart part = part_of(m, k, ROW_TILES * TILE_ROWS);
+    linear<Format::Bf16, Tokens, Stages>(part.w, x, part.out, k, n_tokens, part.w.n_rows, part.is_f32, part.row_block);
 }
-
-#define LINEAR_BF16_EACH(name, tokens, stages)                                                    \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) name(                           \
-        const bf16* __restrict__ x, u32 k, u32 n_tokens, const u8* __restrict__ data0,            \
-        void* __restrict__ out0, u32 rows0, u32 f32_0, const u8* __restrict__ data1,              \
-        void* __restrict__ out1, u32 rows1, u32 f32_1, const u8* __restrict__ data2,              \
-        void* __restrict__ out2, u32 rows2, u32 f32_2, const u8* __restrict__ data3,              \
-        void* __restrict__ out3, u32 rows3, u32 f32_3, const u8* __restrict__ data4,              \
-        void* __restrict__ out4, u32 rows4, u32 f32_4) {                                          \
-        const Matrices m = {{data0, data1, data2, data3, data4},                                  \
-                            {out0, out1, out2, out3, out4},                                       \
-                            {rows0, rows1, rows2, rows3, rows4},                                  \
-                            {f32_0, f32_1, f32_2, f32_3, f32_4}};                                 \
-        linear_each<tokens, stages>(m, x, k, n_tokens);                                           \
-    }                                                                                             \
-    EMU_KERNEL(name)
-LINEAR_BF16_EACH(linear_bf16_each_8, 8, 4)
-LINEAR_BF16_EACH(linear_bf16_each_32, 32, 2)
+LINEAR_BF16_EACH(linear_bf16_each_8, (linear_each<8, 4>))
+LINEAR_BF16_EACH(linear_bf16_each_32, (linear_each<32, 2>))
 
 // Two FP8 matrices times the same x, for up to eight tokens.
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) linear_fp8_pair_8(

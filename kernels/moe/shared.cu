@@ -26,8 +26,9 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) moe_shared_gate_up
     gemm<Format::Fp8, TOKENS, STAGES>(s, w, first_row, after_wait(x), width, n_tokens, [](u32 token) { return token; });
     for (u32 i = threadIdx.x; i < n_tokens * TILE_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILE_ROWS, token = i / TILE_ROWS;
-        if (first_row + row < channels)
-            h[static_cast<u64>(token) * channels + first_row + row] = bf16_from_f32(gated(s, row, token, limit));
+        if (first_row + row >= channels) continue;
+        const float value = gated(gemm_sum(s, 0, row, token), gemm_sum(s, 1, row, token), limit);
+        h[static_cast<u64>(token) * channels + first_row + row] = bf16_from_f32(value);
     }
 }
 EMU_KERNEL(moe_shared_gate_up)

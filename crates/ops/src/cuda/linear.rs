@@ -69,6 +69,41 @@ pub(super) const GEMM_ROWS: usize = 32;
 pub(crate) const GEMM_SHARED_8: u32 = 4 * 4 * 8 * 136 * 2;
 const GEMM_SHARED_32: u32 = 2 * 4 * 32 * 136 * 2;
 
+/// Rows and tokens of a block of the products for many tokens, and its shared memory.
+pub(super) const TILED_ROWS: usize = 128;
+pub(super) const TILED_TOKENS: usize = 64;
+pub(super) const TILED_SHARED: u32 = 96 << 10;
+/// Fewer such blocks leave multiprocessors idle: half of an A100's.
+const MIN_TILED_BLOCKS: usize = 54;
+
+/// The products of sm_80 by tokens of a block; all have the same bits.
+#[derive(Clone, Copy)]
+enum Form {
+    Few,
+    Some,
+    Many,
+}
+
+impl Form {
+    fn of(n_rows: usize, n_tokens: usize, n_groups: usize) -> Self {
+        let n_tiled = n_rows.div_ceil(TILED_ROWS) * n_tokens.div_ceil(TILED_TOKENS) * n_groups;
+        match n_tokens {
+            ..=8 => Self::Few,
+            33.. if n_tiled >= MIN_TILED_BLOCKS => Self::Many,
+            _ => Self::Some,
+        }
+    }
+
+    /// The kernel of `few, some, many`, rows and tokens of its blocks, and their shared memory.
+    const fn pick(self, [few, some, many]: [&'static str; 3]) -> (&'static str, [usize; 2], u32) {
+        match self {
+            Self::Few => (few, [GEMM_ROWS, 8], GEMM_SHARED_8),
+            Self::Some => (some, [GEMM_ROWS, 32], GEMM_SHARED_32),
+            Self::Many => (many, [TILED_ROWS, TILED_TOKENS], TILED_SHARED),
+        }
+    }
+}
+
 /// Bytes of cut rows that are gathered on the host at a time.
 const CUT_BYTES: usize = 4 << 20;
 
@@ -298,11 +333,14 @@ impl CudaOps {
         }
         let mut args = vec![Arg::from(&x.values)];
         args.extend([x.cols, x.rows].map(|n| Arg::U32(n as u32)));
+        let form = Form::of(matrices.iter().map(|(w, _)| w.rows).sum(), x.rows, 1);
+        let kernels = ["linear_bf16_each_8", "linear_bf16_each_32", "linear_bf16_each_64"];
+        let (kernel, [rows, tokens], shared_bytes) = form.pick(kernels);
         let (mut outs, mut n_blocks) = (Vec::new(), 0);
         for ((w, element), values) in matrices.iter().zip(&values) {
             x.expect(OP, "x", x.rows, w.cols, Element::Bf16)?;
             let out = self.tensor(x.rows, w.rows, *element)?;
-            n_blocks += w.rows.div_ceil(GEMM_ROWS);
+            n_blocks += w.rows.div_ceil(rows);
             args.extend([Arg::from(values), Arg::from(&out.values)]);
             args.extend([w.rows as u32, u32::from(*element == Element::F32)].map(Arg::U32));
             outs.push(out);
@@ -310,13 +348,11 @@ impl CudaOps {
         for _ in matrices.len()..MAX {
             args.extend([Arg::NULL, Arg::NULL, Arg::U32(0), Arg::U32(0)]);
         }
-        let many = x.rows > 8;
-        let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
         // SAFETY: every matrix is [rows, cols] bf16 with x's columns, a multiple of 8 as loading
         // checked, and has an output of its own.
         unsafe {
             self.launch(Call {
-                kernel: if many { "linear_bf16_each_32" } else { "linear_bf16_each_8" },
+                kernel,
                 grid: [n_blocks, x.rows.div_ceil(tokens), 1],
                 threads: GEMM_THREADS,
                 shared_bytes,
@@ -363,7 +399,6 @@ impl CudaOps {
         fits("misaligned column", x.cols % 8, 0)?;
         fits("misaligned row", if n_groups > 1 { n_rows % QUANT_BLOCK } else { 0 }, 0)?;
         let is_f32 = u32::from(out.element == Element::F32);
-        let many = out.rows > 8;
         let sizes = [n_rows, w.cols, x.cols, out.rows, out.cols].map(|n| Arg::U32(n as u32));
         if out.rows > 8 && self.has_wgmma_bf16() {
             match &w.data {
@@ -389,7 +424,7 @@ impl CudaOps {
                 _ => {}
             }
         }
-        let (kernel, mut args) = match &w.data {
+        let (kernels, mut args) = match &w.data {
             LinearData::Fp8 { codes, scales, form } => {
                 if x.is_taken_on_grid() {
                     fits("group of an FP8 layer", n_groups, 1)?;
@@ -401,15 +436,14 @@ impl CudaOps {
                         }
                     };
                 }
-                let kernel = if many { "linear_fp8_32" } else { "linear_fp8_8" };
                 (
-                    kernel,
+                    ["linear_fp8_8", "linear_fp8_32", "linear_fp8_64"],
                     vec![codes.into(), scales.into(), (&x.values).into(), (&out.values).into()],
                 )
             }
             LinearData::Bf16(values) => {
-                let kernel = if many { "linear_bf16_32" } else { "linear_bf16_8" };
-                (kernel, vec![values.into(), (&x.values).into(), (&out.values).into()])
+                let kernels = ["linear_bf16_8", "linear_bf16_32", "linear_bf16_64"];
+                (kernels, vec![values.into(), (&x.values).into(), (&out.values).into()])
             }
             LinearData::F32(_) => {
                 return Err(OpError::Shape { op: OP, arg: "f32 matrix", got: 4, expected: 2 });
@@ -417,13 +451,14 @@ impl CudaOps {
         };
         args.extend(sizes);
         args.push(Arg::U32(is_f32));
-        let (tokens, shared_bytes) = if many { (32, GEMM_SHARED_32) } else { (8, GEMM_SHARED_8) };
+        let form = Form::of(n_rows, out.rows, n_groups);
+        let (kernel, [rows, tokens], shared_bytes) = form.pick(kernels);
         // SAFETY: the groups' rows of W, columns of x and columns of out lie inside of their buffers
         // (checked above); kernels guard ragged tokens, rows and k themselves.
         unsafe {
             self.launch(Call {
                 kernel,
-                grid: [n_rows.div_ceil(GEMM_ROWS), out.rows.div_ceil(tokens), n_groups],
+                grid: [n_rows.div_ceil(rows), out.rows.div_ceil(tokens), n_groups],
                 threads: GEMM_THREADS,
                 shared_bytes,
                 args: &args,

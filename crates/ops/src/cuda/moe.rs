@@ -5,7 +5,7 @@
 use super::blackwell::MANY;
 use super::device::Arg;
 use super::experts::{DeviceExperts, ExpertFormat, ExpertLayout};
-use super::linear::{GEMM_SHARED_8, LinearData};
+use super::linear::{GEMM_ROWS, GEMM_SHARED_8, LinearData, TILED_ROWS, TILED_SHARED, TILED_TOKENS};
 use super::memory::Buffer;
 use super::ops::{Call, CudaOps};
 use super::skinny::resident_bytes;
@@ -17,7 +17,7 @@ use crate::layer::{MoeWeights, Router};
 use crate::traits::MoeOps;
 use crate::{Activations, Communicator, OpError};
 
-/// Tokens of one work item.
+/// Tokens of one work item, where experts have few.
 const ITEM_TOKENS: usize = 8;
 /// Experts the grouping kernel has threads for, and its shared memory.
 const GROUP_THREADS: usize = 512;
@@ -60,6 +60,11 @@ impl Grouping {
         let first = experts.first_id;
         [first, experts.n_experts, self.item_tokens, self.align].map(|n| Arg::U32(n as u32))
     }
+}
+
+/// Whether experts have more tokens on average than an item of few holds: `Rows` then takes kernels for many.
+const fn has_many(experts: &DeviceExperts, n_pairs: usize) -> bool {
+    n_pairs > ITEM_TOKENS * experts.n_experts
 }
 
 impl MoeOps for CudaOps {
@@ -228,7 +233,7 @@ impl CudaOps {
             args.extend([step.ended(ENDED_ROUTER), Arg::U32(gate.cols as u32)]);
             args.extend(choice);
             args.extend(groups.args());
-            args.extend(self.grouping(experts, rows).args(experts));
+            args.extend(self.grouping(experts, rows * k, rows).args(experts));
             // SAFETY: the gate is [n_experts, cols] bf16, x has its columns, a multiple of 8 as loading
             // checked, and sums has a value per segment; the outputs and lists as below. No launch beside
             // this one counts in the router's word.
@@ -262,10 +267,14 @@ impl CudaOps {
     }
 
     /// How pairs are grouped for `experts`.
-    fn grouping(&self, experts: &DeviceExperts, n_tokens: usize) -> Grouping {
+    fn grouping(&self, experts: &DeviceExperts, n_pairs: usize, n_tokens: usize) -> Grouping {
         // An expert is chosen at most once by a token.
         let tile = |few: usize| if n_tokens <= few { few } else { MANY };
         match &experts.layout {
+            // Both have the same bits.
+            ExpertLayout::Rows(..) if has_many(experts, n_pairs) => {
+                Grouping { item_tokens: TILED_TOKENS, align: 1 }
+            }
             ExpertLayout::Rows(..) => Grouping { item_tokens: ITEM_TOKENS, align: 1 },
             ExpertLayout::Tiles(_) => Grouping { item_tokens: tile(hopper::FEW), align: 8 },
             ExpertLayout::Maps(_) => Grouping { item_tokens: tile(blackwell::FEW), align: 8 },
@@ -279,7 +288,7 @@ impl CudaOps {
         n_pairs: usize,
         n_tokens: usize,
     ) -> Result<Groups, OpError> {
-        let Grouping { item_tokens, align } = self.grouping(experts, n_tokens);
+        let Grouping { item_tokens, align } = self.grouping(experts, n_pairs, n_tokens);
         // An expert's last item may be partial; there are no more of those than experts or pairs.
         let n_used = experts.n_experts.min(n_pairs);
         let max_items = n_pairs / item_tokens + n_used;
@@ -304,7 +313,7 @@ impl CudaOps {
         let mut args = vec![Arg::from(&routing.ids)];
         args.extend(groups.args());
         args.push((n_pairs as u32).into());
-        args.extend(self.grouping(experts, routing.rows).args(experts));
+        args.extend(self.grouping(experts, n_pairs, routing.rows).args(experts));
         // SAFETY: ids are [n_pairs]; the outputs hold the most items and listed pairs there can be.
         unsafe {
             self.launch(Call {
@@ -332,19 +341,24 @@ impl CudaOps {
         let Groups { items, n_items, pairs, max_items, .. } = self.grouped(experts, routing)?;
         let input = self.rounded_input(x)?;
         let [(w1, e1), (w3, e3), (w2, e2)] = matrices;
-        let (gate_up, down, down_grid) = match format {
-            ExpertFormat::Fp4 => ("moe_gate_up_fp4", "moe_down_fp4", "moe_down_fp4_grid"),
-            ExpertFormat::Fp8 => ("moe_gate_up_fp8", "moe_down_fp8", "moe_down_fp8_grid"),
+        let many = has_many(experts, n_pairs);
+        let (gate_up, down, down_grid) = match (format, many) {
+            (ExpertFormat::Fp4, false) => ("moe_gate_up_fp4", "moe_down_fp4", "moe_down_fp4_grid"),
+            (ExpertFormat::Fp8, false) => ("moe_gate_up_fp8", "moe_down_fp8", "moe_down_fp8_grid"),
+            (ExpertFormat::Fp4, true) => ("moe_gate_up_fp4_64", "moe_down_fp4_64", ""),
+            (ExpertFormat::Fp8, true) => ("moe_gate_up_fp8_64", "moe_down_fp8_64", ""),
         };
+        let (rows, shared) =
+            if many { (TILED_ROWS, TILED_SHARED) } else { (GEMM_ROWS, GEMM_SHARED_8) };
         let h = self.tensor(n_pairs, channels, Element::Bf16)?;
         // SAFETY: matrices are [n_experts, channels, width]; items name local experts and runs of
         // `pairs`; x has a row per token, h and the weights one per pair.
         unsafe {
             self.launch(Call {
                 kernel: gate_up,
-                grid: [channels.div_ceil(16), max_items, 1],
+                grid: [channels.div_ceil(rows / 2), max_items, 1],
                 threads: 256,
-                shared_bytes: GEMM_SHARED_8,
+                shared_bytes: shared,
                 args: &[
                     w1.into(),
                     e1.into(),
@@ -367,14 +381,14 @@ impl CudaOps {
         let is_few = routing.rows <= ITEM_TOKENS && self.activations == Activations::Fp8Grid;
         let (h, down, shared_bytes) = match resident_bytes(n_pairs.min(ITEM_TOKENS), channels) {
             Some(bytes) if is_few => (h, down_grid, bytes),
-            _ => (self.rounded_input(&h)?, down, GEMM_SHARED_8),
+            _ => (self.rounded_input(&h)?, down, shared),
         };
         let parts = self.tensor(n_pairs, width, Element::Bf16)?;
         // SAFETY: w2 is [n_experts, width, channels]; h and `parts` have a row per pair.
         unsafe {
             self.launch(Call {
                 kernel: down,
-                grid: [width.div_ceil(32), max_items, 1],
+                grid: [width.div_ceil(rows), max_items, 1],
                 threads: 256,
                 shared_bytes,
                 args: &[

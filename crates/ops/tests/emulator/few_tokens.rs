@@ -15,7 +15,7 @@ const QUERIES_BYTES: u32 = RING_BYTES + 4 * 8 * 8 + 4;
 const EPS: f32 = 1e-6;
 const LIMIT: f32 = 2.5;
 
-fn launch(
+pub(crate) fn launch(
     device: &Arc<dyn Device>,
     kernel: &'static str,
     grid: [usize; 2],
@@ -28,34 +28,39 @@ fn launch(
     unsafe { device.launch(launch) }.unwrap();
 }
 
-fn u32s<const N: usize>(values: [usize; N]) -> [Arg; N] {
+pub(crate) fn u32s<const N: usize>(values: [usize; N]) -> [Arg; N] {
     values.map(|value| Arg::U32(value as u32))
 }
 
-fn bf16_buffer(device: &Arc<dyn Device>, values: &[f32]) -> Buffer {
+pub(crate) fn bf16_buffer(device: &Arc<dyn Device>, values: &[f32]) -> Buffer {
     let bytes: Vec<u8> =
         values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
     Buffer::from_bytes(device, &bytes).unwrap()
 }
 
-fn empty(device: &Arc<dyn Device>, n: usize) -> Buffer {
+pub(crate) fn empty(device: &Arc<dyn Device>, n: usize) -> Buffer {
     Buffer::from_bytes(device, &vec![0; 2 * n]).unwrap()
 }
 
-fn read(buffer: &Buffer) -> Vec<u8> {
+pub(crate) fn read(buffer: &Buffer) -> Vec<u8> {
     buffer.read(0, buffer.len()).unwrap()
 }
 
 /// An FP8 matrix with its scales.
-struct Matrix {
-    codes: Buffer,
-    scales: Buffer,
-    rows: usize,
+pub(crate) struct Matrix {
+    pub(crate) codes: Buffer,
+    pub(crate) scales: Buffer,
+    pub(crate) rows: usize,
     k: usize,
 }
 
 impl Matrix {
-    fn new(device: &Arc<dyn Device>, random: &mut Random, rows: usize, k: usize) -> Self {
+    pub(crate) fn new(
+        device: &Arc<dyn Device>,
+        random: &mut Random,
+        rows: usize,
+        k: usize,
+    ) -> Self {
         let WeightData::Fp8 { codes, scales: Scales::Ue8m0(bytes) } = random.fp8(rows, k).data
         else {
             unreachable!("FP8")

@@ -27,4 +27,5 @@ mod process;
 mod queries;
 mod sample;
 mod splits;
+mod tiled;
 mod weights;

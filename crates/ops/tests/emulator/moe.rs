@@ -7,7 +7,7 @@ use fathom_core::parallel::ExpertShard;
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::{Activations, CudaOps, Device};
 use fathom_ops::layer::{MoeWeights, Router, SharedExpert};
-use fathom_ops::{Backend, Batch, HyperConnectionOps, MoeOps, Ops, Solo};
+use fathom_ops::{Backend, Batch, HyperConnectionOps, MoeOps, Ops, Solo, WeightSource};
 
 use crate::compare::{BF16_STEP, assert_close};
 use crate::hyper_connection::site;
@@ -21,12 +21,20 @@ const TOP_K: usize = 3;
 const VOCAB: usize = 20;
 
 fn weights<B: Backend>(ops: &B, hashes: bool) -> MoeWeights<B> {
+    weights_of(ops, hashes, Random::fp4)
+}
+
+fn weights_of<B: Backend>(
+    ops: &B,
+    hashes: bool,
+    matrix: fn(&mut Random, usize, usize) -> WeightSource,
+) -> MoeWeights<B> {
     let mut random = Random::new(5);
-    let experts: Vec<_> = (0..EXPERTS)
-        .map(|_| {
-            [random.fp4(CHANNELS, WIDTH), random.fp4(CHANNELS, WIDTH), random.fp4(WIDTH, CHANNELS)]
-        })
-        .collect();
+    let mut expert = || {
+        [(CHANNELS, WIDTH), (CHANNELS, WIDTH), (WIDTH, CHANNELS)]
+            .map(|(n, k)| matrix(&mut random, n, k))
+    };
+    let experts: Vec<_> = (0..EXPERTS).map(|_| expert()).collect();
     let table: Vec<u16> =
         (0..VOCAB * TOP_K).map(|i| ((i / TOP_K + 2 * (i % TOP_K)) % EXPERTS) as u16).collect();
     let router = if hashes {
@@ -87,6 +95,42 @@ fn experts_of_one_token_agree_with_the_cpu() {
 #[test]
 fn experts_with_more_tokens_than_an_item_holds_agree_with_the_cpu() {
     compare(31, false);
+}
+
+#[test]
+fn experts_of_many_tokens_give_each_the_bits_of_few() {
+    in_every_mode(|device| {
+        for matrix in [Random::fp4, Random::fp8] {
+            many_as_few(device, matrix);
+        }
+    });
+}
+
+#[test]
+fn experts_of_many_tokens_give_each_the_bits_of_few_on_blackwell() {
+    in_every_mode_as("sm_100f", |device| many_as_few(device, Random::fp4));
+}
+
+/// The first expert has so many tokens that they are two items of the most, others fewer than a tile.
+fn many_as_few(device: &Arc<dyn Device>, matrix: fn(&mut Random, usize, usize) -> WeightSource) {
+    const MANY: usize = 80;
+    let ops = CudaOps::new(Arc::clone(device), Activations::Fp8Grid).with_determinism(true);
+    let weights = weights_of(&ops, true, matrix);
+    let of = |rows: std::ops::Range<usize>| {
+        let x = Random::new(29).values(MANY * WIDTH, 1.5);
+        let x = &x[rows.start * WIDTH..rows.end * WIDTH];
+        let x = ops.upload(rows.len(), WIDTH, x).unwrap();
+        let tokens: Vec<u32> =
+            rows.map(|row| if row % 5 == 4 { 1 + row as u32 % 11 } else { 0 }).collect();
+        let step = ops.prepare_step(&Batch::single(0, 0, &tokens, &[0])).unwrap();
+        let (routing, out) = ops.route_and_moe(&weights, &x, &step, &Solo).unwrap();
+        (ops.read_routing(&routing).unwrap().0, ops.download(&out).unwrap())
+    };
+    let (ids, all) = of(0..MANY);
+    assert!(ids.iter().filter(|&&id| id == ids[0]).count() > 64);
+    for few in [0..7, MANY - 2..MANY, 3..30] {
+        assert!(of(few.clone()).1 == all[few.start * WIDTH..few.end * WIDTH], "{few:?}");
+    }
 }
 
 #[test]
