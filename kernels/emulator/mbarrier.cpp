@@ -29,8 +29,12 @@ std::map<uint64_t, Mbarrier> barriers; // by rank and offset
 
 uint64_t key_of(const uint64_t* barrier) { return shared_address(barrier); }
 
-Mbarrier& find(uint64_t* barrier, void* pc) {
+void check_aligned(const uint64_t* barrier, void* pc) {
     if (shared_address(barrier) % 8) fail_at(pc, "a barrier at an address that is no multiple of 8");
+}
+
+Mbarrier& find(uint64_t* barrier, void* pc) {
+    check_aligned(barrier, pc);
     const auto found = barriers.find(key_of(barrier));
     if (found == barriers.end())
         fail_at(pc, "barrier at shared offset %u is used before it is initialised",
@@ -61,6 +65,7 @@ void mbarriers_start() { barriers.clear(); }
 
 void mbarrier_init(uint64_t* barrier, uint32_t count) {
     void* pc = __builtin_return_address(0);
+    check_aligned(barrier, pc);
     check_access(barrier, 8, true, pc);
     if (barriers.count(key_of(barrier)))
         fail_at(pc, "barrier at shared offset %u is initialised twice", shared_address(barrier) & 0xffffffu);
@@ -130,7 +135,7 @@ void complete_bytes(uint64_t key, uint32_t bytes, uint32_t clock) {
 void arrive_async(uint64_t key, uint32_t clock) {
     Mbarrier& barrier = barriers.at(key);
     if (barrier.pending == 0)
-        FAIL("barrier at shared offset %u: one arrival more than the %u it was made for", barrier.offset,
+        FAIL("barrier at shared offset %u: a commit is one arrival more than the %u it was made for", barrier.offset,
              barrier.count);
     barrier.joining[async_warp()] = std::max(barrier.joining[async_warp()], clock);
     --barrier.pending;

@@ -76,6 +76,16 @@ void check_bounds(size_t offset, size_t bytes, bool is_write, void* pc) {
             other_writes ? "store" : "load", other.warp, other.lane);
 }
 
+// A tensor core reads the byte, for somebody whom `is_ordered` says to come after its writer.
+template <class Ordered>
+void check_tensor_core(const Shadow& s, size_t offset, const Ordered& is_ordered, void* pc) {
+    if (!s.written) fail_at(pc, "a tensor core reads shared offset %zu, which was never written", offset);
+    if (!is_ordered(s.writer)) fail_race(pc, offset, false, s.writer, true);
+    if (is_dirty(s))
+        fail_at(pc, "a tensor core reads shared offset %zu, stored by warp %u lane %u without fence_proxy_async", offset,
+                s.writer.warp, s.writer.lane);
+}
+
 // An access of the running thread; `is_store` is false for what an asynchronous copy will write.
 void check_shared(uint32_t rank, size_t offset, size_t bytes, bool is_write, bool is_store, void* pc) {
     check_bounds(offset, bytes, is_write, pc);
@@ -157,12 +167,8 @@ void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp)
     const uint32_t clock = cluster.warps[warp].clock[warp];
     Shadow* s = shadow_of(rank, offset);
     for (size_t i = offset; i < offset + bytes; ++i, ++s) {
-        if (!s->written) fail_at(pc, "a tensor core reads shared offset %zu, which was never written", i);
         // Same-warp stores count as ordered only after a later operation of the warp; the fence is one.
-        if (s->writer.warp != warp && !is_before(s->writer, first)) fail_race(pc, i, false, s->writer, true);
-        if (is_dirty(*s))
-            fail_at(pc, "a tensor core reads shared offset %zu, stored by warp %u lane %u without "
-                        "fence_proxy_async", i, s->writer.warp, s->writer.lane);
+        check_tensor_core(*s, i, [&](const Access& writer) { return writer.warp == warp || is_before(writer, first); }, pc);
         // All four warps of the group read; the first and the last stand for them.
         s->reader = {clock, static_cast<uint16_t>(warp), SEVERAL};
         const uint32_t other = warp + GROUP_WARPS - 1;
@@ -175,11 +181,7 @@ void check_started_read(size_t offset, size_t bytes, uint32_t time, void* pc) {
     const Fibre& fibre = self();
     Shadow* s = shadow_of(fibre.rank, offset);
     for (size_t i = offset; i < offset + bytes; ++i, ++s) {
-        if (!s->written) fail_at(pc, "a tensor core reads shared offset %zu, which was never written", i);
-        if (!is_before(s->writer, fibre)) fail_race(pc, i, false, s->writer, true);
-        if (is_dirty(*s))
-            fail_at(pc, "a tensor core reads shared offset %zu, stored by warp %u lane %u without "
-                        "fence_proxy_async", i, s->writer.warp, s->writer.lane);
+        check_tensor_core(*s, i, [&](const Access& writer) { return is_before(writer, fibre); }, pc);
         read_by(*s, {time, static_cast<uint16_t>(async_warp()), 0});
     }
 }
@@ -191,15 +193,16 @@ bool is_seen(uint32_t warp, uint32_t lane, uint32_t clock) {
 
 void check_access(const void* p, size_t bytes, bool is_write, void* pc) {
     const char* byte = static_cast<const char*>(p);
+    if (!is_shared(byte) && !is_global(byte)) return;
+    if (bytes && bytes <= 16 && !(bytes & (bytes - 1)) && reinterpret_cast<uintptr_t>(p) % bytes)
+        fail_at(pc, "%zu bytes at an address that is no multiple of it", bytes);
     if (is_shared(byte)) {
         if (!current) return;
         const uint32_t address = shared_address(p);
         if (address >> 24 != current->rank)
             fail_at(pc, "a plain access to the shared memory of block %u of the cluster", address >> 24);
         check_shared(address >> 24, address & 0xffffffu, bytes, is_write, true, pc);
-    } else if (is_global(byte)) {
-        if (reinterpret_cast<uintptr_t>(p) % bytes && bytes <= 16 && !(bytes & (bytes - 1)))
-            fail_at(pc, "%zu bytes at an address that is no multiple of it", bytes);
+    } else {
         check_global(byte, bytes, is_write, pc);
     }
 }

@@ -109,3 +109,24 @@ extern "C" __global__ void planted_shared_behind(const float* in, float* out) {
     out[threadIdx.x] = 0.0f;
 }
 EMU_KERNEL(planted_shared_behind)
+
+// One misuse each, in a line.
+#define MISUSE(name, ...)                                                                                              \
+    extern "C" __global__ void name([[maybe_unused]] const float* in, [[maybe_unused]] float* out) {                   \
+        [[maybe_unused]] Pair& s = shared<Pair>();                                                                     \
+        [[maybe_unused]] const u32 t = threadIdx.x;                                                                    \
+        __VA_ARGS__;                                                                                                   \
+    }                                                                                                                  \
+    EMU_KERNEL(name)
+
+MISUSE(planted_nowhere, out[t + (1 << 20)] = 0.0f)
+MISUSE(planted_not_shared, smem_u32(in))
+MISUSE(planted_misaligned, out[t] = *reinterpret_cast<const float*>(reinterpret_cast<const u8*>(in) + 1))
+MISUSE(planted_misaligned_copy, cp_async16(s.first + 1, in, true))
+MISUSE(planted_misaligned_rows, u32 r[4]; ldmatrix_x4(r, s.first + 1))
+MISUSE(planted_atomic_on_unwritten, atomic_add(reinterpret_cast<u32*>(s.first), 1))
+MISUSE(planted_absent_lane, if (t == 0) return; warp_sync())
+MISUSE(planted_two_operations, if (t % 2) warp_sync(); else ballot(true))
+MISUSE(planted_late_half, if (t % 32 < 16) warp_sync(); block_sync())
+MISUSE(planted_two_barriers, if (t % 32 < 16) named_sync<1>(64); else named_sync<2>(64))
+MISUSE(planted_two_counts, named_sync<1>(t < 32 ? 64 : 32))

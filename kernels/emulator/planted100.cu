@@ -197,3 +197,91 @@ PLANTED_STORE(planted100_early_commit, EarlyCommit)
 PLANTED_STORE(planted100_overwrite, Overwrite)
 PLANTED_STORE(planted100_upper_rows, UpperRows)
 PLANTED_STORE(planted100_odd_width, OddWidth)
+
+// One misuse each, in a line or some; arguments as above. All threads run it, after warp 4 has allocated 128 columns
+// and made `s.done` for one arrival; the barrier after that has ordered both. `d` are columns for 64 sums.
+#define MISUSE(name, ...)                                                                                              \
+    extern "C" __global__ void name(const u32*, const u32*, [[maybe_unused]] float* out) {                             \
+        [[maybe_unused]] Stored& s = shared<Stored>();                                                                 \
+        [[maybe_unused]] const u32 t = threadIdx.x, warp = warp_id();                                                  \
+        for (u32 i = t; i < 64 * 32; i += blockDim.x) s.b[i] = 0;                                                      \
+        fence_proxy_async();                                                                                           \
+        if (t == 0) mbarrier_init(&s.done, 1), fence_mbarrier_init();                                                  \
+        if (warp == 4) tmem_alloc<128>(&s.columns);                                                                    \
+        block_sync();                                                                                                  \
+        tmem_fence_after();                                                                                            \
+        [[maybe_unused]] const u32 d = s.columns + 64, own = s.columns + (warp % 4 * WARP << 16);                      \
+        [[maybe_unused]] float x[32];                                                                                  \
+        [[maybe_unused]] const u32 zeros[32] = {};                                                                     \
+        __VA_ARGS__;                                                                                                   \
+    }                                                                                                                  \
+    EMU_KERNEL(name)
+// The same by one thread of warp 4.
+#define MISUSE_PRODUCT(name, ...) MISUSE(name, if (t == 4 * WARP) { __VA_ARGS__; })
+constexpr u32 BF16_KIND = bf16_kind<false>(64, 64), SCALED_KIND = scaled_kind<false>(8);
+
+MISUSE_PRODUCT(planted100_wrong_shape, mma_scaled(d, 0, 0, scaled_kind<false>(0), 0, 0, false))
+MISUSE_PRODUCT(planted100_wrong_format, mma_scaled(d, 0, 0, SCALED_KIND | 1u << 7, 0, 0, false))
+MISUSE_PRODUCT(planted100_wrong_scales, mma_scaled(d, 0, 0, SCALED_KIND & ~(1u << 23), 0, 0, false))
+MISUSE_PRODUCT(planted100_wrong_field, mma_scaled(d, 0, 0, SCALED_KIND | 1, 0, 0, false))
+MISUSE_PRODUCT(planted100_wrong_lane, mma_scaled(d + (16u << 16), 0, 0, SCALED_KIND, 0, 0, false))
+MISUSE_PRODUCT(planted100_wrong_type, mma_bf16_shared(d, 0, 0, BF16_KIND & ~(1u << 7), false))
+MISUSE_PRODUCT(planted100_wrong_bf16_field, mma_bf16_shared(d, 0, 0, BF16_KIND | 1, false))
+MISUSE_PRODUCT(planted100_wrong_sums, mma_bf16_shared(d + (32u << 16), 0, 0, BF16_KIND, false))
+MISUSE_PRODUCT(planted100_wrong_swizzle, mma_bf16_shared(d, tensor_matrix(s.b) ^ 6ull << 61, tensor_matrix(s.b), BF16_KIND, false))
+MISUSE_PRODUCT(planted100_base_offset, mma_bf16_shared(d, tensor_matrix(s.b) | 1ull << 49, tensor_matrix(s.b), BF16_KIND, false))
+MISUSE_PRODUCT(planted100_adds_to_nothing, mma_bf16_shared(d, tensor_matrix(s.b), tensor_matrix(s.b), BF16_KIND, true))
+MISUSE_PRODUCT(planted100_unwritten_rows, mma_bf16_shared(d, tensor_matrix(s.b) + (64 * 128 >> 4), tensor_matrix(s.b), BF16_KIND, false))
+MISUSE_PRODUCT(planted100_unfenced_rows, s.b[3] = 0; mma_bf16_shared(d, tensor_matrix(s.b), tensor_matrix(s.b), BF16_KIND, false))
+MISUSE_PRODUCT(planted100_scales_in_a_lane, tmem_copy_scales(d + (32u << 16), matrix_rows16(s.b)))
+MISUSE_PRODUCT(planted100_uncommitted, mma_bf16_shared(d, tensor_matrix(s.b), tensor_matrix(s.b), BF16_KIND, false))
+MISUSE_PRODUCT(planted100_commit_to_nobody, mbarrier_arrive_expect(&s.done, 16); tmem_commit(&s.done))
+
+MISUSE(planted100_second_allocation, if (warp == 0) tmem_alloc<512>(&s.columns))
+MISUSE(planted100_other_width, if (warp == 4) tmem_dealloc<64>(s.columns))
+MISUSE(planted100_busy_dealloc,
+       if (t == 4 * WARP) mma_bf16_shared(d, tensor_matrix(s.b), tensor_matrix(s.b), BF16_KIND, false);
+       if (warp == 4) tmem_dealloc<128>(s.columns))
+MISUSE(planted100_unequal_places, if (warp == 0) tmem_store_tile(own, zeros), tmem_store_wait(), tmem_load_tile(x, own + t))
+MISUSE(planted100_unwritten_columns, if (warp == 0) tmem_load_tile(x, own))
+MISUSE(planted100_stores_in_flight, if (warp == 0) tmem_store_tile(own, zeros))
+// Warp 4 may use the lanes of warp 0, and comes long after it, with nothing between them.
+#define BEHIND for (u32 i = 0; warp == 4 && i < 16; ++i) warp_sync()
+MISUSE(planted100_load_race, BEHIND; if (warp == 0) tmem_store_tile(own, zeros), tmem_store_wait();
+       if (warp == 4) tmem_load_tile(x, own))
+MISUSE(planted100_store_race, if (warp == 0) tmem_store_tile(own, zeros), tmem_store_wait();
+       tmem_fence_before(); block_sync(); tmem_fence_after(); BEHIND;
+       if (warp == 0) tmem_load_tile(x, own), tmem_load_wait(x);
+       if (warp == 4) tmem_store_tile(own, zeros))
+MISUSE(planted100_sums_race, if (warp < 4) tmem_store_tile(own, zeros), tmem_store_wait();
+       tmem_fence_before(); block_sync(); tmem_fence_after(); BEHIND;
+       if (warp < 4) tmem_load_tile(x, own), tmem_load_wait(x);
+       if (t == 4 * WARP) mma_bf16_shared(s.columns, tensor_matrix(s.b), tensor_matrix(s.b), BF16_KIND, false))
+MISUSE(planted100_operand_race, BEHIND; if (warp < 4) tmem_store_tile(own, zeros), tmem_store_wait();
+       if (t == 4 * WARP) mma_bf16(d, s.columns, tensor_matrix(s.b), BF16_KIND, false))
+// Stores to what a product reads.
+MISUSE(planted100_changed_operand, if (warp < 4) tmem_store_tile(own, zeros), tmem_store_wait();
+       tmem_fence_before(); block_sync(); tmem_fence_after();
+       if (t == 4 * WARP) mma_bf16(d, s.columns, tensor_matrix(s.b), BF16_KIND, false), tmem_commit(&s.done);
+       block_sync(); tmem_fence_after(); if (warp < 4) tmem_store_tile(own, zeros))
+
+extern "C" __global__ void planted100_not_allocated(const u32*, const u32*, float*) {
+    float x[8];
+    tmem_load(x, warp_id() * WARP << 16);
+}
+EMU_KERNEL(planted100_not_allocated)
+
+// Tensor copies through a map that does not fit, or to a place or from columns that it cannot have; `fp4` is a map
+// of 4-bit values.
+#define MISUSE_COPY(name, ...)                                                                                         \
+    extern "C" __global__ void name([[maybe_unused]] const __grid_constant__ TensorMap map,                            \
+                                    [[maybe_unused]] const __grid_constant__ TensorMap fp4) {                          \
+        Slots& s = shared<Slots>();                                                                                    \
+        const u32 at[2] = {64, 0}, at3[3] = {};                                                                        \
+        static_cast<void>(at), static_cast<void>(at3);                                                                 \
+        if (threadIdx.x == 0) mbarrier_init(&s.done, 1), fence_mbarrier_init(), __VA_ARGS__;                           \
+    }                                                                                                                  \
+    EMU_KERNEL(name)
+MISUSE_COPY(planted100_other_rank, tensor_load<true>(s.a[0], map, at3, &s.done))
+MISUSE_COPY(planted100_misaligned_tensor_copy, tensor_load<true>(s.a[0] + 512, map, at, &s.done))
+MISUSE_COPY(planted100_half_columns, tensor_load<true>(s.a[0], fp4, at, &s.done))

@@ -186,3 +186,53 @@ extern "C" __global__ void planted90_dependent(const u8* a, const u8*, float* ou
     out[threadIdx.x] += x;
 }
 EMU_KERNEL(planted90_dependent, .dependent = true)
+
+// One misuse each, in a line or some: of barriers in shared memory and of copies, by thread 0; of clusters, of
+// registers and of products, by all. `s.full[0]` is a barrier for one arrival.
+#define MISUSE(name, options, ...)                                                                                     \
+    extern "C" __global__ void name(const u8*, [[maybe_unused]] const u8* b, [[maybe_unused]] float* out) {            \
+        [[maybe_unused]] Slots& s = shared<Slots>();                                                                   \
+        [[maybe_unused]] const u32 t = threadIdx.x;                                                                    \
+        __VA_ARGS__;                                                                                                   \
+    }                                                                                                                  \
+    EMU_KERNEL(name, options)
+#define MISUSE_BARRIER(name, ...)                                                                                      \
+    MISUSE(name, , if (t == 0) mbarrier_init(&s.full[0], 1), fence_mbarrier_init(); block_sync(); if (t == 0) { __VA_ARGS__; })
+
+MISUSE_BARRIER(planted90_misaligned_barrier, mbarrier_arrive(reinterpret_cast<u64*>(reinterpret_cast<u8*>(&s.full[0]) + 4)))
+MISUSE_BARRIER(planted90_made_twice, mbarrier_init(&s.full[0], 1))
+MISUSE_BARRIER(planted90_made_for_nobody, mbarrier_init(&s.full[1], 0))
+MISUSE_BARRIER(planted90_not_made, mbarrier_arrive(&s.full[1]))
+MISUSE_BARRIER(planted90_one_more, mbarrier_arrive_expect(&s.full[0], 16); mbarrier_arrive(&s.full[0]))
+MISUSE_BARRIER(planted90_misaligned_bulk_copy, bulk_load<true>(s.b[0] + 8, b, 16, &s.full[0]))
+MISUSE_BARRIER(planted90_bulk_copy_in_flight, mbarrier_arrive_expect(&s.full[0], 16); bulk_load<true>(s.b[0], b, 16, &s.full[0]))
+MISUSE_BARRIER(planted90_copy_over_store, s.b[0][5] = 0; bulk_load<true>(s.b[0], b, 16, &s.full[0]))
+// At once the bytes are there, and nobody may know it.
+MISUSE_BARRIER(planted90_unawaited_copy, mbarrier_arrive_expect(&s.full[0], 16); bulk_load<true>(s.b[0], b, 16, &s.full[0]);
+               out[0] = s.b[0][0])
+// One phase more while somebody has not seen the last one.
+MISUSE(planted90_two_phases, , if (t == 0) mbarrier_init(&s.full[0], 1); block_sync();
+       if (t == 32) mbarrier_wait(&s.full[0], 0);
+       for (u32 i = 0; t >= 64 && i < 8; ++i) warp_sync(); // behind the one that waits
+       if (t == 64) mbarrier_arrive(&s.full[0]), mbarrier_arrive(&s.full[0]))
+MISUSE(planted90_misaligned_prefetch, , prefetch(b, 24))
+
+MISUSE(planted90_others_memory, .cluster = 4, s.b[0][t] = 0; if (cluster_rank() == 1) (&s.b[0][t])[-256 * 1024] = 0)
+MISUSE(planted90_no_such_block, .cluster = 4, cluster_store(&shared<u32>(), 4, 0))
+MISUSE(planted90_two_arrivals, .cluster = 4, cluster_arrive(); cluster_arrive())
+MISUSE(planted90_no_arrival, .cluster = 4, cluster_wait())
+
+MISUSE(planted90_too_few_registers, , give_up_registers<16>())
+MISUSE(planted90_unequal_registers, , if (warp_id() == 0) give_up_registers<40>(); else take_registers<64>())
+
+MISUSE(planted90_divergent_group, , if (warp_id() % 2) wgmma_fence(); else wgmma_commit())
+// `matrix`: of B, whose rows are zeros; of A are registers.
+#define MISUSE_PRODUCT(name, matrix, ...)                                                                              \
+    MISUSE(name, , for (u32 i = t; i < B_BYTES; i += blockDim.x) s.b[0][i] = 0; fence_proxy_async(); block_sync();     \
+           u32 a[4] = {}; float d[4] = {}; wgmma_fence(); wgmma_e4m3<8>(d, a, matrix, false); __VA_ARGS__)
+MISUSE_PRODUCT(planted90_changed_registers, matrix_k_major(s.b[0]), wgmma_commit(); a[1] = 1; wgmma_wait<0>(d))
+MISUSE_PRODUCT(planted90_product_in_flight, matrix_k_major(s.b[0]), wgmma_commit())
+MISUSE_PRODUCT(planted90_disagreement, matrix_k_major(s.b[0]) + (t == 5 ? 2 : 0))
+MISUSE_PRODUCT(planted90_unwritten_product, matrix_k_major(s.b[1]), wgmma_commit(); wgmma_wait<0>(d))
+MISUSE_PRODUCT(planted90_no_swizzle, matrix_k_major(s.b[0]) & ~(3ull << 62), wgmma_commit(); wgmma_wait<0>(d))
+MISUSE_PRODUCT(planted90_base_offset, matrix_k_major(s.b[0]) | 1ull << 49, wgmma_commit(); wgmma_wait<0>(d))

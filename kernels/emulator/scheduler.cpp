@@ -201,6 +201,8 @@ void run_grid(const Kernel& kernel, bool dependent, void** arguments) {
     cluster.kernel = kernel.name, cluster.options = kernel.options;
     cluster.options.dependent |= dependent;
     launch.cluster = kernel.options.cluster;
+    const uint32_t n_threads = launch.block.x * launch.block.y * launch.block.z;
+    if (n_threads == 0 || n_threads > 1024 || n_threads % LANES) FAIL("%u threads in a block: whole warps, 1024 at most", n_threads);
     if (launch.grid.x % launch.cluster || launch.cluster > MAX_CLUSTER)
         FAIL("a grid of %u blocks in clusters of %u", launch.grid.x, launch.cluster);
     random_state = mode.seed ? mode.seed * 2654435761u | 1 : 1;

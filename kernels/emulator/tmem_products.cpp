@@ -28,7 +28,7 @@ struct Matrix {
         if (descriptor >> 61 != swizzle)
             fail_at(pc, "a matrix with layout %u, expected %u", static_cast<uint32_t>(descriptor >> 61), swizzle);
         if ((descriptor >> 46 & 7) != 1) fail_at(pc, "a matrix descriptor that is not of this architecture");
-        if (descriptor >> 49 & 15) fail_at(pc, "a matrix with a base offset: begin it at a multiple of 1024");
+        if (descriptor >> 49 & 15) fail_at(pc, "a matrix descriptor with a base offset: begin the matrix at a multiple of 1024");
     }
     // Place of the 16 bytes that hold byte `byte` of row `row`: rows of 128 bytes in groups of 8.
     uint32_t operand(uint32_t row, uint32_t byte) const {
@@ -70,11 +70,11 @@ struct ScaledShape {
     uint32_t a_format, b_format, n, a_byte, b_byte;
     ScaledShape(uint32_t kind, void* pc)
         : a_format(kind >> 7 & 7), b_format(kind >> 10 & 7), n((kind >> 17 & 63) * 8), a_byte(kind >> 29 & 3), b_byte(kind >> 4 & 3) {
-        if ((kind >> 24 & 31) * 16 != TENSOR_LANES || n == 0 || n > MAX_N) fail_at(pc, "a product of %u x %u", (kind >> 24 & 31) * 16, n);
+        if ((kind >> 24 & 31) * 16 != TENSOR_LANES || n == 0 || n > MAX_N) fail_at(pc, "a scaled product of %u x %u", (kind >> 24 & 31) * 16, n);
         const auto known = [](uint32_t format) { return format == 0 || format == 5; };
-        if (!known(a_format) || !known(b_format)) fail_at(pc, "a product of formats %u and %u", a_format, b_format);
+        if (!known(a_format) || !known(b_format)) fail_at(pc, "a scaled product of formats %u and %u", a_format, b_format);
         if (!(kind >> 23 & 1)) fail_at(pc, "scales must be E8M0");
-        if (kind & 0x8001e04fu) fail_at(pc, "fields of a product's kind that must be zero: %#x", kind);
+        if (kind & 0x8001e04fu) fail_at(pc, "fields of a scaled product's kind that must be zero: %#x", kind);
     }
 };
 
@@ -83,9 +83,9 @@ struct Bf16Shape {
     uint32_t m, n;
     bool b_is_mn_major;
     Bf16Shape(uint32_t kind, void* pc) : m((kind >> 24 & 31) * 16), n((kind >> 17 & 63) * 8), b_is_mn_major(kind >> 16 & 1) {
-        if ((m != 64 && (m != 128 || n % 16)) || n == 0 || n > MAX_N) fail_at(pc, "a product of %u x %u", m, n);
+        if ((m != 64 && (m != 128 || n % 16)) || n == 0 || n > MAX_N) fail_at(pc, "a bf16 product of %u x %u", m, n);
         if ((kind & 0x1ff0u) != 0x490u) fail_at(pc, "a product that is not of bf16 with f32 sums: %#x", kind);
-        if (kind & 0xe080e00fu) fail_at(pc, "fields of a product's kind that must be zero: %#x", kind);
+        if (kind & 0xe080e00fu) fail_at(pc, "fields of a bf16 product's kind that must be zero: %#x", kind);
     }
     // The lane of tensor memory that holds row `row`, from lane `first` on: 64 rows lie in one half of each
     // 32 lanes.
@@ -222,7 +222,7 @@ void mma_scaled(const ScaledProduct& p) {
     void* pc = __builtin_return_address(0);
     TensorMemory& memory = own_tensor_memory(pc);
     const ScaledShape shape(p.kind, pc);
-    if (p.d >> 16 || p.a_scales >> 16 || p.b_scales >> 16) fail_at(pc, "a product begins at lane 0");
+    if (p.d >> 16 || p.a_scales >> 16 || p.b_scales >> 16) fail_at(pc, "a scaled product begins at lane 0, and so do its scales");
     check_columns(memory, p.d, shape.n, pc);
     const uint32_t time = next_async_time();
     const auto start_scales = [&](uint32_t first, uint32_t n) {

@@ -19,6 +19,7 @@ mod few_tokens;
 mod formats;
 mod hopper;
 mod hyper_connection;
+mod messages;
 mod moe;
 mod planted;
 mod planted100;

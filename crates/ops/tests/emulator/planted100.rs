@@ -193,5 +193,5 @@ fn stores_to_tensor_memory_that_are_not_ordered_are_seen() {
 #[test]
 fn products_that_tensor_cores_do_not_have_are_seen() {
     finds_in(run_stored, "planted100_upper_rows", &["rows from lane 16 on"]);
-    finds_in(run_stored, "planted100_odd_width", &["a product of 128 x 8"]);
+    finds_in(run_stored, "planted100_odd_width", &["a bf16 product of 128 x 8"]);
 }
