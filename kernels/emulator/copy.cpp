@@ -66,7 +66,7 @@ void land_box(const Bulk& bulk) {
         std::vector<char> bytes(map.row_bytes(), 0);
         if (map.element == 4) {
             for (uint32_t i = 0; i < n; i += 16) memcpy(&bytes[i], from + i / 2, 8);
-        } else {
+        } else if (from) {
             memcpy(bytes.data(), from, n * map.element / 8);
         }
         for (uint32_t i = 0; i < bytes.size(); i += 16)

@@ -11,13 +11,14 @@
 
 #include <map>
 
+#include "sanitizers.h"
 #include "state.h"
 
 namespace emu {
 
 namespace {
 
-constexpr size_t GLOBAL_BYTES = size_t{16} << 30, GAP = 4096;
+constexpr size_t GLOBAL_BYTES = size_t{16} << 30, GAP = 4096, FORBIDDEN_BEHIND = 1 << 20;
 
 struct Allocation {
     uint64_t start, bytes;
@@ -97,6 +98,9 @@ uint64_t allocate(uint64_t bytes) {
     global_next += (bytes + GAP + 255) / 256 * 256;
     if (global_next > GLOBAL_BYTES) fprintf(stderr, "emulator: out of memory\n"), exit(2);
     buffers[start] = {start, bytes, false};
+    // All that comes later would take as much memory again to forbid.
+    forbid(reinterpret_cast<void*>(start - GAP), GAP + bytes + FORBIDDEN_BEHIND);
+    permit(reinterpret_cast<void*>(start), bytes);
     memset(reinterpret_cast<void*>(start), 0xff, bytes);
     return start;
 }
@@ -112,6 +116,7 @@ void release(uint64_t address) {
     const uint64_t first = (address + 4095) / 4096 * 4096;
     const uint64_t last = (address + found->second.bytes) / 4096 * 4096;
     if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    forbid(reinterpret_cast<void*>(address), found->second.bytes);
     buffers.erase(found);
     ++releases;
 }

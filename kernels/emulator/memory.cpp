@@ -1,7 +1,8 @@
 // Shared memory of the emulated blocks and what is watched there.
 //
 // Kernels are compiled with `-fsanitize=thread` and linked without its library: every load and
-// store calls one of the entry points at the end of this file. They find: reads of shared memory
+// store calls one of the entry points at the end of this file. (In the sanitizers' build none does, and of what
+// follows only the bounds are checked; see `sanitizers.h`.) They find: reads of shared memory
 // that was never written, races on shared memory, accesses outside of shared memory or of a buffer.
 //
 // Races: an access must be ordered after every earlier conflicting one, by a barrier or by an
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sanitizers.h"
 #include "state.h"
 
 namespace emu {
@@ -89,6 +91,7 @@ void check_tensor_core(const Shadow& s, size_t offset, const Ordered& is_ordered
 // An access of the running thread; `is_store` is false for what an asynchronous copy will write.
 void check_shared(uint32_t rank, size_t offset, size_t bytes, bool is_write, bool is_store, void* pc) {
     check_bounds(offset, bytes, is_write, pc);
+    if (!SEES_ACCESSES) return;
     const Fibre& fibre = self();
     const Access now = {cluster.warps[fibre.warp].clock[fibre.warp], static_cast<uint16_t>(fibre.warp),
                         static_cast<uint8_t>(fibre.lane)};
@@ -112,8 +115,12 @@ void check_shared(uint32_t rank, size_t offset, size_t bytes, bool is_write, boo
 void memory_start(size_t bytes) {
     if (bytes > 227 * 1024) FAIL("%zu bytes of shared memory; no block has more than 232448", bytes);
     shared_bytes = bytes;
-    for (size_t rank = 0; rank < cluster.blocks.size(); ++rank)
-        memset(shared_start + rank * STRIDE, 0xff, bytes);
+    for (size_t rank = 0; rank < cluster.blocks.size(); ++rank) {
+        char* start = shared_start + rank * STRIDE;
+        permit(start, bytes);
+        forbid(start + bytes, STRIDE - bytes);
+        memset(start, 0xff, bytes);
+    }
     shadow.assign(bytes * cluster.blocks.size(), Shadow());
 }
 
@@ -153,6 +160,7 @@ void shared_landed(const void* p, size_t bytes, uint32_t clock) {
 void check_not_dirty(const void* p, size_t bytes, void* pc) {
     const uint32_t address = shared_address(p);
     check_bounds(address & 0xffffffu, bytes, true, pc);
+    if (!SEES_ACCESSES) return;
     const Shadow* s = shadow_of(address >> 24, address & 0xffffffu);
     for (size_t i = 0; i < bytes; ++i)
         if (is_dirty(s[i]))
@@ -163,6 +171,7 @@ void check_not_dirty(const void* p, size_t bytes, void* pc) {
 void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp) {
     void* pc = __builtin_return_address(0);
     check_bounds(offset, bytes, false, pc);
+    if (!SEES_ACCESSES) return;
     const Fibre& first = cluster.fibres[warp * LANES];
     const uint32_t clock = cluster.warps[warp].clock[warp];
     Shadow* s = shadow_of(rank, offset);
@@ -178,6 +187,7 @@ void check_async_read(uint32_t rank, size_t offset, size_t bytes, uint32_t warp)
 
 void check_started_read(size_t offset, size_t bytes, uint32_t time, void* pc) {
     check_bounds(offset, bytes, false, pc);
+    if (!SEES_ACCESSES) return;
     const Fibre& fibre = self();
     Shadow* s = shadow_of(fibre.rank, offset);
     for (size_t i = offset; i < offset + bytes; ++i, ++s) {
@@ -222,7 +232,7 @@ static void check_atomic(const void* p, size_t bytes, void* pc) {
     if (is_shared(byte)) {
         const uint32_t address = shared_address(p);
         const size_t offset = address & 0xffffffu;
-        if (offset + bytes > shared_bytes || !shadow_of(address >> 24, offset)->written)
+        if (offset + bytes > shared_bytes || (SEES_ACCESSES && !shadow_of(address >> 24, offset)->written))
             fail_at(pc, "atomic on shared offset %zu, which was never written", offset);
     } else {
         check_access(p, bytes, true, pc);

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "sanitizers.h"
 #include "state.h"
 
 namespace emu {
@@ -27,6 +28,8 @@ constexpr size_t STACK = 128 * 1024, GUARD = 4096;
 const Kernel* first_kernel;
 std::vector<void*> stacks; // each with a guard page below
 void* scheduler_stack;
+const void* scheduler_bottom; // of its stack
+size_t scheduler_bytes;
 const Kernel* running;
 void** running_arguments;
 uint32_t random_state = 1;
@@ -75,11 +78,24 @@ emu_switch:
     ret
 )");
 
-void yield() { emu_switch(&current->stack_pointer, scheduler_stack); }
+void yield() {
+    void* own = nullptr;
+    before_switch(self().state == State::done ? nullptr : &own, scheduler_bottom, scheduler_bytes);
+    emu_switch(&current->stack_pointer, scheduler_stack);
+    after_switch(own, &scheduler_bottom, &scheduler_bytes);
+}
 
 namespace {
 
+void resume(Fibre& fibre) {
+    void* own = nullptr;
+    before_switch(&own, fibre.stack, STACK);
+    emu_switch(&scheduler_stack, fibre.stack_pointer);
+    after_switch(own, nullptr, nullptr);
+}
+
 void fibre_main() {
+    after_switch(nullptr, &scheduler_bottom, &scheduler_bytes);
     running->run(running_arguments);
     Fibre& fibre = self();
     copies_at_exit(fibre);
@@ -113,7 +129,10 @@ void prepare(Fibre& fibre, uint32_t index, uint32_t rank, Dim3 block_id) {
     fibre.in_cluster_barrier = fibre.has_waited_for_launch = fibre.tensor_fenced = fibre.tensor_touched = false;
     fibre.open_group.clear(), fibre.groups.clear();
     // The switch pops six registers and returns to `fibre_main`, with the stack as after a call.
-    void** top = reinterpret_cast<void**>(static_cast<char*>(stack_at(at)) + STACK);
+    char* stack = static_cast<char*>(stack_at(at));
+    permit(stack, STACK); // whoever ended there has left its frames
+    fibre.stack = stack;
+    void** top = reinterpret_cast<void**>(stack + STACK);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(fibre_main);
     fibre.stack_pointer = top - 6;
@@ -179,7 +198,7 @@ void run_cluster(Dim3 first_block) {
                 Fibre& fibre = cluster.fibres[w * LANES + l];
                 if (fibre.state == State::ready) {
                     current = &fibre;
-                    emu_switch(&scheduler_stack, fibre.stack_pointer);
+                    resume(fibre);
                     progressed = true;
                 }
                 alive |= fibre.state != State::done;

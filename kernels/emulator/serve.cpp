@@ -61,6 +61,11 @@ void launch() {
 
 } // namespace
 
+#if defined(__SANITIZE_ADDRESS__)
+// Looking for leaks at the end would take longer than most tests, and what is left is the devices' memory.
+extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }
+#endif
+
 int main(int argc, char** argv) {
     if (argc == 3) emu::mode = {atoi(argv[1]) != 0, static_cast<uint32_t>(atoi(argv[2]))};
     for (;;) {

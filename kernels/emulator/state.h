@@ -36,6 +36,7 @@ enum class State { ready, in_warp, in_group, in_barrier, in_mbarrier, in_cluster
 struct Mbarrier;
 struct Fibre : Thread {
     State state;
+    const char* stack;   // its lowest byte
     uint32_t warp, lane; // the warp is numbered within the cluster
     uint32_t barrier_id;
     uint32_t fences; // fence_proxy_async so far

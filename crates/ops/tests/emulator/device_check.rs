@@ -9,9 +9,15 @@ use fathom_ops::cuda::{Device, DeviceError, Launch, TensorMap, TensorMapSpec};
 use crate::process::{Emulator, MODES, Mode};
 
 /// One mode suffices: the tests of the operators run in all of them.
-fn all_pass(cases: &[Case], activations: Activations, mode: Mode, arch: &'static str) {
+pub(crate) fn all_pass(
+    start: impl Fn(Mode, &'static str) -> Option<Arc<dyn Device>>,
+    cases: &[Case],
+    activations: Activations,
+    mode: Mode,
+    arch: &'static str,
+) {
     for case in cases {
-        let Some(device) = Emulator::start_as(mode, arch) else { return };
+        let Some(device) = start(mode, arch) else { return };
         let found = case.run(&device, activations, Size::Small, 3).unwrap();
         assert!(!found.is_empty(), "{} compares nothing", case.name);
         for comparison in found {
@@ -22,7 +28,7 @@ fn all_pass(cases: &[Case], activations: Activations, mode: Mode, arch: &'static
 
 #[test]
 fn every_case_passes_on_the_emulator() {
-    all_pass(&CASES, Activations::Fp8Grid, MODES[1], "sm_80");
+    all_pass(Emulator::start_as, &CASES, Activations::Fp8Grid, MODES[1], "sm_80");
 }
 
 #[test]
@@ -31,9 +37,9 @@ fn products_of_unquantised_activations_pass_against_the_cpus_a16_form() {
     let is_product = |case: &Case| case.name == "linear" || case.name.starts_with("experts");
     let cases: Vec<Case> = CASES.into_iter().filter(is_product).collect();
     assert_eq!(cases.len(), 3);
-    all_pass(&cases, Activations::Bf16, MODES[2], "sm_80");
+    all_pass(Emulator::start_as, &cases, Activations::Bf16, MODES[2], "sm_80");
     // FP8 weights whose scales are powers of two are expanded there, without a map from loading.
-    all_pass(&cases[..1], Activations::Bf16, MODES[2], "sm_100f");
+    all_pass(Emulator::start_as, &cases[..1], Activations::Bf16, MODES[2], "sm_100f");
 }
 
 #[test]
@@ -46,7 +52,7 @@ fn cases_with_forms_of_their_own_on_newer_architectures_pass_there() {
     let cases: Vec<Case> = CASES.into_iter().filter(is_special).collect();
     assert_eq!(cases.len(), 6);
     for arch in ["sm_90a", "sm_100f"] {
-        all_pass(&cases, Activations::Fp8Grid, MODES[2], arch);
+        all_pass(Emulator::start_as, &cases, Activations::Fp8Grid, MODES[2], arch);
     }
 }
 

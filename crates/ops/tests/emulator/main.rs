@@ -27,6 +27,7 @@ mod planted90;
 mod process;
 mod queries;
 mod sample;
+mod sanitized;
 mod splits;
 mod tiled;
 mod weights;

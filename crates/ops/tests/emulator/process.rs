@@ -1,5 +1,6 @@
 //! The emulator for tests: built once, started per case and mode.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -7,18 +8,20 @@ use fathom_ops::cuda::emulator::{self, build};
 pub(crate) use fathom_ops::cuda::emulator::{MODES, Mode};
 use fathom_ops::cuda::{Buffer, Device};
 
+/// A way to build the program.
+type Build = fn(&Path, &Path) -> io::Result<Option<PathBuf>>;
+
 /// The program, or `None` without a compiler.
 ///
 /// # Panics
 /// If a file does not compile, with the compiler's message.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+fn program(program: &'static OnceLock<Option<PathBuf>>, build: Build) -> Option<&'static Path> {
     let build = || {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-        build::build(&kernels.canonicalize().unwrap(), &out).unwrap_or_else(|e| panic!("{e}"))
+        build(&kernels.canonicalize().unwrap(), &out).unwrap_or_else(|e| panic!("{e}"))
     };
-    PROGRAM.get_or_init(build).as_deref()
+    program.get_or_init(build).as_deref()
 }
 
 /// Starts emulators.
@@ -40,8 +43,21 @@ impl Emulator {
         Some(Arc::new(Self::open(mode)?.with_arch(arch).without_large_clusters()))
     }
 
+    /// The same with kernels and emulator compiled with AddressSanitizer and UBSan, which see each thread's own
+    /// accesses and arithmetic, but not how threads are ordered.
+    pub(crate) fn start_sanitized(mode: Mode, arch: &'static str) -> Option<Arc<dyn Device>> {
+        static SANITIZED: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let device = Self::open_program(program(&SANITIZED, build::build_sanitized), mode)?;
+        Some(Arc::new(device.with_arch(arch)))
+    }
+
     fn open(mode: Mode) -> Option<emulator::Emulator> {
-        let Some(program) = program() else {
+        static HOOKED: OnceLock<Option<PathBuf>> = OnceLock::new();
+        Self::open_program(program(&HOOKED, build::build), mode)
+    }
+
+    fn open_program(program: Option<&Path>, mode: Mode) -> Option<emulator::Emulator> {
+        let Some(program) = program else {
             println!("skipped: no C++ compiler (g++) to build the block emulator with");
             return None;
         };

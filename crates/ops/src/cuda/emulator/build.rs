@@ -1,7 +1,9 @@
 //! Compiles the emulator and the kernels, each file once per content.
 //!
-//! Kernels are instrumented (`-fsanitize=thread` without its library, so that every access calls
-//! the emulator); the emulator itself is not.
+//! There are two builds. Of [`build`] the kernels are instrumented (`-fsanitize=thread` without its library, so that
+//! every access calls the emulator); the emulator itself is not. Of [`build_sanitized`] both are, with
+//! AddressSanitizer and UBSan, which cannot be joined with the first: they see undefined behaviour and what lies outside
+//! of an array, and nothing that a barrier would have ordered.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +12,26 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const KERNEL_FLAGS: &[&str] =
-    &["-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas", "-Wno-psabi"];
-const EMULATOR_FLAGS: &[&str] = &["-O2"];
+/// What a build adds to [`FLAGS`].
+#[derive(Debug, Clone, Copy)]
+struct Build {
+    kernels: &'static [&'static str],
+    emulator: &'static [&'static str],
+    link: &'static [&'static str],
+}
+
+const HOOKED: Build = Build {
+    kernels: &["-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas", "-Wno-psabi"],
+    emulator: &["-O2"],
+    link: &[],
+};
+/// Without warnings: the other build has them, and sanitizers cause wrong ones.
+const SANITIZED: Build = Build {
+    kernels: &["-x", "c++", "-O1", "-w", "-Wno-psabi", SANITIZERS, "-fno-sanitize-recover=all"],
+    emulator: &["-O2", "-w", SANITIZERS, "-fno-sanitize-recover=all"],
+    link: &[SANITIZERS],
+};
+const SANITIZERS: &str = "-fsanitize=address,undefined";
 const FLAGS: &[&str] = &[
     "-std=c++20",
     "-g",
@@ -32,13 +51,23 @@ const DRIVER: &str = "emulator/driver";
 /// # Errors
 /// What the file system or the compiler says; a warning counts.
 pub fn build(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
-    let Some(objects) = objects(kernels, out, &|path| !path.starts_with(kernels.join(DRIVER)))?
-    else {
-        return Ok(None);
-    };
+    program(kernels, out, HOOKED)
+}
+
+/// The same program with sanitizers in place of the checks of every access.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_sanitized(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
+    program(kernels, out, SANITIZED)
+}
+
+fn program(kernels: &Path, out: &Path, build: Build) -> io::Result<Option<PathBuf>> {
+    let is_wanted = |path: &Path| !path.starts_with(kernels.join(DRIVER));
+    let Some(objects) = objects(kernels, out, build, &is_wanted)? else { return Ok(None) };
     let program = out.join(format!("emulator-{}", objects.key));
     if !program.exists() {
-        run_then_rename(Command::new("g++").args(&objects.files), &program)?;
+        run_then_rename(Command::new("g++").args(build.link).args(&objects.files), &program)?;
     }
     Ok(Some(program))
 }
@@ -50,7 +79,9 @@ pub fn build(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
 /// As for [`build`].
 pub fn build_driver(kernels: &Path, out: &Path) -> io::Result<Option<PathBuf>> {
     let program = kernels.join("emulator/serve.cpp");
-    let Some(objects) = objects(kernels, out, &|path| path != program)? else { return Ok(None) };
+    let Some(objects) = objects(kernels, out, HOOKED, &|path| path != program)? else {
+        return Ok(None);
+    };
     let folder = out.join(format!("driver-{}", objects.key));
     fs::create_dir_all(&folder)?;
     let library = folder.join("libcuda.so.1");
@@ -70,6 +101,7 @@ struct Objects {
 fn objects(
     kernels: &Path,
     out: &Path,
+    build: Build,
     is_wanted: &dyn Fn(&Path) -> bool,
 ) -> io::Result<Option<Objects>> {
     if !Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success()) {
@@ -86,7 +118,7 @@ fn objects(
         .iter()
         .filter(|path| (is(path, "cu") || is(path, "cpp")) && is_wanted(path))
         .map(|path| {
-            let flags = if is(path, "cu") { KERNEL_FLAGS } else { EMULATOR_FLAGS };
+            let flags = if is(path, "cu") { build.kernels } else { build.emulator };
             let mut hash = DefaultHasher::new();
             (with_headers(path)?, path, flags, FLAGS).hash(&mut hash);
             Ok((path.clone(), out.join(format!("{:016x}.o", hash.finish())), flags))
