@@ -142,17 +142,15 @@ INLINE void multiply_tiles(const TiledShared<F>& s, u32 block, const BlockScales
 }
 
 // The whole product of the rows that `w` names and of `n_tokens` (up to 64) tokens; row_of(token) is the row of x.
-// `before_x()` comes when weights are on their way. Ends with `s.sums`, behind a barrier.
-template <Format F, class W, class RowOf, class Before>
+// Ends with `s.sums`, behind a barrier.
+template <Format F, class W, class RowOf>
 INLINE void tiled_gemm(TiledShared<F>& s, const W& w, u32 k, const bf16* x, u32 x_stride, u32 n_tokens,
-                       const RowOf& row_of, const Before& before_x) {
+                       const RowOf& row_of) {
     constexpr u32 STAGES = TiledShared<F>::STAGES;
     const u32 n_blocks = ceil_div(k, K_BLOCK), per_segment = ceil_div(n_blocks, SEGMENTS);
     const u32 first = warp_id() % 4 * ROW_TILES * TILE_ROWS, half = warp_id() / 4;
-    for (u32 block = 0; block < min_u32(STAGES - 1, n_blocks); ++block) copy_weights<F>(s, w, k, block);
     BlockScales<F> next;
     load_scales<F>(w, first, k, 0, next);
-    before_x();
     u32 rows[TILED_TOKENS / X_AT_ONCE];
     UNROLL
     for (u32 i = 0; i < TILED_TOKENS / X_AT_ONCE; ++i) {
@@ -160,7 +158,10 @@ INLINE void tiled_gemm(TiledShared<F>& s, const W& w, u32 k, const bf16* x, u32 
         rows[i] = token < n_tokens ? row_of(token) : ~0u;
     }
     for (u32 block = 0; block < STAGES - 1; ++block) {
-        if (block < n_blocks) copy_tokens<F>(s, x, x_stride, rows, k, block);
+        if (block < n_blocks) {
+            copy_weights<F>(s, w, k, block);
+            copy_tokens<F>(s, x, x_stride, rows, k, block);
+        }
         cp_async_commit();
     }
     const auto for_each = [](const auto& result) {

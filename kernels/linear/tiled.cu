@@ -3,7 +3,7 @@
 // Source   `fp8_gemm` (block scales 128 x 128) and `F.linear` of the official release.
 // Inputs, outputs, groups: as in `skinny.cu`, whose bits these have.
 // Launch   grid (ceil(n_rows / 128), ceil(n_tokens / 64), groups), 256 threads, `TILED_BYTES` of shared memory.
-//          May start before the launch before it has ended: weights come first.
+//          May start before the launch before it has ended.
 // Limit    instructions: a warp has 64 products of the tensor cores among 470 instructions of a K block (sm_80).
 // Arch     sm_80 and later; no FP8 arithmetic needed.
 // CPU twin `CpuLinear::matmul`, within K f32 roundings of the sum of magnitudes (2^-21).
@@ -14,7 +14,7 @@
 template <Format F>
 INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_tokens, u32 out_stride, u32 is_f32,
                    u32 row_block) {
-    dependency_trigger();
+    dependency_begin(x);
     const u32 group = blockIdx.z, row_bytes = F == Format::Bf16 ? 2 * w.k : w.k;
     w.data += static_cast<u64>(group) * w.n_rows * row_bytes;
     if (F == Format::Fp8) w.scales += static_cast<u64>(group) * (w.n_rows / K_BLOCK) * ceil_div(w.k, K_BLOCK);
@@ -22,8 +22,7 @@ INLINE void linear(Weights w, const bf16* x, void* out, u32 x_stride, u32 n_toke
     auto& s = shared<TiledShared<F>>();
     const u32 first_token = blockIdx.y * TILED_TOKENS, first_row = row_block * TILED_ROWS;
     const u32 count = min_u32(TILED_TOKENS, n_tokens - first_token);
-    tiled_gemm<F>(s, OneMatrix{w, first_row}, w.k, x, x_stride, count, [&](u32 token) { return first_token + token; },
-                  [] { dependency_wait(); });
+    tiled_gemm<F>(s, OneMatrix{w, first_row}, w.k, x, x_stride, count, [&](u32 token) { return first_token + token; });
     for (u32 i = threadIdx.x; i < count * TILED_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILED_ROWS, token = i / TILED_ROWS;
         if (first_row + row >= w.n_rows) continue;

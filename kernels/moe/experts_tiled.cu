@@ -24,7 +24,7 @@ INLINE void gate_up_tiled(const Experts& e, const u8* w1, const Scale* s1, const
     const u32 *mine = e.pairs + item[1], count = item[2], first_row = blockIdx.x * CHANNELS;
     const TwoMatrices w = {expert_weights<F>(w1, s1, item[0], e.channels, e.width),
                            expert_weights<F>(w3, s3, item[0], e.channels, e.width), first_row};
-    tiled_gemm<F>(s, w, e.width, x, e.width, count, [&](u32 token) { return mine[token] / top_k; }, [] {});
+    tiled_gemm<F>(s, w, e.width, x, e.width, count, [&](u32 token) { return mine[token] / top_k; });
     for (u32 i = threadIdx.x; i < count * CHANNELS; i += GEMM_THREADS) {
         const u32 channel = i % CHANNELS, token = i / CHANNELS;
         if (first_row + channel >= e.channels) continue;
@@ -42,7 +42,7 @@ INLINE void down_tiled(const Experts& e, const u8* w2, const Scale* s2, const bf
     const u32* item = e.items + blockIdx.y * ITEM;
     const u32 *mine = e.pairs + item[1], count = item[2], first_row = blockIdx.x * TILED_ROWS;
     const OneMatrix w = {expert_weights<F>(w2, s2, item[0], e.width, e.channels), first_row};
-    tiled_gemm<F>(s, w, e.channels, h, e.channels, count, [&](u32 token) { return mine[token]; }, [] {});
+    tiled_gemm<F>(s, w, e.channels, h, e.channels, count, [&](u32 token) { return mine[token]; });
     for (u32 i = threadIdx.x; i < count * TILED_ROWS; i += GEMM_THREADS) {
         const u32 row = i % TILED_ROWS, token = i / TILED_ROWS;
         if (first_row + row >= e.width) continue;
