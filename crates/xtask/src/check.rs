@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::workspace::{SEED, Workspace, succeeds, watched};
 use crate::{e2e, kernels, tidy};
@@ -69,51 +69,59 @@ fn without_colours(line: &str) -> String {
     plain
 }
 
+/// Counts of a step, or `None` if it could not run on this machine.
+type Ran = Option<TestCounts>;
+
+/// NVIDIA publishes it for Linux.
+const HAS_KERNEL_COMPILER: bool = cfg!(target_os = "linux");
+
 struct Outcome {
     name: &'static str,
-    counts: TestCounts,
+    ran: Ran,
     took: Duration,
 }
 
 /// Runs every step; `true` if all succeeded.
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     let mut outcomes = Vec::new();
-    let mut step = |name: &'static str, run: &mut dyn FnMut() -> Result<TestCounts>| {
+    let mut step = |name: &'static str, run: &mut dyn FnMut() -> Result<Ran>| {
         println!("\n==== {name}");
         let start = Instant::now();
-        let counts = run().unwrap_or_else(|error| {
+        let ran = run().unwrap_or_else(|error| {
             println!("error: {error:#}");
-            TestCounts { passed: 0, failed: 1 }
+            Some(TestCounts { passed: 0, failed: 1 })
         });
-        outcomes.push(Outcome { name, counts, took: start.elapsed() });
+        outcomes.push(Outcome { name, ran, took: start.elapsed() });
     };
-    let cargo = |args: &[&str]| -> Result<TestCounts> {
-        Ok(TestCounts::default().or_failed(succeeds(workspace.cargo().args(args))?))
+    let cargo = |args: &[&str]| -> Result<Ran> {
+        Ok(Some(TestCounts::default().or_failed(succeeds(workspace.cargo().args(args))?)))
     };
-    let counted = |args: &[&str]| -> Result<TestCounts> {
+    let counted = |args: &[&str]| -> Result<Ran> {
         let mut counts = TestCounts::default();
         let seed = workspace.seed();
         println!("random cases of {SEED}={seed}");
         let mut command = workspace.cargo();
         let success = watched(command.args(args).env(SEED, seed), |line| counts.note(line))?;
-        Ok(counts.or_failed(success))
+        Ok(Some(counts.or_failed(success)))
     };
 
-    step("tidy", &mut || Ok(TestCounts::default().or_failed(tidy::run(workspace)?)));
+    step("tidy", &mut || Ok(Some(TestCounts::default().or_failed(tidy::run(workspace)?))));
     step("format", &mut || cargo(&["fmt", "--all", "--check"]));
     step("clippy", &mut || {
         cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
     });
     // Before the tests: those on the emulated driver hold every launch against this machine code.
     step("kernels", &mut || {
-        // Its wheels are the only thing here that a machine may not be able to get.
-        if succeeds(workspace.command("bash").arg("scripts/setup-cuda.sh"))? {
-            let checks = kernels::run(workspace, &["--check".to_owned()])?;
-            Ok(TestCounts::default().or_failed(checks))
-        } else {
-            println!("the kernel compiler cannot be installed: skipped");
-            Ok(TestCounts::default())
+        if !HAS_KERNEL_COMPILER {
+            println!("there is no kernel compiler for this platform: skipped");
+            return Ok(None);
         }
+        ensure!(
+            succeeds(workspace.command("bash").arg("scripts/setup-cuda.sh"))?,
+            "the kernel compiler cannot be installed: `scripts/setup-cuda.sh` says why above"
+        );
+        let checks = kernels::run(workspace, &["--check".to_owned()])?;
+        Ok(Some(TestCounts::default().or_failed(checks)))
     });
     step("tests", &mut || {
         if workspace.has_cargo_command("nextest") {
@@ -131,22 +139,30 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
             cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"])
         } else {
             println!("cargo-deny is not installed: skipped");
-            Ok(TestCounts::default())
+            Ok(None)
         }
     });
-    step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None));
-    step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?));
-    step("peer scripts", &mut || e2e::peers(workspace, &workspace.tested_fathom()?));
+    step("end to end", &mut || e2e::run(workspace, &workspace.tested_fathom()?, None).map(Some));
+    step("soak", &mut || e2e::soak(workspace, &workspace.tested_fathom()?).map(Some));
+    step("peer scripts", &mut || e2e::peers(workspace, &workspace.tested_fathom()?).map(Some));
 
     Ok(report(&outcomes))
+}
+
+const fn verdict(ran: Ran) -> &'static str {
+    match ran {
+        None => "SKIPPED",
+        Some(TestCounts { failed: 0, .. }) => "ok",
+        Some(_) => "FAILED",
+    }
 }
 
 fn report(outcomes: &[Outcome]) -> bool {
     println!();
     let mut total = TestCounts::default();
-    for Outcome { name, counts, took } in outcomes {
-        let verdict = if counts.failed == 0 { "ok" } else { "FAILED" };
-        println!("{name:<22}{verdict:<8}{:>7.1} s", took.as_secs_f64());
+    for Outcome { name, ran, took } in outcomes {
+        println!("{name:<22}{:<8}{:>7.1} s", verdict(*ran), took.as_secs_f64());
+        let counts = ran.unwrap_or_default();
         total.passed += counts.passed;
         total.failed += counts.failed;
     }
@@ -187,6 +203,13 @@ mod tests {
     #[test]
     fn other_lines_are_not_counted() {
         assert_eq!(counts(&["PASS [0.1s] 3 passed", "the step failed", "1 passed"]), (0, 0));
+    }
+
+    #[test]
+    fn a_step_that_did_not_run_is_no_success() {
+        assert_eq!(verdict(None), "SKIPPED");
+        assert_eq!(verdict(Some(TestCounts::default())), "ok");
+        assert_eq!(verdict(Some(TestCounts { passed: 3, failed: 1 })), "FAILED");
     }
 
     #[test]

@@ -246,7 +246,8 @@ mod tests {
     }
 
     fn report(name: &str, spilled_bytes: u32) -> KernelReport {
-        KernelReport { name: name.to_owned(), registers: 32, spilled_bytes, stack_bytes: 0 }
+        let name = name.to_owned();
+        KernelReport { name, registers: 32, spilled_bytes, ..KernelReport::default() }
     }
 
     #[test]
