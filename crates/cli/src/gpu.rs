@@ -105,12 +105,13 @@ fn opened() -> Result<Gpu> {
         })
         .with_context(|| format!("loading kernels onto {}", facts.name))?;
     let about = format!(
-        "{} ({}, {} SMs, compute capability {}.{}), driver for CUDA {}.{}, kernels {}{}",
+        "{} ({}, {} SMs, compute capability {}.{}), driver {}for CUDA {}.{}, kernels {}{}",
         facts.name,
         crate::bytes::readable(facts.total_bytes),
         facts.n_sms,
         facts.capability.0,
         facts.capability.1,
+        gpu::driver_release().map(|release| format!("{release} ")).unwrap_or_default(),
         facts.driver_cuda / 1000,
         facts.driver_cuda % 1000 / 10,
         origins(&device.origins()),

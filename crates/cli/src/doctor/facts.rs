@@ -11,6 +11,8 @@ use fathom_weights::Checkpoint;
 pub(super) struct Facts {
     /// CUDA version of the driver, or why there is none.
     pub(super) driver: Option<i32>,
+    /// Its release.
+    pub(super) release: Option<String>,
     /// The GPUs, or why none can be used.
     pub(super) gpus: Result<Vec<GpuFacts>, String>,
     /// Whether the binary carries kernels for the first GPU.
@@ -39,6 +41,7 @@ impl Facts {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         Self {
             driver: gpu::driver_cuda().ok(),
+            release: gpu::driver_release(),
             has_pack: KernelSources::default().has_pack_for(archs),
             gpus,
             nvrtc: compile::nvrtc_version(),

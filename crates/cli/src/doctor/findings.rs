@@ -64,6 +64,7 @@ fn cuda_version(version: i32) -> String {
 
 fn driver(facts: &Facts, absent: Level, findings: &mut Vec<Finding>) {
     let needed = gpu::needed_cuda(facts.has_pack);
+    let release = facts.release.as_deref();
     findings.push(match facts.driver {
         None => finding(
             absent,
@@ -78,14 +79,17 @@ fn driver(facts: &Facts, absent: Level, findings: &mut Vec<Finding>) {
             absent,
             "driver",
             format!(
-                "the driver knows CUDA {}, the kernels need {}",
+                "the driver{} knows CUDA {}, the kernels need {}",
+                release.map(|release| format!(" {release}")).unwrap_or_default(),
                 cuda_version(version),
                 cuda_version(needed)
             ),
             Some("install driver 580 or later"),
         ),
         Some(version) => {
-            finding(Level::Ok, "driver", format!("for CUDA {}", cuda_version(version)), None)
+            let release = release.map(|release| format!("{release}, ")).unwrap_or_default();
+            let text = format!("{release}for CUDA {}", cuda_version(version));
+            finding(Level::Ok, "driver", text, None)
         }
     });
 }
@@ -269,6 +273,7 @@ mod tests {
     fn sound() -> Facts {
         Facts {
             driver: Some(13_000),
+            release: Some("580.65.06".to_owned()),
             gpus: Ok(vec![gpu((9, 0))]),
             has_pack: true,
             memory: Some((200 << 30, 256 << 30)),
@@ -296,6 +301,11 @@ mod tests {
     #[test]
     fn a_sound_machine_gives_no_remarks() {
         assert_eq!(remarks(&sound(), DeviceChoice::Cuda), []);
+        let text = |facts: &Facts| judge(facts, DeviceChoice::Cuda)[0].text.clone();
+        assert_eq!(text(&sound()), "580.65.06, for CUDA 13.0");
+        assert_eq!(text(&Facts { release: None, ..sound() }), "for CUDA 13.0");
+        let old = Facts { driver: Some(12_080), ..sound() };
+        assert_eq!(text(&old), "the driver 580.65.06 knows CUDA 12.8, the kernels need 13.0");
     }
 
     #[test]

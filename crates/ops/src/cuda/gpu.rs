@@ -66,6 +66,21 @@ pub fn driver_cuda() -> Result<i32, DeviceError> {
     Ok(version)
 }
 
+/// Release of the driver, such as `580.65.06`: what its kernel module says, which it does not everywhere
+/// (not under WSL, for example).
+#[must_use]
+pub fn driver_release() -> Option<String> {
+    let files = ["/sys/module/nvidia/version", "/proc/driver/nvidia/version"];
+    files.into_iter().find_map(|file| release_in(&std::fs::read_to_string(file).ok()?))
+}
+
+/// The first word of `text` that is a release.
+fn release_in(text: &str) -> Option<String> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_release = |word: &&str| word.contains('.') && word.split('.').all(is_number);
+    text.split_whitespace().find(is_release).map(str::to_owned)
+}
+
 /// All GPUs that the driver shows, in its order.
 ///
 /// # Errors
@@ -161,6 +176,16 @@ mod tests {
             total_bytes: 80 << 30,
             driver_cuda,
         }
+    }
+
+    #[test]
+    fn the_release_is_the_same_in_both_forms_that_the_kernel_module_tells_it_in() {
+        let release = Some("580.65.06".to_owned());
+        assert_eq!(release_in("580.65.06\n"), release);
+        let module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release \
+                      Build\nGCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6)\n";
+        assert_eq!(release_in(module), release);
+        assert_eq!(release_in("NVRM version: 580 x86.64 .."), None);
     }
 
     #[test]
