@@ -23,6 +23,7 @@ SUITES = [
     "agents",
     "documents",
     "retries",
+    "image",
 ]
 
 

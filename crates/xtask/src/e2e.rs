@@ -1,5 +1,5 @@
-//! `cargo xtask e2e [NAME]`: real clients against a freshly started server; the soak test; and the
-//! scripts that time peers.
+//! `cargo xtask e2e [NAME]`: real clients against a freshly started server; the soak test; the scripts
+//! that time peers; the build steps of the container image (`cargo xtask image`).
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::check::TestCounts;
-use crate::workspace::{Workspace, watched};
-use crate::{node, python};
+use crate::workspace::{Workspace, succeeds, watched};
+use crate::{kernels, node, python};
 
 /// Runs the suites of `scripts/e2e` against the server `fathom` and counts their checks. `only`
 /// keeps to the checks whose name contains it.
@@ -38,6 +38,16 @@ pub(crate) fn soak(workspace: &Workspace, fathom: &Path) -> Result<TestCounts> {
     script.args(["-u", "scripts/soak/soak.py", "--fathom"]).arg(fathom).args(SHORT_SOAK);
     let success = watched(&mut script, |line| counts.note(line))?;
     Ok(counts.or_failed(success))
+}
+
+/// Runs the build steps of the container image in a folder of the target directory; `true` if they
+/// leave what the image starts.
+pub(crate) fn image(workspace: &Workspace) -> Result<bool> {
+    let compiler = kernels::compiler(workspace)
+        .context("there is no kernel compiler; `scripts/setup-cuda.sh` installs it")?;
+    let mut script = workspace.command("python3");
+    script.args(["-u", "scripts/e2e/dockerfile.py", "--compiler"]).arg(compiler);
+    succeeds(script.arg("--into").arg(workspace.target.join("image")))
 }
 
 /// Runs the checks of the scripts that time other implementations on a GPU machine; none is needed.

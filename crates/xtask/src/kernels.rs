@@ -49,6 +49,11 @@ impl Toolchain {
     }
 }
 
+/// The folder with `lib` and `bin` of the kernel compiler.
+pub(crate) fn compiler(workspace: &Workspace) -> Option<PathBuf> {
+    Toolchain::find(workspace).and_then(|found| found.lib.parent().map(Path::to_path_buf))
+}
+
 /// Runs the task; `true` if nothing fell short (or it is not asked).
 pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<bool> {
     let mut check = false;

@@ -5,6 +5,7 @@
 //! - `golden`: the model against the official numbers;
 //! - `bench NAME`: one benchmark;
 //! - `fuzz`: real fuzzing, which needs nightly;
+//! - `image`: the build steps of the container image;
 //! - `kernels`: every CUDA kernel for every architecture;
 //! - `device-check`: a GPU against the CPU operators.
 //!
@@ -35,6 +36,7 @@ usage: cargo xtask TASK
   e2e [NAME]     SDKs and agents' sessions against a freshly built server; NAME keeps to some
   golden [ARGS]  the model against the official numbers, as a table
   bench NAME     one benchmark; `cargo xtask bench` lists them
+  image          the build steps of Dockerfile.cuda, without Docker
   fuzz [TARGET]... [--seconds N]
                  fuzz what comes from outside; needs nightly and cargo-fuzz
   kernels [--check] [--arch ARCH]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         }
         Some("fuzz") => fuzz::run(&workspace, &rest),
         Some("golden") => golden::run(&workspace, &rest),
+        Some("image") => e2e::image(&workspace),
         Some("bench") => bench::run(&workspace, &rest),
         Some("kernels") => kernels::run(&workspace, &rest),
         Some("device-check") => device_check::run(&workspace, &rest),
