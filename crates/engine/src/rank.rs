@@ -23,7 +23,7 @@ use bytes::Bytes;
 use fathom_core::{ParallelConfig, SamplingParams, TokenId};
 use fathom_model::{ModelError, Transformer};
 use fathom_ops::sample::{Beside, Chosen};
-use fathom_ops::{CacheSpec, Communicator, LocalComm, Ops, Solo};
+use fathom_ops::{BLOCK_TOKENS, CacheSpec, Communicator, LocalComm, Ops, Solo};
 
 use self::draft_rows::DraftRows;
 use crate::runner::{
@@ -337,14 +337,20 @@ impl<O: Ops> StepRunner for RankRunner<O> {
 
     fn warm_up(&mut self) -> Result<(), StepError> {
         let Some(model) = self.models.first() else { return Ok(()) };
-        for n_sequences in model.ops().warm_up_sizes(self.spec.n_slots) {
+        let cached = self.spec.n_blocks * BLOCK_TOKENS;
+        let max_context = cached.min(self.capacity.max_model_len as usize);
+        let steps = model.ops().warm_up_steps(self.spec.n_slots, max_context);
+        let shortest = steps.first().map(|&(_, context)| context);
+        for (n_sequences, context) in steps {
             let mut input = StepInput::default();
+            input.batch.min_context = context as u32;
             for slot in 0..n_sequences as u32 {
                 // Position 0 completes no entry: that all have one block does not matter.
                 input.batch.push(slot, 0, &[0], &[0], true);
             }
             self.step(&Arc::new(input), &mut StepOutput::default())?;
-            if self.has_draft_model() {
+            // Drafts see the window alone, so one context stands for all.
+            if self.has_draft_model() && shortest == Some(context) {
                 self.warm_up_drafts(n_sequences)?;
             }
         }

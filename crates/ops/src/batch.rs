@@ -24,6 +24,9 @@ pub struct Batch {
     pub blocks: Vec<u32>,
     /// Rows whose logits are wanted, strictly ascending.
     pub logit_rows: Vec<u32>,
+    /// Positions that a device prepares for at least, where it rounds steps up to shapes: a warm-up asks
+    /// for those of contexts that are not there yet. Results do not depend on it.
+    pub min_context: u32,
 }
 
 /// One sequence's part of a batch.

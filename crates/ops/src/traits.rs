@@ -200,11 +200,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
         pass(cache)
     }
 
-    /// Numbers of one-token sequences that a step should run with, in this order, before the first
-    /// request comes, so that no request waits for what a device prepares once per shape.
-    fn warm_up_sizes(&self, n_slots: usize) -> Vec<usize> {
-        let _ = n_slots;
-        vec![1]
+    /// Numbers of one-token sequences and contexts ([`Batch::min_context`]) that a step should run with,
+    /// in this order, before the first request comes, so that no request waits for what a device prepares
+    /// once per shape.
+    fn warm_up_steps(&self, n_slots: usize, max_context: usize) -> Vec<(usize, usize)> {
+        let _ = (n_slots, max_context);
+        vec![(1, 0)]
     }
 
     /// Uploads `[rows, cols]` values.

@@ -12,7 +12,8 @@ use super::device::{Arg, Device, Launch};
 use super::experts::DeviceExperts;
 use super::linear::DeviceLinear;
 use super::memory::{Buffer, Memory, Place};
-use super::step::{BUCKETS, DeviceStep};
+use super::replay::MAX_RECORDINGS;
+use super::step::{DeviceStep, shapes_up_to};
 use super::tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,
     bf16_bytes, bf16_values, f32_bytes, f32_values, u32_bytes, u32_values,
@@ -298,9 +299,11 @@ impl Backend for CudaOps {
     }
 
     /// Each shape twice: the first loads code, the second is recorded.
-    fn warm_up_sizes(&self, n_slots: usize) -> Vec<usize> {
-        let sizes = BUCKETS.into_iter().filter(|&rows| rows <= n_slots);
-        sizes.flat_map(|rows| [rows, rows]).collect()
+    fn warm_up_steps(&self, n_slots: usize, max_context: usize) -> Vec<(usize, usize)> {
+        // Half of the recordings: passes that draft are recorded, too, and the longest contexts wait for
+        // the first request that has one.
+        let shapes = shapes_up_to(n_slots, max_context, MAX_RECORDINGS / 2);
+        shapes.into_iter().flat_map(|shape| [shape, shape]).collect()
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<DeviceTensor, OpError> {

@@ -25,7 +25,7 @@ use crate::traits::PassOutput;
 
 /// Recordings a cache keeps; each takes some MiB of the driver's memory. Then the one that was used
 /// longest ago makes room.
-const MAX_RECORDINGS: usize = 64;
+pub(super) const MAX_RECORDINGS: usize = 64;
 
 /// What is known of the steps of one pass and shape.
 #[derive(Debug)]

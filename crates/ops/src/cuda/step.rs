@@ -60,11 +60,8 @@ impl Shape {
         let is_decode = batch.sequences.len() == n_tokens && batch.wants_all_rows();
         let rows = BUCKETS.into_iter().find(|&rows| rows >= n_tokens)?;
         // Who sees the window alone launches the same for any context.
-        let longest = if batch.has_blocks() { max_context(batch) } else { 0 };
-        let mut context = FIRST_CONTEXT;
-        while context < longest {
-            context *= 4;
-        }
+        let longest = max_context(batch).max(batch.min_context as usize);
+        let context = rounded_up_context(if batch.has_blocks() { longest } else { 0 });
         let has_blocks = batch.has_blocks();
         (is_decode && n_tokens > 0).then_some(Self { rows, context, has_blocks })
     }
@@ -73,6 +70,33 @@ impl Shape {
     pub(crate) fn in_memory(memory: &Memory, batch: &Batch) -> Option<Self> {
         if memory.is_planned() { Self::of(batch) } else { None }
     }
+}
+
+/// Positions that steps of sequences of `n_positions` or fewer are rounded up to at most.
+fn rounded_up_context(n_positions: usize) -> usize {
+    let mut context = FIRST_CONTEXT;
+    while context < n_positions {
+        context *= 4;
+    }
+    context
+}
+
+/// Numbers of sequences and contexts of one-token steps that make one step of each shape, the shapes of
+/// short contexts first; at most `limit`, with those of few sequences first among equal contexts.
+pub(crate) fn shapes_up_to(
+    n_slots: usize,
+    max_context: usize,
+    limit: usize,
+) -> Vec<(usize, usize)> {
+    let n_buckets = BUCKETS.iter().take_while(|&&rows| rows < n_slots).count() + 1;
+    let sizes = BUCKETS.iter().take(n_buckets).map(|&rows| rows.min(n_slots));
+    let contexts = std::iter::successors(Some(FIRST_CONTEXT), |context| Some(context * 4));
+    let longest = rounded_up_context(max_context);
+    contexts
+        .take_while(|&context| context <= longest)
+        .flat_map(|context| sizes.clone().map(move |size| (size, context)))
+        .take(limit)
+        .collect()
 }
 
 /// Rows that steps of `n_sequences` or fewer are rounded up to at most.
@@ -276,6 +300,39 @@ mod tests {
         let mut unwanted = decode(&[5, 6]);
         unwanted.logit_rows.pop();
         assert_eq!(shape(&unwanted), None);
+        let mut prepared = decode(&[5]);
+        prepared.min_context = 4000;
+        assert_eq!(shape(&prepared), Some((1, 4096)));
+    }
+
+    #[test]
+    fn a_warm_up_meets_every_shape_that_steps_of_its_slots_and_contexts_have() {
+        for (n_slots, max_context) in [(1, 100), (5, 1024), (8, 5000), (40, 1025), (256, 40_000)] {
+            let steps = shapes_up_to(n_slots, max_context, usize::MAX);
+            let warmed: Vec<_> = steps
+                .iter()
+                .map(|&(n, context)| {
+                    let mut batch = decode(&vec![0; n]);
+                    batch.min_context = context as u32;
+                    shape(&batch)
+                })
+                .collect();
+            for n in 1..=n_slots {
+                for last in [0, 1023, 1024, 4096, 16_384, 39_999] {
+                    if last >= max_context {
+                        continue;
+                    }
+                    let mut positions = vec![0; n];
+                    positions[n - 1] = last as u32;
+                    let wanted = shape(&decode(&positions));
+                    assert!(warmed.contains(&wanted), "{n} of {n_slots} at {last}");
+                }
+            }
+            let different: std::collections::HashSet<_> = warmed.iter().collect();
+            assert_eq!(different.len(), warmed.len(), "{n_slots} slots");
+        }
+        let few = shapes_up_to(256, 1 << 20, 16);
+        assert_eq!((few.len(), few[14], few[15]), (16, (256, 1024), (1, 4096)));
     }
 
     #[test]
