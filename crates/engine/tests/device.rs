@@ -16,7 +16,7 @@ use fathom_ops::cuda::{
     Activations, ArenaSizes, Buffer, CudaOps, Device, DeviceTensor, Element, Memory, Place,
 };
 use fathom_ops::sample::{Choice, RowChoice};
-use fathom_ops::{Batch, CacheSpec, Ops, Solo};
+use fathom_ops::{Backend, Batch, CacheSpec, Ops, Solo};
 use fathom_weights::Checkpoint;
 
 pub(crate) fn emulator() -> Option<Arc<dyn Device>> {
@@ -131,6 +131,38 @@ fn replayed_steps_give_the_bits_of_steps_launched_one_by_one_and_stay_inside_the
         let error = (difference / square(&mut expected.iter().copied())).sqrt();
         // The tolerance of the bf16 goldens: one ulp is amplified by quantisation.
         assert!(error < 0.1, "step {index}: {error} from the CPU");
+    }
+}
+
+#[test]
+fn rows_that_nobody_asks_for_change_nothing_on_a_device() {
+    let Some(device) = emulator() else { return };
+    let device: Arc<dyn Device> = Arc::new(Poisoned::new(device));
+    // In this mode bits depend on nothing else that a step has.
+    let model = load(CudaOps::new(device, Activations::Fp8Grid).with_determinism(true));
+    let mut prompts = batch(&[(0, 0, &[5, 9, 8]), (1, 0, &[7, 7, 1, 30]), (2, 0, &[77, 3])]);
+    let next = batch(&[(0, 3, &[12, 13]), (1, 4, &[40]), (2, 2, &[14])]);
+    let mut run = |wanted: &[u32]| {
+        let mut cache = model.new_cache(&spec(model.cache_layers())).unwrap();
+        prompts.logit_rows = wanted.to_vec();
+        let mut forward = |batch: &Batch| {
+            let output = model.forward(batch, &mut cache, &Solo, false, &mut NoProbe).unwrap();
+            let logits = output.logits.map(|logits| model.ops().download(&logits).unwrap());
+            logits.unwrap_or_default()
+        };
+        (forward(&prompts), forward(&next))
+    };
+    let every: Vec<u32> = (0..9).collect();
+    let (all, after_all) = run(&every);
+    let vocab = all.len() / 9;
+    for wanted in [&[2, 6, 8][..], &[4], &[]] {
+        let (some, after) = run(wanted);
+        let expected: Vec<f32> = wanted
+            .iter()
+            .flat_map(|&row| all[row as usize * vocab..(row as usize + 1) * vocab].to_vec())
+            .collect();
+        assert!(some == expected, "rows {wanted:?}");
+        assert!(after == after_all, "the step after rows {wanted:?}");
     }
 }
 

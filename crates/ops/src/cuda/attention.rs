@@ -94,7 +94,12 @@ impl AttentionOps for CudaOps {
     ) -> Result<Queries<DeviceTensor>, OpError> {
         const OP: &str = "attn_finish_q";
         check_rope(OP, &weights.rope)?;
-        check_len(OP, "qr", projected.qr.rows, step.n_rows)?;
+        let of = step.rows(OP, projected.qr.rows)?;
+        if of.n == 0 {
+            let none = |heads: usize, dim: usize| self.tensor(0, heads * dim, Element::Bf16);
+            let index = weights.indexer.as_ref().map(|i| none(i.n_heads, INDEX_HEAD_DIM));
+            return Ok(Queries { q: none(weights.n_heads, HEAD_DIM)?, index: index.transpose()? });
+        }
         if let Some(queries) = self.queries90(weights, &projected.qr, step)? {
             return Ok(queries);
         }
@@ -116,7 +121,7 @@ impl AttentionOps for CudaOps {
                 args: &[
                     (&q.values).into(),
                     (&weights.rope.values).into(),
-                    (&step.positions).into(),
+                    (&of.positions).into(),
                     (q.rows as u32).into(),
                     (weights.n_heads as u32).into(),
                     weights.q_norm.eps.into(),
@@ -137,7 +142,7 @@ impl AttentionOps for CudaOps {
                 args: &[
                     (&index.values).into(),
                     (&weights.rope.values).into(),
-                    (&step.positions).into(),
+                    (&of.positions).into(),
                     (index.rows as u32).into(),
                     (indexer.n_heads as u32).into(),
                 ],
@@ -181,7 +186,7 @@ impl AttentionOps for CudaOps {
                     (&projected.kv.values).into(),
                     (&weights.kv_norm.weight.values).into(),
                     (&weights.rope.values).into(),
-                    (&step.positions).into(),
+                    (&step.all.positions).into(),
                     (&out.values).into(),
                     (&pending).into(),
                     (n_tokens as u32).into(),
@@ -217,7 +222,8 @@ impl AttentionOps for CudaOps {
         let indexer = weights.indexer.as_ref().ok_or(absent(OP, "indexer"))?;
         let q = queries.index.as_ref().ok_or(absent(OP, "queries"))?;
         let w = projected.index_weights.as_ref().ok_or(absent(OP, "index_weights"))?;
-        let (rows, n_heads, top_k) = (step.n_rows, indexer.n_heads, indexer.top_k);
+        let of = step.rows(OP, q.rows)?;
+        let (rows, n_heads, top_k) = (of.n, indexer.n_heads, indexer.top_k);
         q.expect(OP, "queries", rows, n_heads * INDEX_HEAD_DIM, Element::Bf16)?;
         w.expect(OP, "weights", rows, n_heads, Element::Bf16)?;
         if !n_heads.is_multiple_of(8) || n_heads > 64 {
@@ -259,8 +265,8 @@ impl AttentionOps for CudaOps {
                         from(&q.values, 2 * n_heads * INDEX_HEAD_DIM),
                         from(&w.values, 2 * n_heads),
                         (&cache.layers[layer].keys).into(),
-                        from(&step.positions, 4),
-                        from(&step.sequence_of, 4),
+                        from(&of.positions, 4),
+                        from(&of.sequence_of, 4),
                         (&step.sequences).into(),
                         (&step.blocks).into(),
                         (&scores).into(),
@@ -281,7 +287,7 @@ impl AttentionOps for CudaOps {
                     shared_bytes,
                     args: &[
                         (&scores).into(),
-                        from(&step.positions, 4),
+                        from(&of.positions, 4),
                         from(&chosen, 4 * top_k),
                         from(&counts, 4),
                         (max_entries as u32).into(),
@@ -304,9 +310,9 @@ impl AttentionOps for CudaOps {
         layer: usize,
     ) -> Result<DeviceTensor, OpError> {
         const OP: &str = "attn_sparse";
-        let (rows, n_heads) = (step.n_rows, weights.n_heads);
+        let (rows, n_heads) = (step.rows(OP, queries.q.rows)?.n, weights.n_heads);
         queries.q.expect(OP, "q", rows, n_heads * HEAD_DIM, Element::Bf16)?;
-        kv.expect(OP, "kv", rows, HEAD_DIM, Element::Bf16)?;
+        kv.expect(OP, "kv", step.n_rows, HEAD_DIM, Element::Bf16)?;
         step.check_blocks(OP, cache.layers[layer].kind)?;
         check_len(OP, "attn_sink", weights.attn_sink.len, n_heads)?;
         check_rope(OP, &weights.rope)?;
@@ -329,6 +335,9 @@ impl AttentionOps for CudaOps {
         let (n_groups, rank) = (weights.n_groups, weights.wo_a.rows / weights.n_groups);
         let group_width = weights.wo_a.cols;
         o.expect(OP, "o", o.rows, n_groups * group_width, Element::Bf16)?;
+        if o.rows == 0 {
+            return self.tensor(0, weights.wo_b.rows, Element::Bf16);
+        }
         let z = self.tensor(o.rows, n_groups * rank, Element::Bf16)?;
         let part = Part { n_rows: rank, n_groups };
         self.linear_part(&weights.wo_a, part, o, &z)?;
@@ -352,6 +361,13 @@ impl CudaOps {
     ) -> Result<(), OpError> {
         const OP: &str = "attn_sparse";
         let (rows, n_heads) = (q.rows, weights.n_heads);
+        if rows == 0 {
+            // Nobody looks at an output; what the step stored still enters the window.
+            if !pending.is_in_window {
+                self.commit_window(&pending.rows, step, stores, ring)?;
+            }
+            return Ok(());
+        }
         let context = step.context;
         let (ratio, max_entries, chosen, counts) = match (stores.kind, selection) {
             (LayerKind::Window, _) => (0, 0, Arg::NULL, Arg::NULL),
@@ -393,7 +409,7 @@ impl CudaOps {
         let n_parts = n_parts.max(most_partial(arch) * head_tile.max(HEAD_TILE));
         let acc = self.buffer(4 * n_parts * HEAD_DIM)?;
         let stats = self.buffer(4 * n_parts * 2)?;
-        let [positions, sequence_of, sequences] = step.row_args();
+        let [positions, sequence_of, sequences] = step.args_of(step.rows(OP, rows)?);
         let args = |first: usize| {
             let mut args: Vec<Arg> =
                 [&q.values, &stores.window, &pending.rows, &stores.entries].map(Arg::from).into();

@@ -116,7 +116,7 @@ impl CudaOps {
                 shared_bytes: 0,
                 args: &[
                     values.into(),
-                    (&step.tokens).into(),
+                    (&step.all.tokens).into(),
                     (&out.values).into(),
                     (table.cols as u32).into(),
                     (n_copies as u32).into(),

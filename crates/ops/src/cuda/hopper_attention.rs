@@ -87,7 +87,7 @@ impl CudaOps {
         let (n_heads, k) = (weights.n_heads, weights.wq_b.cols);
         let (index_rows, n_index_heads) =
             weights.indexer.as_ref().map_or((0, 0), |indexer| (indexer.wq_b.rows, indexer.n_heads));
-        qr.expect(op, "qr", step.n_rows, k, Element::Bf16)?;
+        qr.expect(op, "qr", step.rows(op, qr.rows)?.n, k, Element::Bf16)?;
         check_len(op, "q_norm", weights.q_norm.weight.len, k)?;
         check_len(op, "q", weights.wq_b.rows, n_heads * HEAD_DIM)?;
         check_len(op, "index q", index_rows, n_index_heads * INDEX_HEAD_DIM)?;
@@ -140,7 +140,7 @@ impl CudaOps {
                     (&weights.q_norm.weight.values).into(),
                     weights.q_norm.eps.into(),
                     (&weights.rope.values).into(),
-                    (&step.positions).into(),
+                    (&step.rows(OP, qr.rows)?.positions).into(),
                     (k as u32).into(),
                     (qr.rows as u32).into(),
                 ],

@@ -200,7 +200,7 @@ impl CudaOps {
         experts: Option<&DeviceExperts>,
     ) -> Result<DeviceRouting, OpError> {
         const OP: &str = "route";
-        check_len(OP, "tokens", step.n_rows, x.rows)?;
+        let tokens = &step.rows(OP, x.rows)?.tokens;
         let gate = &weights.gate;
         let (rows, k, n_experts) = (x.rows, weights.top_k, gate.rows);
         for (what, got, limit) in [("top_k", k, 32.min(n_experts)), ("expert", n_experts, 512)] {
@@ -214,7 +214,7 @@ impl CudaOps {
             Router::Hash(table) => {
                 check_len(OP, "tid2eid", table.k, k)?;
                 step.check_tokens(OP, table.n_tokens)?;
-                (vec![Arg::from(&table.ids), (&step.tokens).into()], true)
+                (vec![Arg::from(&table.ids), tokens.into()], true)
             }
             Router::Score(bias) => {
                 check_len(OP, "bias", bias.len, n_experts)?;

@@ -328,6 +328,10 @@ impl Backend for CudaOps {
         (tensor.rows, tensor.cols)
     }
 
+    fn takes_wanted_rows(&self) -> bool {
+        true
+    }
+
     fn wanted_rows(
         &self,
         tensor: &DeviceTensor,

@@ -233,7 +233,7 @@ impl CudaOps {
                     (&weights.q_norm.weight.values).into(),
                     weights.q_norm.eps.into(),
                     (&weights.rope.values).into(),
-                    (&step.positions).into(),
+                    (&step.rows(OP, qr.rows)?.positions).into(),
                     step.ended(ENDED_HEADS),
                     (k as u32).into(),
                     (qr.rows as u32).into(),

@@ -8,6 +8,7 @@
 //! | 8 | sequence | slot, row, tokens, position, first block, blocks, two unused |
 //! | 512 | step | zero before and after every launch: how many blocks of some part of it have ended |
 //! | 1 | wanted row | its number |
+//! | 3 | wanted row, unless all are | as per row: token, position, sequence |
 //! | 1 | block of a sequence | block id |
 //!
 //! A step of one-token sequences has a [`Shape`] where addresses repeat: rows and context are rounded
@@ -23,6 +24,7 @@ use super::device::Arg;
 use super::memory::{Buffer, Memory, Place};
 use super::tensor::u32_bytes;
 use crate::cache_spec::{BLOCK_TOKENS, CacheSpec};
+use crate::error::check_len;
 use crate::{Batch, OpError};
 
 /// Words of a sequence.
@@ -109,6 +111,15 @@ fn max_context(batch: &Batch) -> usize {
     batch.sequences.iter().map(|s| s.positions().end).max().unwrap_or(0)
 }
 
+/// What kernels must know of rows that they work on: all of a step, or those whose logits are wanted.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) n: usize,
+    pub(crate) tokens: Buffer,
+    pub(crate) positions: Buffer,
+    pub(crate) sequence_of: Buffer,
+}
+
 /// A batch in device memory.
 #[derive(Debug)]
 pub struct DeviceStep {
@@ -119,9 +130,10 @@ pub struct DeviceStep {
     /// No position is higher.
     pub(crate) context: usize,
     pub(crate) shape: Option<Shape>,
-    pub(crate) tokens: Buffer,
-    pub(crate) positions: Buffer,
-    pub(crate) sequence_of: Buffer,
+    /// Of all rows.
+    pub(crate) all: Rows,
+    /// Of the rows whose logits are wanted, where these are not all.
+    wanted: Option<Rows>,
     pub(crate) sequences: Buffer,
     pub(crate) blocks: Buffer,
     pub(crate) logit_rows: Buffer,
@@ -156,7 +168,8 @@ impl DeviceStep {
         let first = |values: &[u32]| values.first().copied().unwrap_or(0);
         words.extend_from_slice(&batch.tokens);
         words.extend(repeated(first(&batch.tokens)));
-        words.extend(batch.positions().iter().map(|&position| position as u32));
+        let positions = batch.positions();
+        words.extend(positions.iter().map(|&position| position as u32));
         words.extend(repeated(batch.sequences.first().map_or(0, |s| s.position)));
         for (index, sequence) in (0..).zip(&batch.sequences) {
             words.extend(std::iter::repeat_n(index, sequence.n_tokens as usize));
@@ -188,12 +201,24 @@ impl DeviceStep {
         words.extend(repeated(0));
         let n_wanted = batch.logit_rows.len() + n_repeated;
         let n_blocks = shape.map_or(blocks.len(), |s| s.rows * s.context.div_ceil(BLOCK_TOKENS));
+        // A step that was rounded up wants all of its rows.
+        let n_narrow = if batch.wants_all_rows() { 0 } else { batch.logit_rows.len() };
+        if n_narrow > 0 {
+            let wanted = || batch.logit_rows.iter().map(|&row| row as usize);
+            words.extend(wanted().map(|row| batch.tokens[row]));
+            words.extend(wanted().map(|row| positions[row] as u32));
+            let mut owners = vec![0; n_rows];
+            for (index, sequence) in (0..).zip(&batch.sequences) {
+                owners[sequence.rows()].fill(index);
+            }
+            words.extend(wanted().map(|row| owners[row]));
+        }
         words.extend(blocks);
 
         let sequence_words = SEQUENCE_WORDS * n_sequences;
-        let counts =
-            [n_rows, n_rows, n_rows, sequence_words, ENDED_WORDS, n_wanted, n_blocks.max(1)];
-        let block = memory.buffer(Place::Workspace, 4 * counts.iter().sum::<usize>())?;
+        let [all, narrow] = [[n_rows; 3], [n_narrow; 3]].map(|counts| counts.iter().sum::<usize>());
+        let n_words = all + sequence_words + ENDED_WORDS + n_wanted + narrow + n_blocks.max(1);
+        let block = memory.buffer(Place::Workspace, 4 * n_words)?;
         block.write(0, &u32_bytes(&words))?;
         let mut at = 0;
         let mut next = |count: usize| {
@@ -201,14 +226,21 @@ impl DeviceStep {
             at += count;
             part
         };
+        let rows = |n: usize, next: &mut dyn FnMut(usize) -> Result<Buffer, OpError>| {
+            Ok::<_, OpError>(Rows {
+                n,
+                tokens: next(n)?,
+                positions: next(n)?,
+                sequence_of: next(n)?,
+            })
+        };
         Ok(Self {
-            tokens: next(counts[0])?,
-            positions: next(counts[1])?,
-            sequence_of: next(counts[2])?,
-            sequences: next(counts[3])?,
-            ended: next(counts[4])?,
-            logit_rows: next(counts[5])?,
-            blocks: next(counts[6])?,
+            all: rows(n_rows, &mut next)?,
+            sequences: next(sequence_words)?,
+            ended: next(ENDED_WORDS)?,
+            logit_rows: next(n_wanted)?,
+            wanted: (!batch.wants_all_rows()).then(|| rows(n_narrow, &mut next)).transpose()?,
+            blocks: next(n_blocks.max(1))?,
             batch: batch.clone(),
             n_rows,
             context,
@@ -230,9 +262,22 @@ impl DeviceStep {
         Arg::Address(self.ended.address() + 4 * first as u64)
     }
 
+    /// What is known of the rows of a tensor of `n`: of all rows, or of those whose logits are wanted.
+    pub(crate) fn rows(&self, op: &'static str, n: usize) -> Result<&Rows, OpError> {
+        match &self.wanted {
+            Some(wanted) if wanted.n == n => Ok(wanted),
+            _ => check_len(op, "rows", n, self.all.n).map(|()| &self.all),
+        }
+    }
+
     /// Positions, sequence numbers and sequences, as most kernels take them.
     pub(crate) fn row_args(&self) -> [Arg; 3] {
-        [Arg::from(&self.positions), Arg::from(&self.sequence_of), Arg::from(&self.sequences)]
+        self.args_of(&self.all)
+    }
+
+    /// The same of these rows.
+    pub(crate) fn args_of(&self, rows: &Rows) -> [Arg; 3] {
+        [Arg::from(&rows.positions), Arg::from(&rows.sequence_of), Arg::from(&self.sequences)]
     }
 
     /// Refuses a step with a token that a table of `limit` rows does not have.
@@ -340,7 +385,7 @@ mod tests {
         let memory = Rehearsal::memory("sm_80");
         let layout = |batch: &Batch| {
             let step = DeviceStep::new(&memory, batch, true).unwrap();
-            [&step.tokens, &step.sequences, &step.blocks, &step.block]
+            [&step.all.tokens, &step.sequences, &step.blocks, &step.block]
                 .map(|buffer| (buffer.address(), buffer.len()))
         };
         let short = layout(&decode(&[0, 0, 0]));
