@@ -85,7 +85,7 @@ fn main() -> io::Result<ExitCode> {
         .iter()
         .map(|(path, arch, key, cubin)| pack::Image { path, arch, key, cubin })
         .collect();
-    write(&pack_file, &pack::write(&images))?;
+    write(&pack_file, &pack::write(&images)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -77,7 +77,12 @@ impl KernelSources {
             let key = compile::source_key(&text, arch);
             for image in images.iter().filter(|i| i.path == path && i.arch == arch) {
                 if image.key == key {
-                    return Ok(Code { cubin: image.cubin.to_vec(), arch, origin: Origin::Pack });
+                    let cubin = image.unpacked().ok_or_else(|| {
+                        format!(
+                            "the kernel pack is damaged at {path} for {arch}; install this release again"
+                        )
+                    })?;
+                    return Ok(Code { cubin, arch, origin: Origin::Pack });
                 }
                 is_old = true;
             }
@@ -158,7 +163,8 @@ mod tests {
             image("sm_80", &keys[0], &[1]),
             image("sm_89", &keys[1], &[2]),
             image("sm_100f", &keys[1], &[3]),
-        ]);
+        ])
+        .unwrap();
         let sources = KernelSources { pack: Some(pack), cache: None };
         let find = |archs: &[&'static str]| sources.find_with(PATH, archs, None, &refuses);
         assert_eq!(find(&["sm_89", "sm_80"]).unwrap().cubin, [2]);

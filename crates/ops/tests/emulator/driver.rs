@@ -248,7 +248,7 @@ fn device() -> Option<DriverDevice> {
         .iter()
         .map(|(path, key)| pack::Image { path, arch: "sm_80", key, cubin: STAND_IN })
         .collect();
-    let sources = KernelSources { pack: Some(pack::write(&images)), cache: None };
+    let sources = KernelSources { pack: Some(pack::write(&images).unwrap()), cache: None };
     is_there().then(|| DriverDevice::open(0, sources).unwrap())
 }
 
