@@ -3,13 +3,17 @@
 //! Every operator of the device gets the CPU's inputs, so that a difference shows where it arises.
 //! Caches begin with the same random bytes, through the same door as lower cache tiers.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use fathom_core::LayerKind;
-use fathom_core::model_config::HEAD_DIM;
+use fathom_core::model_config::{HEAD_DIM, WINDOW};
+use rayon::prelude::*;
 
 use super::parts::cpu;
 use super::random::Random;
-use super::{BF16_STEP, Report, Size};
-use crate::cpu::{CpuOps, HostTensor};
+use super::{BF16_STEP, Report, Size, exact};
+use crate::cpu::{CpuOps, HostTensor, unpack_rows};
 use crate::cuda::{CudaOps, DeviceTensor};
 use crate::layer::{AttentionWeights, CompressorWeights, IndexerWeights};
 use crate::traits::{AttentionOps, Projected, Queries};
@@ -140,6 +144,8 @@ struct Pair {
     cpu: Side<CpuOps>,
     device: Side<CudaOps>,
     width: usize,
+    /// Window rows of the device by slot and position.
+    window: BTreeMap<(u32, usize), Vec<f32>>,
 }
 
 impl Pair {
@@ -184,7 +190,74 @@ impl Pair {
         self.cpu.ops.write_snapshot(&mut self.cpu.cache, 0, &snapshot)?;
         self.device.ops.write_snapshot(&mut self.device.cache, 0, &snapshot)?;
         self.cpu.ops.restore(&mut self.cpu.cache, 0, 1, position)?;
-        self.device.ops.restore(&mut self.device.cache, 0, 1, position)
+        self.device.ops.restore(&mut self.device.cache, 0, 1, position)?;
+        for position in position as usize - WINDOW..position as usize {
+            let row = unpack_rows(&spec, self.cpu.cache.window_row(0, 1, position), None).0;
+            self.window.insert((1, position), row);
+        }
+        Ok(())
+    }
+
+    /// Attention of some heads in f64, over the rows that the device has: `chosen` are the entries it
+    /// attends to, `stored` its rows of this step, `o` what it put out. Each sequence for itself: over
+    /// few keys outputs are larger.
+    fn attend_in_f64(
+        &mut self,
+        report: &mut Report<'_>,
+        batch: &Batch,
+        q: &HostTensor,
+        chosen: Option<&[Vec<u32>]>,
+        (stored, o): (&[f32], &[f32]),
+    ) -> Result<(), OpError> {
+        let weights = &self.cpu.weights;
+        let (kind, n_heads) = (weights.kind, weights.n_heads);
+        let (q, _) = q.data.as_chunks::<HEAD_DIM>();
+        for sequence in &batch.sequences {
+            for (row, position) in sequence.rows().zip(sequence.positions()) {
+                let values = stored[row * HEAD_DIM..(row + 1) * HEAD_DIM].to_vec();
+                self.window.insert((sequence.slot, position), values);
+            }
+            let n_heads_of_all = sequence.rows().len() * n_heads;
+            let n = exact::n_outputs(report.size) / batch.sequences.len();
+            let heads = report.random.some_of(n_heads_of_all, n);
+            let mut entries = BTreeMap::new();
+            let own = |head: usize| match chosen {
+                Some(chosen) => chosen[sequence.row as usize + head / n_heads].clone(),
+                None => {
+                    let position = sequence.position as usize + head / n_heads;
+                    (0..kind.n_entries(position + 1) as u32).collect()
+                }
+            };
+            for entry in heads.iter().flat_map(|&head| own(head)) {
+                if let Entry::Vacant(place) = entries.entry(entry) {
+                    let (cache, blocks) = (&self.device.cache, batch.blocks_of(sequence));
+                    let entry = entry as usize;
+                    place.insert(self.device.ops.read_entry(cache, 0, blocks, entry)?.0);
+                }
+            }
+            let attend = |&head: &usize| {
+                let position = sequence.position as usize + head / n_heads;
+                let window = (position + 1).saturating_sub(WINDOW)..=position;
+                let window = window.filter_map(|at| self.window.get(&(sequence.slot, at)));
+                let own = own(head);
+                let own = own.iter().filter_map(|entry| entries.get(entry));
+                let keys: Vec<&[f32]> = window.chain(own).map(Vec::as_slice).collect();
+                let q = &q[sequence.row as usize * n_heads + head];
+                exact::attend(q, weights.attn_sink[head % n_heads], &keys, position, &weights.rope)
+            };
+            let expected: Vec<Vec<f32>> = heads.par_iter().map(attend).collect();
+            let what = format!(
+                "{kind:?} o [{} tokens from {}], {} heads in f64",
+                sequence.n_tokens,
+                sequence.position,
+                heads.len()
+            );
+            let first = sequence.row as usize * n_heads;
+            let heads: Vec<usize> = heads.iter().map(|head| first + head).collect();
+            let got = super::pick(o, HEAD_DIM, &heads);
+            report.close(what, &got, &expected.concat(), exact::ATTENDED);
+        }
+        Ok(())
     }
 
     /// Entries of a sequence in `blocks`, and their keys.
@@ -288,7 +361,9 @@ impl Pair {
             0,
         )?;
         compare(report, "stored kv", &got, &kv, 1.0 / 16.0)?;
+        let stored = device.download(&got)?;
         let mut selection = None;
+        let mut chosen = None;
         let mut is_same = true;
         if cpu_side.weights.indexer.is_some() {
             let expected = cpu.index_select(
@@ -318,6 +393,7 @@ impl Pair {
             let what = what("selection");
             report.found.push(super::Comparison { what, error: share, limit: 0.02 });
             is_same = got_rows == rows;
+            chosen = Some(got_rows);
             selection = Some((expected, got));
         }
         let o = cpu.attend(
@@ -341,6 +417,8 @@ impl Pair {
         if is_same {
             compare(report, "o", &got, &o, 2.0 * BF16_STEP)?;
         }
+        let got = (&*stored, &*device.download(&got)?);
+        self.attend_in_f64(report, batch, &queries.q, chosen.as_deref(), got)?;
         let y = cpu.attn_output(&self.cpu.weights, &o, &Solo)?;
         let got = device.attn_output(&self.device.weights, &self.to_device(&o)?, &Solo)?;
         compare(report, "y", &got, &y, BF16_STEP)
@@ -359,6 +437,7 @@ fn attention(report: &mut Report<'_>, kind: LayerKind) -> Result<(), OpError> {
         cpu: Side::new(cpu, random.clone(), kind, shape, n_blocks)?,
         device: Side::new(report.ops.clone(), random, kind, shape, n_blocks)?,
         width: shape.width,
+        window: BTreeMap::new(),
     };
     let mut filler = report.random.clone();
     report.random.bits();

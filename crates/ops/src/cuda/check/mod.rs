@@ -4,11 +4,11 @@
 //! A case runs the same operators on both sides with random inputs and compares. Device memory is
 //! poisoned when it is given out ([`Poisoned`]), so what a kernel forgets to write shows. At the real
 //! sizes of Flash and Pro the device computes all rows and the CPU a few of them: a row's result does
-//! not depend on the others.
+//! not depend on the others. Some hundred outputs are recomputed in f64 beside ([`exact`]).
 //!
 //! - `wrappers`: what kernels call beside plain C++, one by one;
-//! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products, hyper-connections, head, experts;
-//!   `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
+//! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products; `hyper`: hyper-connections and
+//!   head; `experts`; `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
 //!
 //! Not here: a whole model (`fathom device-check`), the emulator's own tests.
@@ -16,7 +16,10 @@
 pub mod bench;
 mod choosing;
 mod copies;
+mod exact;
+mod experts;
 mod formats;
+mod hyper;
 mod layers;
 mod parts;
 mod poison;
@@ -80,9 +83,9 @@ pub const CASES: [Case; 10] = [
     Case { name: "wrappers", run: wrappers::wrappers },
     Case { name: "number formats", run: formats::formats },
     Case { name: "linear", run: parts::linear },
-    Case { name: "hyper-connections and head", run: parts::hyper_connections },
-    Case { name: "experts, FP4", run: parts::experts_fp4 },
-    Case { name: "experts, FP8", run: parts::experts_fp8 },
+    Case { name: "hyper-connections and head", run: hyper::hyper_connections },
+    Case { name: "experts, FP4", run: experts::experts_fp4 },
+    Case { name: "experts, FP8", run: experts::experts_fp8 },
     Case { name: "attention, window", run: layers::window },
     Case { name: "attention, ratio 4", run: layers::csa },
     Case { name: "attention, ratio 128", run: layers::hca },

@@ -103,8 +103,12 @@ impl Random {
         n: usize,
         middle: f32,
     ) -> Result<B::Vector, OpError> {
-        let values: Vec<f32> = (0..n).map(|_| middle + 0.5 * self.unit()).collect();
-        ops.load_vector(&values)
+        ops.load_vector(&self.numbers(n, middle))
+    }
+
+    /// `n` f32 values around `middle`.
+    pub(super) fn numbers(&mut self, n: usize, middle: f32) -> Vec<f32> {
+        (0..n).map(|_| middle + 0.5 * self.unit()).collect()
     }
 
     pub(super) fn norm<B: Backend>(&mut self, ops: &B, n: usize) -> Result<Norm<B>, OpError> {
