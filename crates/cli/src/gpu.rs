@@ -4,8 +4,9 @@
 //! In place of a GPU the block emulator can be named by an environment variable: that is how the GPU
 //! path is tested without one.
 //!
-//! Not here: how much memory a model takes (`plan`), what runs on the device (`fathom-ops`).
+//! Not here: how much memory a model takes (`plan`), how fast it is loaded (`loading`), what runs on the device (`fathom-ops`).
 
+pub(crate) mod loading;
 pub(crate) mod plan;
 
 use std::path::PathBuf;

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 pub(super) use shape::SliceArgs;
 use shape::{Case, Work};
 
-use super::ceilings;
+use super::ceilings::{self, Extent};
 use crate::gpu::{self, DeviceChoice};
 
 /// Runs the cases that are asked for; `save` gets the result after every one of them.
@@ -53,7 +53,8 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
              it",
         )?;
     println!("{}", gpu.about);
-    let ceilings = ceilings::ceilings(&gpu, args.quick)?;
+    let extent = if args.quick { Extent::Quick } else { Extent::Full };
+    let ceilings = ceilings::ceilings(&gpu, extent)?;
     println!("{}", ceilings.line());
     let stages = stages::per_layer(&config, gpu.kernels())?;
     println!("{}", stages.line());
