@@ -109,7 +109,7 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
     let output = fathom()
         .env("FATHOM_EMULATOR", emulator)
         .args(["bench", "slice", "--model", "nano", "--layers", "2", "--batch", "2"])
-        .args(["--context", "40", "--prefill", "5", "--samples", "1", "--out"])
+        .args(["--context", "40", "--prefill", "5", "--samples", "1", "--deterministic", "--out"])
         .arg(&file)
         .output()
         .unwrap();
@@ -129,6 +129,7 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
         assert!((3.0..=8.0).contains(&distinct), "{distinct}");
         assert!(case["largest_hidden"].as_f64().unwrap() > 0.0);
         assert_eq!(case["is_replayed"], case["work"] == "decode");
+        assert!(case["deterministic"]["median_s"].as_f64().unwrap() > 0.0);
         // Two groups of heads and two sequences: two ranks can share heads, no four anything.
         let several = case["estimated_on_several_gpus"].as_array().unwrap();
         assert_eq!(several.len(), usize::from(case["work"] == "decode"), "{several:?}");
@@ -198,7 +199,7 @@ fn a_slice_without_a_gpu_or_without_room_says_what_would_do() {
 fn floors_are_printed_without_a_gpu() {
     let output = fathom().args(["bench", "slice", "--floors-only"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && text.lines().count() == 1 + 15 + 3, "{text}");
+    assert!(output.status.success() && text.lines().count() == 1 + 15 + 6, "{text}");
     assert!(text.contains("model    2.61 ms"), "{text}");
 }
 

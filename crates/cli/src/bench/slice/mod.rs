@@ -81,7 +81,7 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
             save(&result)?;
             continue;
         }
-        let prepared = match prepare::prepare(&config, &gpu, args, &group) {
+        let mut prepared = match prepare::prepare(&config, &gpu, args, &group) {
             Ok(prepared) => prepared,
             // Groups differ in what they need; the others may fit.
             Err(error) => {
@@ -103,7 +103,14 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
             }
             let measured = run::case(&prepared, case, args)
                 .with_context(|| format!("measuring {}", case.name()))?;
-            let value = report::case(&config, &prepared, case, &measured, &ceilings);
+            let mut value = report::case(&config, &prepared, case, &measured, &ceilings);
+            if args.deterministic {
+                prepared.set_deterministic(true);
+                let again = run::case(&prepared, case, args);
+                prepared.set_deterministic(false);
+                let again = again.with_context(|| format!("{}, deterministic", case.name()))?;
+                value["deterministic"] = report::deterministic(&measured, &again);
+            }
             println!("{}", report::line(&value));
             push(&mut result, "cases", value);
             save(&result)?;
