@@ -56,7 +56,7 @@ pub(crate) struct Gpu {
 impl Gpu {
     /// This GPU as one that runs the kernels of sm_80, with its activations; `None` where those are its own.
     pub(crate) fn as_ampere(&self) -> Option<Self> {
-        matches!(self.device.arch(), "sm_90a" | "sm_100f").then(|| Self {
+        has_kernels_of_its_own(self.device.arch()).then(|| Self {
             device: Arc::new(Poisoned::new(Arc::clone(&self.device)).with_arch("sm_80")),
             activations: Activations::Bf16,
             ..self.clone()
@@ -67,6 +67,11 @@ impl Gpu {
     pub(crate) fn kernels(&self) -> (&'static str, Activations) {
         (self.device.arch(), self.activations)
     }
+}
+
+/// Whether operators on `arch` have forms of their own beside those of sm_80, which run there too.
+pub(crate) fn has_kernels_of_its_own(arch: &str) -> bool {
+    matches!(arch, "sm_90a" | "sm_100f")
 }
 
 /// The GPU that `choice` means; `None` for the CPU.
