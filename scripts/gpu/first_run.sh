@@ -1,13 +1,26 @@
 #!/usr/bin/env bash
 # Everything that wants measuring on a GPU machine, most valuable first, within a time budget.
 #
+# What steps should take on one H200 (estimates, nothing has run yet), the most that each may, and what of it:
+#   doctor, device-check-small      30 s   150 s   opens the GPU; every kernel against the CPU, small
+#   slice-quick, twice overlapping  70 s   360 s   the first cells of the grid; again where launches overlap
+#   slice-length                    25 s    60 s   one sequence at 4K and 128K
+#   kernels                         45 s   150 s   every operator, launches that do nothing, large products
+#   load                            25 s    60 s   a checkpoint of 2 GB against the host-to-device rate
+#   slice-deterministic             30 s    60 s   what results cost that do not depend on the batch
+#   slice                          200 s   330 s   the grid, and chunks of 8K and 2K
+#   peers, layer                   300 s   420 s   other implementations, where Python has PyTorch
+#   device-check                   120 s   600 s   every kernel at real sizes
+#   sanitize                        the rest       each case, also those of sm_80, under compute-sanitizer
+# Where a command may take ten minutes: `--budget 560`, then once more with `--from slice` (run-from-slice.json).
+#
 # Needs the driver; Python with PyTorch for the peers only. No Rust, no network. From a bundle
 # (`cargo xtask device-check --bundle DIR`) or a checkout with a release build:
 #
-#     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--commit ID]
+#     first_run.sh [--fathom PATH] [--peers DIR] [--out DIR] [--budget SECONDS] [--from STEP] [--commit ID]
 #
 # Writes to DIR (default: `results` beside this script) what benches/results holds for other machines:
-# device-check.json, kernels.json, slice.json with slice.svg, peers.json, layer.json (with `-pdl1`, `-pdl2`
+# device-check.json, kernels.json, load.json, slice.json with slice.svg, peers.json, layer.json (with `-pdl1`, `-pdl2`
 # in the name where launches overlap), all logs, and run.json with machine, driver, commit and command. A
 # step that fails or has no time left is noted there, and the next one runs. Exits with 1 if the device
 # check fails or a sanitizer finds something.
@@ -18,6 +31,7 @@ fathom=$here/fathom
 peers=$here/peers
 out=$here/results
 budget=900
+from=
 commit=$(cat "$here/commit" 2>/dev/null || git -C "$here" describe --always --abbrev=12 --dirty=+ 2>/dev/null || echo unknown)
 while [ $# -gt 0 ]; do
   if [ $# -lt 2 ]; then echo "first_run.sh: $1 needs a value; see the head of this file" >&2; exit 2; fi
@@ -26,6 +40,7 @@ while [ $# -gt 0 ]; do
     --peers) peers=$2 ;;
     --out) out=$2 ;;
     --budget) budget=$2 ;;
+    --from) from=$2 ;;
     --commit) commit=$2 ;;
     *) echo "first_run.sh: unknown argument $1; see the head of this file" >&2; exit 2 ;;
   esac
@@ -49,6 +64,9 @@ left() { echo $((budget - ($(date +%s) - begun))); }
 step() {
   local name=$1 most=$2 rest status started
   shift 2
+  # What comes before `--from` was run another time.
+  if [ "$from" = "$name" ]; then from=; fi
+  if [ -n "$from" ]; then return 0; fi
   rest=$(left)
   # Less than this and nothing but loading would happen.
   if [ "$rest" -lt 10 ]; then
@@ -79,7 +97,7 @@ machine=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 clocks_before=$(clocks)
 
 record() {
-  cat >"$out/run.json" <<JSON
+  cat >"$out/$run" <<JSON
 {
   "commit": $(quoted "$commit"),
   "command": $(quoted "$command"),
@@ -95,6 +113,8 @@ record() {
 JSON
 }
 trap record EXIT
+# A run that goes on leaves what the one before noted.
+run=run${from:+-from-$from}.json
 
 checked=0
 step doctor 30 "$fathom" doctor --device cuda
@@ -129,7 +149,14 @@ done
 # What a long context costs one sequence: at most 6 % is wanted.
 step slice-length 60 "$fathom" bench slice --quick --only decode --batch 1 --context 4K,128K \
   --budget-s 45 --out "$out/slice-length.json"
-step kernels 120 "$fathom" bench kernels --out "$out/kernels.json"
+step kernels 150 "$fathom" bench kernels --out "$out/kernels.json"
+if scratch=$(mktemp -d); then
+  step load 60 "$fathom" bench load --scratch "$scratch" --out "$out/load.json"
+  rm -rf "$scratch"
+fi
+# What results cost that do not depend on the batch: at most 15 % is wanted.
+step slice-deterministic 60 "$fathom" bench slice --quick --deterministic --only decode,prefill \
+  --batch 1,64 --context 1K --prefill 2K --budget-s 45 --out "$out/slice-deterministic.json"
 step slice 330 "$fathom" bench slice --budget-s "$(($(left) < 330 ? $(left) - 20 : 300))" --out "$out/slice.json"
 if [ -s "$out/slice.json" ]; then step plot 10 "$fathom" bench plot "$out/slice.json" --out "$out/slice.svg"; fi
 if python3 -c 'import torch' 2>/dev/null; then
@@ -156,6 +183,10 @@ if [ -n "$sanitizer" ]; then
 else
   echo "== sanitize: there is no compute-sanitizer: absent"
   steps="$steps{\"step\":\"sanitize\",\"status\":\"there is no compute-sanitizer\"},"
+fi
+if [ -n "$from" ]; then
+  echo "first_run.sh: there is no step $from" >&2
+  exit 2
 fi
 echo "results in $out"
 exit $checked

@@ -21,7 +21,7 @@ import layer
 import prepare
 import run
 from layouts import FLASHMLA_PAGE, expert_blocks, expert_of, marlin_place, marlin_scale_place
-from peers import PEERS
+from peers import OPERATORS, PEERS
 from work import Absent, copies, rotating
 
 
@@ -29,9 +29,9 @@ def shapes_are_read_and_grouped(fathom: str) -> None:
     shapes = run.read_shapes(fathom)
     groups = run.operators(shapes)
     assert len(shapes) == len({shape["name"] for shape in shapes}) > 20, shapes
-    assert [shape["rows"] for shape in groups["FP8 wq_b [32768, 1024]"]] == [1, 8, 64, 1024], groups
-    operators = {"fp8_linear", "bf16_linear", "boundary", "experts", "attention", "index_select"}
-    assert {shape["operator"] for shape in shapes} == operators
+    rows = [shape["rows"] for shape in groups["FP8 wq_b [32768, 1024]"]]
+    assert rows == [1, 8, 64, 1024, 2048, 4096, 8192], groups
+    assert {shape["operator"] for shape in shapes} > OPERATORS | {"boundary", "router", "queries"}
 
 
 def a_dry_run_names_operators_and_peers(fathom: str) -> None:
@@ -39,7 +39,16 @@ def a_dry_run_names_operators_and_peers(fathom: str) -> None:
     with contextlib.redirect_stdout(out):
         assert run.main(["--fathom", fathom, "--dry-run", "--only", "wo_b"]) == 0
     text = out.getvalue()
-    assert "FP8 wo_b [4096, 8192]: rows 1, 8, 64, 1024" in text and "deepgemm" in text, text
+    assert "FP8 wo_b [4096, 8192]: rows 1, 8, 64, 1024, 4096\n" in text and "deepgemm" in text, text
+
+
+def only_operators_that_a_peer_has_are_compared(fathom: str) -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run.main(["--fathom", fathom, "--dry-run", "--rows", "2,128"]) == 0
+    text = out.getvalue()
+    assert "experts, 256 of width 4096,: rows 2, 128\n" in text, text
+    assert "boundary" not in text and "router" not in text, text
 
 
 def turns_alternate_and_ratios_are_those_of_medians(_fathom: str) -> None:
@@ -63,11 +72,12 @@ def turns_alternate_and_ratios_are_those_of_medians(_fathom: str) -> None:
     assert turns[: 1 + len(PEERS)] == ["A", *PEERS] and turns.count("torch") == 3, turns
     assert turns.count("deepgemm") == turns.count("marlin") == 1, turns
     assert absent == {"deepgemm": "not here", "marlin": "failed: RuntimeError: wrong"}, absent
-    one = {"seconds": 3.0, "note": "one scale", "error": 1e-3, "tolerance": 1e-2, "times_ours": 1.5}
+    one = {"seconds": 3.0, "spread": 0.0, "note": "one scale", "error": 1e-3, "tolerance": 1e-2}
+    one["times_ours"] = 1.5
     assert rows[0]["peers"] == {"torch": one}, rows
     assert rows[0]["spread"] == 1.0, rows
     text = run.table(rows, absent)
-    assert "torch: 3000000.0, 1.50, 1.0e-03" in text and "absent: deepgemm: not here" in text, text
+    assert "torch: 3000000.0 +-0.0%, 1.50, 1.0e-03" in text and "absent: deepgemm: not here" in text, text
     assert "\ntorch: one scale\n" in text, text
     assert run.compare(groups, 3, time_ours, time_peer, lambda: 0.0) == ([], {})
 
@@ -77,11 +87,11 @@ def another_result_gets_no_ratio_and_one_that_is_not_compared_says_so(_fathom: s
     one = run.beside(turns, 2.0)
     assert one["result_differs"] and one["error"] == 0.7 and "times_ours" not in one, one
     text = run.told("x", one)
-    assert text == "x: 1000000.0, result differs (error 7.0e-01, allowed 1e-02)", text
+    assert text == "x: 1000000.0 +-0.0%, result differs (error 7.0e-01, allowed 1e-02)", text
     no_number = run.beside([run.Sample(1.0, math.inf, 1e-2, "", "")], 2.0)
     assert "no number" in run.told("x", no_number) and json.loads(json.dumps(no_number)) == no_number
     unknown = run.beside([run.Sample(1.0, None, 1e-2, "its layout is not known", "")], 2.0)
-    assert run.told("x", unknown) == "x: 1000000.0, 0.50, not compared: its layout is not known"
+    assert run.told("x", unknown) == "x: 1000000.0 +-0.0%, 0.50, not compared: its layout is not known"
 
 
 def layouts_put_every_value_somewhere_and_no_two_in_one_place(_fathom: str) -> None:
@@ -157,6 +167,7 @@ def one_layer_has_the_sizes_of_flash_and_rows_of_both_sides(_fathom: str) -> Non
 CHECKS = [
     shapes_are_read_and_grouped,
     a_dry_run_names_operators_and_peers,
+    only_operators_that_a_peer_has_are_compared,
     turns_alternate_and_ratios_are_those_of_medians,
     another_result_gets_no_ratio_and_one_that_is_not_compared_says_so,
     layouts_put_every_value_somewhere_and_no_two_in_one_place,

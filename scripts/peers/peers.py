@@ -23,6 +23,9 @@ PEERS: dict[str, Callable[[dict, Path], Work | None]] = {
     "deepgemm and topk": deepgemm_index,
 }
 
+# Operators that some peer has.
+OPERATORS = {"fp8_linear", "bf16_linear", "experts", "attention", "index_select"}
+
 # What is not timed, with the reason.
 NOT_TIMED = {
     "transformers": "`fathom bench kernels` does not time whole layers; layer.py does",

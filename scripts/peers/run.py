@@ -3,9 +3,10 @@
 
     python3 scripts/peers/run.py --fathom PATH [--peers .gpu/peers] [--rounds 3] [--out FILE]
 
-Shapes come from `fathom bench kernels --shapes`: there is one definition. For each operator ours and
-every peer run one after the other, `--rounds` times over; medians are compared, and beside them the
-spread of ours against itself: a difference below that is none. Before a peer is timed its result is
+Shapes come from `fathom bench kernels --shapes`: there is one definition; those of operators that a peer
+has are compared. For each operator ours and every peer run one after the other, `--rounds` times over,
+each of 30 samples; medians are compared, and beside them the spread of ours against itself and of the
+peer against itself: a difference below that is none. Before a peer is timed its result is
 compared with the exact one; one that computes something else is named so and gets no ratio. (Ours are
 compared by `fathom device-check`.) Peers that are not on this machine, or do not have an operator, are
 named with the reason. `--dry-run` does everything but the timing.
@@ -22,12 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers import NOT_TIMED, PEERS
+from peers import NOT_TIMED, OPERATORS, PEERS
 from work import Absent, rotating
 
-# Calls that are recorded as one graph, and seconds that a sample takes at least.
+# Calls that are recorded as one graph, samples, and seconds that each takes at least: as `fathom bench kernels`.
 CALLS = 16
-SAMPLE_S = 0.02
+SAMPLES = 30
+SAMPLE_S = 0.002
+# Rows that are compared unless others are asked for: ours are timed at more.
+ROWS = "1,8,64,128,1024,4096"
 
 
 @dataclass
@@ -82,7 +86,7 @@ def timed(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
     samples: list[float] = []
     repeats = 1
-    while len(samples) < 7:
+    while len(samples) < SAMPLES:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(repeats):
@@ -154,8 +158,7 @@ def compare(
             if not samples:
                 continue
             median = statistics.median(samples)
-            row = {"name": shape["name"], "seconds": median, "peers": {}}
-            row["spread"] = (max(samples) - min(samples)) / median
+            row = {"name": shape["name"], "seconds": median, "spread": spread(samples), "peers": {}}
             for peer in PEERS:
                 if turns := others.get((shape["name"], peer)):
                     row["peers"][peer] = beside(turns, median)
@@ -163,10 +166,16 @@ def compare(
     return rows, absent
 
 
+def spread(turns: list[float]) -> float:
+    """How far turns of one implementation lie apart, as a share of their median: A against A."""
+    return (max(turns) - min(turns)) / statistics.median(turns)
+
+
 def beside(turns: list[Sample], ours_s: float) -> dict:
     """A peer's turns beside our time: a ratio only where it computes the same."""
-    seconds = statistics.median(turn.seconds for turn in turns)
-    value: dict = {"seconds": seconds, "note": turns[0].note}
+    all_seconds = [turn.seconds for turn in turns]
+    seconds = statistics.median(all_seconds)
+    value: dict = {"seconds": seconds, "spread": spread(all_seconds), "note": turns[0].note}
     errors = [turn.error for turn in turns if turn.error is not None]
     if not errors:
         return value | {"not_compared": turns[0].unchecked, "times_ours": seconds / ours_s}
@@ -180,7 +189,7 @@ def beside(turns: list[Sample], ours_s: float) -> dict:
 
 def told(peer: str, one: dict) -> str:
     """A peer's part of a row."""
-    text = f"{peer}: {one['seconds'] * 1e6:.1f}"
+    text = f"{peer}: {one['seconds'] * 1e6:.1f} +-{one['spread'] / 2:.1%}"
     if one.get("result_differs"):
         error = "no number" if one["error"] is None else f"{one['error']:.1e}"
         return f"{text}, result differs (error {error}, allowed {one['tolerance']:.0e})"
@@ -190,7 +199,7 @@ def told(peer: str, one: dict) -> str:
 
 def table(rows: list[dict], absent: dict[str, str]) -> str:
     """The rows to read: above 1.00 ours is faster."""
-    lines = [f"{'operator':<44}{'ours us':>10}{'spread':>8}  peer: us, times ours, error of its result"]
+    lines = [f"{'operator':<44}{'ours us':>10}{'spread':>8}  peer: us and half its spread, times ours, error of its result"]
     notes: dict[str, str] = {}
     for row in rows:
         parts = [told(peer, one) for peer, one in row["peers"].items()]
@@ -209,12 +218,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", type=Path, default=Path(".gpu/peers"), help="what prepare.py fetched")
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours and every peer")
     parser.add_argument("--only", default="", help="keep to operators whose name contains this")
+    parser.add_argument("--rows", default=ROWS, help="numbers of rows that are compared")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="begin nothing after this")
     parser.add_argument("--out", type=Path, help="write the result as JSON to this file too")
     parser.add_argument("--dry-run", action="store_true", help="read shapes, look for peers, time nothing")
     args = parser.parse_args(arguments)
     begun = time.monotonic()
-    shapes = [shape for shape in read_shapes(args.fathom) if args.only in shape["name"]]
+    rows_wanted = {int(rows) for rows in args.rows.split(",")}
+    shapes = [
+        shape
+        for shape in read_shapes(args.fathom)
+        if args.only in shape["name"] and shape["rows"] in rows_wanted and shape["operator"] in OPERATORS
+    ]
     groups = operators(shapes)
     if args.dry_run:
         for operator, group in groups.items():

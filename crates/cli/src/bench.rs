@@ -6,6 +6,7 @@
 //!   which memory can be read ([`memory`]);
 //! - `sim`: traffic through the scheduler in virtual time; nothing is computed ([`sim`]);
 //! - `kernels`: the operators of a GPU against its limits ([`kernels`]);
+//! - `load`: a checkpoint onto a GPU against the rate at which that takes copies ([`load`]);
 //! - `slice`: as many layers of a model as fit one GPU, whole steps ([`slice`]); `plot`: as a picture.
 //!
 //! Not here: a running server's throughput.
@@ -13,6 +14,7 @@
 mod ceilings;
 mod drafts;
 mod kernels;
+mod load;
 mod memory;
 mod sim;
 mod slice;
@@ -44,8 +46,10 @@ enum What {
     Memory(MemoryArgs),
     /// Traffic on GPUs, simulated at their roofline with the real scheduler
     Sim(sim::SimArgs),
-    /// Every hot operator on a GPU against what its bytes and operations allow
+    /// Every operator on a GPU against what its bytes and operations allow
     Kernels(KernelsArgs),
+    /// Bringing a checkpoint onto a GPU, against the rate at which that takes copies
+    Load(load::LoadArgs),
     /// Steps of as many layers of a model as fit one GPU, against what they must read and multiply
     Slice(slice::SliceArgs),
     /// The result of `slice` as an SVG picture
@@ -109,9 +113,12 @@ struct KernelsArgs {
     /// Print what is timed as JSON, and stop: needs no GPU
     #[arg(long)]
     shapes: bool,
-    /// Time only operators whose name contains this
+    /// Time only operators whose name contains this; `launch`: launches that do nothing
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
+    /// Small sizes, each once: to see that everything runs
+    #[arg(long)]
+    small: bool,
     /// Write the result as JSON to this file too
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -171,8 +178,12 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         }
         What::Sim(args) => write_text(args.out.as_deref(), &sim::run(&args)?),
         What::Kernels(args) if args.shapes => write(args.out.as_deref(), &kernels::shapes()),
-        What::Kernels(args) => {
-            let result = kernels::run(&args.only)?;
+        What::Kernels(args) => kernels::run(&args.only, args.small, &mut |result| {
+            args.out.as_deref().map_or(Ok(()), |file| write(Some(file), result))
+        }),
+        What::Load(args) => {
+            crate::threads::use_for_compute(None)?;
+            let result = load::run(&args)?;
             args.out.as_deref().map_or(Ok(()), |file| write(Some(file), &result))
         }
         What::Slice(args) => slice::run(&args, &mut |result| {

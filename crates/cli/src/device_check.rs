@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fathom_ops::cuda::check::{CASES, Comparison, Size};
+use fathom_ops::cuda::gpu::{archs_for, gpus};
 use serde_json::{Value, json};
 
 use crate::gpu::{self, DeviceChoice, Gpu};
@@ -123,8 +124,7 @@ impl Outcome {
 /// If there is no device, or something is outside of its limit, after everything was printed.
 pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
     if args.list {
-        let cases = CASES.iter().map(|case| case.name);
-        cases.chain(model::PARTS.iter().map(|part| part.name)).for_each(|name| println!("{name}"));
+        names(lists_ampere()).iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
     if args.sanitize {
@@ -152,16 +152,15 @@ pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
         note(Outcome::run(part.name.to_owned(), || (part.run)(&gpu, args.small)));
     }
     if let Some(gpu) = gpu.as_ampere() {
-        let name = |name: &str| format!("{name}, kernels of sm_80");
         let cases = CASES.iter().filter(|case| case.uses_operators());
-        for case in cases.filter(|case| name(case.name).contains(&args.only)) {
-            note(Outcome::run(name(case.name), || {
+        for case in cases.filter(|case| of_ampere(case.name).contains(&args.only)) {
+            note(Outcome::run(of_ampere(case.name), || {
                 Ok(case.run(&gpu.device, gpu.activations, Size::Small, args.seed)?)
             }));
         }
         let part = &model::PARTS[0];
-        if name(part.name).contains(&args.only) {
-            note(Outcome::run(name(part.name), || (part.run)(&gpu, true)));
+        if of_ampere(part.name).contains(&args.only) {
+            note(Outcome::run(of_ampere(part.name), || (part.run)(&gpu, true)));
         }
     }
     if let Some(folder) = &args.goldens {
@@ -170,6 +169,32 @@ pub(crate) fn run(args: &DeviceCheckArgs) -> Result<()> {
         }));
     }
     report(&gpu, args, &outcomes)
+}
+
+/// What a case is called that runs with the kernels of sm_80 on another GPU.
+fn of_ampere(name: &str) -> String {
+    format!("{name}, kernels of sm_80")
+}
+
+/// The names of all cases, with those of the kernels of sm_80 on another GPU or without.
+fn names(with_ampere: bool) -> Vec<String> {
+    let cases = CASES.iter().map(|case| case.name);
+    let mut names: Vec<String> =
+        cases.chain(model::PARTS.iter().map(|part| part.name)).map(str::to_owned).collect();
+    if with_ampere {
+        let cases = CASES.iter().filter(|case| case.uses_operators()).map(|case| case.name);
+        names.extend(cases.chain([model::PARTS[0].name]).map(of_ampere));
+    }
+    names
+}
+
+/// Whether the GPU has kernels of its own; where there is none to ask, yes.
+fn lists_ampere() -> bool {
+    let archs = gpus().ok().and_then(|gpus| {
+        let (major, minor) = gpus.first()?.capability;
+        Some(archs_for(major, minor))
+    });
+    archs.is_none_or(|archs| archs.iter().any(|arch| gpu::has_kernels_of_its_own(arch)))
 }
 
 fn report(gpu: &Gpu, args: &DeviceCheckArgs, outcomes: &[Outcome]) -> Result<()> {
@@ -206,6 +231,16 @@ mod tests {
 
     fn outcome(comparisons: Vec<Comparison>) -> Outcome {
         Outcome::run("case".to_owned(), || Ok(comparisons))
+    }
+
+    #[test]
+    fn cases_with_the_kernels_of_sm_80_are_listed_where_they_run() {
+        let (own, all) = (names(false), names(true));
+        assert_eq!(all[..own.len()], own);
+        // All but two kinds of cases, and one part of the model.
+        assert_eq!(all.len(), own.len() + CASES.len() - 2 + 1);
+        assert!(all.contains(&"experts, FP4, kernels of sm_80".to_owned()), "{all:?}");
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
     }
 
     #[test]

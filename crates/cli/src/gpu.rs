@@ -4,8 +4,9 @@
 //! In place of a GPU the block emulator can be named by an environment variable: that is how the GPU
 //! path is tested without one.
 //!
-//! Not here: how much memory a model takes (`plan`), what runs on the device (`fathom-ops`).
+//! Not here: how much memory a model takes (`plan`), how fast it is loaded (`loading`), what runs on the device (`fathom-ops`).
 
+pub(crate) mod loading;
 pub(crate) mod plan;
 
 use std::path::PathBuf;
@@ -55,7 +56,7 @@ pub(crate) struct Gpu {
 impl Gpu {
     /// This GPU as one that runs the kernels of sm_80, with its activations; `None` where those are its own.
     pub(crate) fn as_ampere(&self) -> Option<Self> {
-        matches!(self.device.arch(), "sm_90a" | "sm_100f").then(|| Self {
+        has_kernels_of_its_own(self.device.arch()).then(|| Self {
             device: Arc::new(Poisoned::new(Arc::clone(&self.device)).with_arch("sm_80")),
             activations: Activations::Bf16,
             ..self.clone()
@@ -66,6 +67,11 @@ impl Gpu {
     pub(crate) fn kernels(&self) -> (&'static str, Activations) {
         (self.device.arch(), self.activations)
     }
+}
+
+/// Whether operators on `arch` have forms of their own beside those of sm_80, which run there too.
+pub(crate) fn has_kernels_of_its_own(arch: &str) -> bool {
+    matches!(arch, "sm_90a" | "sm_100f")
 }
 
 /// The GPU that `choice` means; `None` for the CPU.

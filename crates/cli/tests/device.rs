@@ -74,6 +74,34 @@ fn the_doctor_looks_at_this_machine_and_says_what_to_do() {
 }
 
 #[test]
+fn every_kernel_is_timed_on_the_emulator_with_its_spread_and_what_a_launch_costs() {
+    let Some(emulator) = emulator() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("kernels.json");
+    let output = fathom()
+        .env("FATHOM_EMULATOR", emulator)
+        .args(["bench", "kernels", "--out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("say nothing about a GPU") && text.contains("our 128^3: "), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let shapes = fathom_ops::cuda::check::bench::small_shapes();
+    let kernels = json["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), shapes.len());
+    for (kernel, shape) in kernels.iter().zip(&shapes) {
+        assert_eq!(kernel["name"], shape.name());
+        assert!(kernel["quartiles"][0].as_f64().unwrap() > 0.0, "{kernel}");
+    }
+    assert!(json["large_products"]["bf16_flops"].as_f64().unwrap() > 0.0);
+    let launches = json["launches"].as_array().unwrap();
+    assert_eq!(launches.len(), 2, "recorded, and by itself");
+    assert!(text.contains("launch behind another, recorded"), "{text}");
+}
+
+#[test]
 fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors() {
     let Some(emulator) = emulator() else { return };
     let directory = tempfile::tempdir().unwrap();
@@ -81,7 +109,7 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
     let output = fathom()
         .env("FATHOM_EMULATOR", emulator)
         .args(["bench", "slice", "--model", "nano", "--layers", "2", "--batch", "2"])
-        .args(["--context", "40", "--prefill", "5", "--samples", "1", "--out"])
+        .args(["--context", "40", "--prefill", "5", "--samples", "1", "--deterministic", "--out"])
         .arg(&file)
         .output()
         .unwrap();
@@ -101,6 +129,7 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
         assert!((3.0..=8.0).contains(&distinct), "{distinct}");
         assert!(case["largest_hidden"].as_f64().unwrap() > 0.0);
         assert_eq!(case["is_replayed"], case["work"] == "decode");
+        assert!(case["deterministic"]["median_s"].as_f64().unwrap() > 0.0);
         // Two groups of heads and two sequences: two ranks can share heads, no four anything.
         let several = case["estimated_on_several_gpus"].as_array().unwrap();
         assert_eq!(several.len(), usize::from(case["work"] == "decode"), "{several:?}");
@@ -118,6 +147,29 @@ fn a_slice_of_nano_runs_on_the_emulator_and_is_measured_against_its_own_floors()
     assert!(floor >= bytes / rate * 0.999, "{floor} s for {bytes} bytes at {rate}");
     for kind in ["window", "ratio-4"] {
         assert_eq!(cases[0]["kinds"][kind]["layers"], 1, "{kind}");
+    }
+}
+
+#[test]
+fn loading_is_timed_on_the_emulator() {
+    let Some(emulator) = emulator() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("load.json");
+    let output = fathom()
+        .env("FATHOM_EMULATOR", emulator)
+        .args(["bench", "load", "--rounds", "2", "--out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let rounds = json["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 2);
+    for round in rounds {
+        assert!(round["bytes"].as_f64().unwrap() > 1e6 && round["seconds"].as_f64().unwrap() > 0.0);
+        // The emulator has no pinned memory.
+        assert!(round["host_to_device_bytes_per_s"].is_null(), "{round}");
     }
 }
 
@@ -147,7 +199,7 @@ fn a_slice_without_a_gpu_or_without_room_says_what_would_do() {
 fn floors_are_printed_without_a_gpu() {
     let output = fathom().args(["bench", "slice", "--floors-only"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && text.lines().count() == 1 + 15 + 3, "{text}");
+    assert!(output.status.success() && text.lines().count() == 1 + 15 + 6, "{text}");
     assert!(text.contains("model    2.61 ms"), "{text}");
 }
 

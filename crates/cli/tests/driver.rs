@@ -128,6 +128,22 @@ fn every_launch_can_be_waited_for_to_find_an_error() {
     checks_out("sm_80 seed=9", "device against", &[("FATHOM_CUDA_CAREFUL", "1")]);
 }
 
+#[test]
+fn what_a_launch_costs_is_measured_with_and_without_overlap() {
+    let launches = |gpu: &str| {
+        let text = text_of(
+            &fathom_on(gpu)?
+                .args(["bench", "kernels", "--small", "--only", "launch"])
+                .output()
+                .unwrap(),
+        );
+        assert!(!text.contains("emulated driver:") && text.contains("at small sizes"), "{text}");
+        Some(text.lines().filter(|line| line.starts_with("launch behind another")).count())
+    };
+    let Some(n) = launches("sm_90a seed=4") else { return };
+    assert_eq!((n, launches("sm_80 seed=4")), (4, Some(2)));
+}
+
 /// Small enough for the emulator.
 const LIMITS: [&str; 8] = [
     "--max-num-seqs",
@@ -150,9 +166,14 @@ fn a_model_is_served_from_a_gpu_and_requests_end_when_that_fails() {
     };
     let args = [&["--port", "0", "--device", "cuda"][..], &LIMITS].concat();
     let server = Server::start_as(fathom, &args);
-    for expected in
-        ["bf16 on Emulated sm_80", "for CUDA 13.0", "memory    weights 1", "workspace", "cache"]
-    {
+    for expected in [
+        "bf16 on Emulated sm_80",
+        "for CUDA 13.0",
+        "memory    weights 1",
+        "workspace",
+        "cache",
+        "GB/s that it takes from pinned memory",
+    ] {
         assert!(server.banner.contains(expected), "{}", server.banner);
     }
     let (_, n_prompt, _) = server.ask("Hi");

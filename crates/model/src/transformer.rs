@@ -79,6 +79,12 @@ impl<O: Ops> Transformer<O> {
         &self.ops
     }
 
+    /// The same model, computed by `ops`, which take weights as the operators that loaded them do: for
+    /// benches that compare two settings of one backend.
+    pub fn set_ops(&mut self, ops: O) {
+        self.ops = ops;
+    }
+
     /// The model's dimensions.
     #[must_use]
     pub const fn config(&self) -> &ModelConfig {

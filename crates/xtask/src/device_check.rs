@@ -133,4 +133,83 @@ mod tests {
         assert!(script.contains("$here/commit") && script.contains("scripts=$here/scripts"));
         fs::remove_dir_all(directory).unwrap();
     }
+
+    /// Runs the script with a program in place of `fathom` that notes what it is asked for; its arguments, line by
+    /// line, and the exit status.
+    #[cfg(unix)]
+    fn first_run(directory: &Path, args: &[&str]) -> (String, Option<i32>) {
+        use std::os::unix::fs::PermissionsExt;
+
+        fs::create_dir_all(directory).unwrap();
+        let stub = directory.join("fathom");
+        let asked = directory.join("asked");
+        let text = format!(
+            "#!/bin/sh\necho \"$*\" >> {}\nif [ \"$2\" = --list ]; then echo 'one, kernels of sm_80'; fi\n",
+            asked.display()
+        );
+        fs::write(&stub, text).unwrap();
+        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/gpu/first_run.sh");
+        // Without a Python or a sanitizer of this machine.
+        let path = directory.join("path");
+        fs::create_dir_all(&path).unwrap();
+        for (name, status) in [("python3", 1), ("compute-sanitizer", 0)] {
+            fs::write(path.join(name), format!("#!/bin/sh\nexit {status}\n")).unwrap();
+            fs::set_permissions(path.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let paths = [path, PathBuf::from("/usr/bin"), PathBuf::from("/bin")];
+        let output = std::process::Command::new("bash")
+            .arg(script)
+            .arg("--fathom")
+            .arg(&stub)
+            .arg("--out")
+            .arg(directory.join("results"))
+            .args(args)
+            .env("PATH", std::env::join_paths(paths).unwrap())
+            .output()
+            .unwrap();
+        (fs::read_to_string(asked).unwrap(), output.status.code())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_check_comes_before_all_timings_and_a_run_can_go_on_from_a_step() {
+        let root = std::env::temp_dir().join(format!("fathom-first-run-{}", std::process::id()));
+        let (asked, status) = first_run(&root.join("whole"), &[]);
+        assert_eq!(status, Some(0), "{asked}");
+        let wanted = [
+            "doctor",
+            "device-check --small",
+            "bench slice --quick --only decode --batch 1,64",
+            "bench slice --quick --only decode --batch 1 --context 4K,128K",
+            "bench kernels",
+            "bench load",
+            "bench slice --quick --deterministic",
+            "bench slice --budget-s",
+            "device-check --goldens",
+            "device-check --sanitize --only one, kernels of sm_80",
+        ];
+        // Goldens lie beside a bundle's script alone.
+        let wanted =
+            wanted.map(|line| line.replace("device-check --goldens", "device-check --out"));
+        let mut lines = asked.lines();
+        for line in wanted {
+            assert!(
+                lines.any(|asked| asked.starts_with(&line)),
+                "`{line}` is not in turn: {asked}"
+            );
+        }
+        assert!(root.join("whole/results/run.json").exists());
+
+        let (asked, status) = first_run(&root.join("later"), &["--from", "slice"]);
+        assert_eq!(status, Some(0), "{asked}");
+        assert!(
+            asked.starts_with("bench slice --budget-s") && !asked.contains("kernels --"),
+            "{asked}"
+        );
+        assert!(root.join("later/results/run-from-slice.json").exists());
+        let (_, status) = first_run(&root.join("later"), &["--from", "nowhere"]);
+        assert_eq!(status, Some(2));
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -1,15 +1,22 @@
 //! What a GPU does per second at best: measured in this process, beside what the card is known for.
 //!
+//! The ceiling of products is what the instruction does with nothing in its way. Beside it our own linear
+//! layers multiply large matrices ([`large_products`]); they are no ceiling, or a kernel would be
+//! measured against itself, and what it loses would not show.
+//!
 //! Not here: what an operator or a step must move and multiply (`kernels`, `slice`).
 
 use anyhow::{Context, Result};
 use fathom_ops::cuda::CudaOps;
+use fathom_ops::cuda::check::bench;
 use serde_json::{Value, json};
 
 use crate::gpu::Gpu;
 
-/// Bytes of each of the two buffers whose copy is the ceiling.
+/// Bytes of each of the two buffers whose copy is the ceiling: 4.3 GB are read and written.
 const COPY_BYTES: usize = 2 << 30;
+/// Rows, columns and tokens of the large products.
+const LARGE: usize = 8192;
 /// Blocks and rounds of the bare products: some milliseconds on any card.
 const PRODUCT_BLOCKS: u32 = 132 * 8;
 const PRODUCT_ROUNDS: u32 = 4096;
@@ -41,6 +48,17 @@ const KNOWN: [(&str, Rates); 5] = [
 /// What is known of the card `name`.
 fn known(name: &str) -> Option<Rates> {
     KNOWN.iter().find(|(part, _)| name.contains(part)).map(|&(_, rates)| rates)
+}
+
+/// How long ceilings are measured; the emulator gets the least in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Enough to see that it works.
+    Small,
+    /// A quarter of all products.
+    Quick,
+    /// Until it is sure.
+    Full,
 }
 
 /// What the device does per second at best.
@@ -86,12 +104,13 @@ impl Ceilings {
 ///
 /// # Errors
 /// What the device fails with.
-pub(super) fn ceilings(gpu: &Gpu, quick: bool) -> Result<Ceilings> {
+pub(super) fn ceilings(gpu: &Gpu, extent: Extent) -> Result<Ceilings> {
     let ops = CudaOps::new(std::sync::Arc::clone(&gpu.device), gpu.activations);
-    let (bytes, blocks, rounds) = if gpu.is_emulator {
-        (1 << 16, 1, 1)
-    } else {
-        (COPY_BYTES, PRODUCT_BLOCKS, if quick { PRODUCT_ROUNDS / 4 } else { PRODUCT_ROUNDS })
+    let (bytes, blocks, rounds) = match extent {
+        _ if gpu.is_emulator => (1 << 16, 1, 1),
+        Extent::Small => (1 << 16, 1, 1),
+        Extent::Quick => (COPY_BYTES, PRODUCT_BLOCKS, PRODUCT_ROUNDS / 4),
+        Extent::Full => (COPY_BYTES, PRODUCT_BLOCKS, PRODUCT_ROUNDS),
     };
     let copied = ops.copy_rate(bytes).context("measuring how fast memory is copied")?;
     let products = ops.product_rate(blocks, rounds).context("measuring products")?;
@@ -106,6 +125,48 @@ pub(super) fn ceilings(gpu: &Gpu, quick: bool) -> Result<Ceilings> {
         _ => Rates { bytes: copied, fp8: rate, bf16: if is_fp8 { rate / 2.0 } else { rate } },
     };
     Ok(Ceilings { rates, reference, products, are_products_measured })
+}
+
+/// What our linear layers reach on random values where nothing but products counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LargeProducts {
+    size: usize,
+    /// Operations per second.
+    fp8: f64,
+    bf16: f64,
+}
+
+impl LargeProducts {
+    pub(super) fn line(&self, rates: &Rates) -> String {
+        let Self { size, fp8, bf16 } = *self;
+        format!(
+            "our {size}^3: {:.0} FP8 and {:.0} bf16 TFLOP/s, {:.2} and {:.2} of the ceiling",
+            fp8 / 1e12,
+            bf16 / 1e12,
+            fp8 / rates.fp8,
+            bf16 / rates.bf16,
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({ "size": self.size, "fp8_flops": self.fp8, "bf16_flops": self.bf16 })
+    }
+}
+
+/// Multiplies large random matrices with the linear layers of a model.
+///
+/// # Errors
+/// What the device fails with.
+pub(super) fn large_products(gpu: &Gpu, is_small: bool) -> Result<LargeProducts> {
+    let size = if is_small { 128 } else { LARGE };
+    let (mut fp8, mut bf16) = (0.0, 0.0);
+    let shapes = bench::large_products(size);
+    bench::run(&gpu.device, gpu.activations, &shapes, is_small, &mut |measured| {
+        let rate = if measured.is_fp8 { &mut fp8 } else { &mut bf16 };
+        *rate = measured.flops / measured.timed.median;
+    })
+    .context("measuring large products")?;
+    Ok(LargeProducts { size, fp8, bf16 })
 }
 
 #[cfg(test)]

@@ -28,11 +28,7 @@ pub(super) fn run(
     threads: usize,
     n_decode: usize,
 ) -> Result<Value> {
-    if !scratch.join("model.safetensors.index.json").exists() {
-        fathom_weights::synthetic::write_synthetic(scratch, &flash_like(), SEED)
-            .with_context(|| format!("writing a synthetic checkpoint to {}", scratch.display()))?;
-    }
-    let checkpoint = Checkpoint::open(scratch)?;
+    let checkpoint = synthetic(scratch)?;
     let model = speed::load(&checkpoint, numerics)?;
     let token_bytes = bytes_per_token(checkpoint.config());
 
@@ -64,6 +60,18 @@ pub(super) fn run(
 }
 
 const SEED: u64 = 4;
+
+/// The checkpoint in `scratch`, which is written if it is not there.
+///
+/// # Errors
+/// If it cannot be written or is not sound.
+pub(super) fn synthetic(scratch: &Path) -> Result<Checkpoint> {
+    if !scratch.join("model.safetensors.index.json").exists() {
+        fathom_weights::synthetic::write_synthetic(scratch, &flash_like(), SEED)
+            .with_context(|| format!("writing a synthetic checkpoint to {}", scratch.display()))?;
+    }
+    Ok(Checkpoint::open(scratch)?)
+}
 
 /// Flash at half width, 12 layers and 32 experts: 2.2 GB, of which a token reads not quite half.
 fn flash_like() -> ModelConfig {

@@ -15,6 +15,7 @@ pub(super) struct Banner {
     pub(super) source: String,
     pub(super) compute: String,
     pub(super) memory: Option<String>,
+    pub(super) loading: Option<String>,
     pub(super) steps: String,
     pub(super) cache: String,
     pub(super) tiers: String,
@@ -52,6 +53,7 @@ impl Banner {
                 Some(gpu) => format!("{} on {}", config.numerics, gpu.about),
             },
             memory: loaded.gpu.as_ref().map(|gpu| gpu.plan.to_string()),
+            loading: loaded.gpu.as_ref().map(|gpu| format!("weights {}", gpu.loading)),
             steps: format!(
                 "{} tokens of context, {} sequences at once, {} tokens per step{}",
                 limits.max_model_len,
@@ -130,7 +132,11 @@ impl fmt::Display for Banner {
                 writeln!(f, "  {what:<9} {}", text.replace('\n', "\n            "))?;
             }
         }
-        writeln!(f, "  loaded    in {:.2} s", self.took_s)?;
+        write!(f, "  loaded    in {:.2} s", self.took_s)?;
+        if let Some(loading) = &self.loading {
+            write!(f, "; {loading}")?;
+        }
+        writeln!(f)?;
         writeln!(f, "  listening {}", self.url)?;
         writeln!(f, "\ntry it:")?;
         let key = if self.needs_key { " -H 'Authorization: Bearer YOUR_KEY'" } else { "" };
@@ -165,6 +171,7 @@ mod tests {
             source: String::new(),
             compute: String::new(),
             memory: None,
+            loading: None,
             steps: String::new(),
             cache: String::new(),
             tiers: String::new(),

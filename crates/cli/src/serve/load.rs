@@ -21,6 +21,7 @@ use fathom_weights::{Checkpoint, EffortProfileHint};
 use super::config::ServeConfig;
 use super::memory::{self, Demand, Division};
 use super::names;
+use crate::gpu::loading::Loading;
 use crate::gpu::plan::{self, GpuPlan, Rehearsed, StepLimits};
 use crate::gpu::{self, Gpu};
 
@@ -33,6 +34,8 @@ pub(super) struct OnGpu {
     pub(super) about: String,
     /// How its memory is divided.
     pub(super) plan: GpuPlan,
+    /// How fast it was filled.
+    pub(super) loading: Loading,
 }
 
 /// A loaded model, and what there is to tell about it.
@@ -204,6 +207,11 @@ fn on_gpu(
         deterministic: config.deterministic,
     };
     let options = load_options(config);
+    // Before free memory is asked for: it takes some and gives it back. Only told, so it may fail.
+    let host_rate = gpu.device.host_rate().unwrap_or_else(|error| {
+        tracing::debug!("how fast the GPU takes copies is not known: {error}");
+        None
+    });
     let rehearsed = Rehearsed::new(checkpoint, gpu.kernels(), options, limits)?;
     let demand = demand(config, checkpoint, rehearsed.model());
     let wanted_len = config.server.limits.max_model_len.unwrap_or(BLOCK_TOKENS as u32);
@@ -234,11 +242,15 @@ fn on_gpu(
     let mut report = |done: fathom_model::LoadProgress| {
         progress(done.loaded as f32 / done.total as f32);
     };
-    let model = Transformer::load(ops, checkpoint, parallel.rank(0)?, options, &mut report)
-        .context("loading the model onto the GPU")?;
+    let bytes = sizes.weights as u64;
+    let (model, loading) = Loading::of(&*gpu.device, bytes, host_rate, || {
+        Transformer::load(ops, checkpoint, parallel.rank(0)?, options, &mut report)
+            .context("loading the model onto the GPU")
+    })?;
+    tracing::info!("GPU weights: {loading}");
     let runner = RankRunner::new(vec![model], parallel, cache.spec.clone(), cache.max_model_len)
         .context("starting the GPU")?;
-    let gpu = OnGpu { about: gpu.about, plan };
+    let gpu = OnGpu { about: gpu.about, plan, loading };
     Ok(Running { runner: Box::new(runner), cache, gpu: Some(gpu) })
 }
 

@@ -1,4 +1,6 @@
-//! Attention: launchers of `attention`, `compress` and `indexer`.
+//! Attention: launchers of `attention` and `compress`.
+//!
+//! Not here: which entries a row attends to (`indexer`).
 
 use fathom_core::LayerKind;
 use fathom_core::model_config::{HEAD_DIM, INDEX_HEAD_DIM, WINDOW};
@@ -19,24 +21,15 @@ use crate::{Communicator, OpError};
 
 /// Keys of a block of `attn_sparse`.
 const KEY_BLOCK: usize = 64;
-/// Shared memory of the forms for sm_90a.
+/// Shared memory of the form for sm_90a.
 const SPARSE_SHARED_90: u32 = 211 * 1024;
-const SELECT_SHARED_90: u32 = (256 + 2 * 8 * 256 + 256 + 16 + 3 + 32) * 4;
 /// Of `attn_sparse100`: three blocks of 64 keys, weights of two.
 const SPARSE_SHARED_100: u32 = 209 * 1024;
-/// Candidates of a token from which on a cluster of eight blocks selects, not one block.
-const ENTRIES_OF_A_BLOCK: usize = 16_384;
-/// Shared memory of `SparseShared`, `CompressShared`, `ScoreShared`, `SelectShared`.
+/// Shared memory of `SparseShared` and `CompressShared`.
 const SPARSE_SHARED: u32 = 16 * 520 * 2 + 64 * 520 * 2 + 16 * 72 * 2 + 2 * 4 * 16 * 4 + 4;
 pub(super) const COMPRESS_SHARED: u32 = 512 * 4;
-const SCORE_SHARED: u32 = 2 * 64 * 136 * 2 + 64 * 4;
-/// Of `index_scores90`: 64 queries and their weights.
-const SCORE_SHARED_90: u32 = 17 * 1024;
-const SELECT_SHARED: u32 = (256 + 2 + 2 * 16) * 4;
-/// Bytes that the partial results of one attention launch may take, and the scores of one indexer
-/// launch.
+/// Bytes that the partial results of one attention launch may take.
 const ATTENTION_WORKSPACE: usize = 256 << 20;
-const SCORE_WORKSPACE: usize = 256 << 20;
 
 /// A weight or tensor that the layer's kind implies is absent.
 fn absent(op: &'static str, arg: &'static str) -> OpError {
@@ -217,86 +210,11 @@ impl AttentionOps for CudaOps {
         cache: &DeviceCache,
         layer: usize,
     ) -> Result<DeviceSelection, OpError> {
-        const OP: &str = "index_scores";
-        step.check_blocks(OP, cache.layers[layer].kind)?;
-        let indexer = weights.indexer.as_ref().ok_or(absent(OP, "indexer"))?;
-        let q = queries.index.as_ref().ok_or(absent(OP, "queries"))?;
-        let w = projected.index_weights.as_ref().ok_or(absent(OP, "index_weights"))?;
-        let of = step.rows(OP, q.rows)?;
-        let (rows, n_heads, top_k) = (of.n, indexer.n_heads, indexer.top_k);
-        q.expect(OP, "queries", rows, n_heads * INDEX_HEAD_DIM, Element::Bf16)?;
-        w.expect(OP, "weights", rows, n_heads, Element::Bf16)?;
-        if !n_heads.is_multiple_of(8) || n_heads > 64 {
-            let what = "index head (a multiple of 8)";
-            return Err(OpError::OutOfRange { op: OP, what, got: n_heads, limit: 64 });
-        }
-        let max_entries = LayerKind::Csa.n_entries(step.context);
-        let run = (SCORE_WORKSPACE / (4 * max_entries.max(1))).clamp(1, rows.max(1)).min(65_535);
-        let scores = self.buffer(4 * run * max_entries)?;
-        let (chosen, counts) = (self.buffer(4 * rows * top_k)?, self.buffer(4 * rows)?);
-        let scale = (INDEX_HEAD_DIM as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
-        let is_long = self.memory.device().arch() == "sm_90a" && max_entries > ENTRIES_OF_A_BLOCK;
-        let (kernel, blocks_per_row, shared_bytes) = if is_long {
-            ("index_top_k90", 8, SELECT_SHARED_90)
-        } else {
-            ("index_top_k", 1, SELECT_SHARED)
-        };
-        let (scorer, keys_of_a_block, score_shared) =
-            if self.memory.device().arch() == "sm_90a" && n_heads == 64 {
-                ("index_scores90", 256, SCORE_SHARED_90)
-            } else {
-                (OP, 64, SCORE_SHARED)
-            };
-        for first in (0..rows).step_by(run) {
-            let n = run.min(rows - first);
-            let from = |buffer: &Buffer, row_bytes: usize| {
-                Arg::Address(buffer.address() + (first * row_bytes) as u64)
-            };
-            // SAFETY: q and w have a row per token, the addresses are of row `first`; keys of every
-            // entry below (position + 1) / 4 lie in the sequence's blocks, which the batch covers;
-            // `scores` has max_entries for each of n tokens.
-            unsafe {
-                self.launch(Call {
-                    kernel: scorer,
-                    grid: [max_entries.div_ceil(keys_of_a_block), n, 1],
-                    threads: 128,
-                    shared_bytes: score_shared,
-                    args: &[
-                        from(&q.values, 2 * n_heads * INDEX_HEAD_DIM),
-                        from(&w.values, 2 * n_heads),
-                        (&cache.layers[layer].keys).into(),
-                        from(&of.positions, 4),
-                        from(&of.sequence_of, 4),
-                        (&step.sequences).into(),
-                        (&step.blocks).into(),
-                        (&scores).into(),
-                        (n_heads as u32).into(),
-                        (max_entries as u32).into(),
-                        (top_k as u32).into(),
-                        scale.into(),
-                    ],
-                })?;
-            }
-            // SAFETY: `scores` was written for every row with more than top_k candidates; the
-            // outputs have top_k entries and a count per row.
-            unsafe {
-                self.launch(Call {
-                    kernel,
-                    grid: [blocks_per_row * n, 1, 1],
-                    threads: 512,
-                    shared_bytes,
-                    args: &[
-                        (&scores).into(),
-                        from(&of.positions, 4),
-                        from(&chosen, 4 * top_k),
-                        from(&counts, 4),
-                        (max_entries as u32).into(),
-                        (top_k as u32).into(),
-                    ],
-                })?;
-            }
-        }
-        Ok(DeviceSelection { rows, top_k, chosen, counts })
+        step.check_blocks("index_scores", cache.layers[layer].kind)?;
+        let indexer = weights.indexer.as_ref().ok_or(absent("index_scores", "indexer"))?;
+        let q = queries.index.as_ref().ok_or(absent("index_scores", "queries"))?;
+        let w = projected.index_weights.as_ref().ok_or(absent("index_scores", "index_weights"))?;
+        self.select_entries(indexer, (q, w), step, &cache.layers[layer].keys)
     }
 
     fn attend(

@@ -73,6 +73,14 @@ struct Room {
     out: Buffer,
 }
 
+/// What a launch chooses by, and where it leaves what it chose.
+pub(crate) struct Prepared {
+    room: Room,
+    /// Settings, counts of seen tokens, biases, forbidden tokens and masks.
+    lists: [Arg; 5],
+    n: usize,
+}
+
 /// Words of the lists of one row, without its mask.
 fn list_words(row: &RowChoice<'_>) -> usize {
     let n_seen = if penalises(row.params) { row.seen.len() } else { 0 };
@@ -125,6 +133,66 @@ impl CudaOps {
         self.choose_some(logits, &rows, &mut || ())
     }
 
+    /// `rows` in device memory, to be launched for all rows of `logits` as often as wanted. For benches.
+    pub(crate) fn prepare_choices(
+        &self,
+        vocab: usize,
+        rows: &[RowChoice<'_>],
+    ) -> Result<Prepared, OpError> {
+        let mut tables = Tables::default();
+        for (source, row) in (0..).zip(rows) {
+            tables.push(source, row);
+        }
+        self.prepared_choices(&tables, rows.len(), vocab)
+    }
+
+    fn prepared_choices(
+        &self,
+        tables: &Tables,
+        n: usize,
+        vocab: usize,
+    ) -> Result<Prepared, OpError> {
+        let parts = tables.parts();
+        let words: Vec<u32> = parts.into_iter().flatten().copied().collect();
+        let room = self.room(n, vocab, words.len())?;
+        room.tables.write(0, &u32_bytes(&words))?;
+        let mut address = room.tables.address();
+        let lists = parts.map(|part| {
+            let start = address;
+            address += 4 * part.len() as u64;
+            Arg::Address(start)
+        });
+        Ok(Prepared { room, lists, n })
+    }
+
+    /// Chooses for every row of `prepared` and waits for nothing.
+    pub(crate) fn launch_choices(
+        &self,
+        logits: &DeviceTensor,
+        prepared: &Prepared,
+    ) -> Result<(), OpError> {
+        let Prepared { room, lists, n } = prepared;
+        let vocab = logits.cols;
+        check_len(OP, "room for weights", room.shaped.len(), (4 * n * vocab).max(1))?;
+        let at = |words: usize| Arg::Address(room.out.address() + 4 * (words * n) as u64);
+        let mut args = vec![Arg::from(&logits.values)];
+        args.extend(lists);
+        args.push((&room.shaped).into());
+        args.extend([at(0), at(1), at(2), at(3 + MAX_TOP), (vocab as u32).into()]);
+        // SAFETY: each row's source is a row of the logits (callers count them); `shaped` is [n,
+        // vocab] f32; each row's lists lie in the tables, masks have a bit per token; `out` holds 2 +
+        // 21 + 20 words per row.
+        unsafe {
+            self.launch(Call {
+                kernel: OP,
+                grid: [*n, 1, 1],
+                threads: THREADS,
+                shared_bytes: CHOOSE_SHARED,
+                args: &args,
+            })
+        }
+    }
+
     /// Chooses a token for some rows of `logits [.., vocab]` f32.
     fn choose_some(
         &self,
@@ -150,42 +218,9 @@ impl CudaOps {
             }
             tables.push(*source, row);
         }
-        let parts = tables.parts();
-        let words: Vec<u32> = parts.into_iter().flatten().copied().collect();
-        let room = self.room(n, vocab, words.len())?;
-        room.tables.write(0, &u32_bytes(&words))?;
-        let mut address = room.tables.address();
-        let [settings, seen, bias, forbidden, masks] = parts.map(|part| {
-            let start = address;
-            address += 4 * part.len() as u64;
-            Arg::Address(start)
-        });
-        let at = |words: usize| Arg::Address(room.out.address() + 4 * (words * n) as u64);
-        // SAFETY: each row's source is a row of the logits (callers count them); `shaped` is [n,
-        // vocab] f32; each row's lists lie in the tables made above, masks have a bit per token;
-        // `out` holds 2 + 21 + 20 words per row.
-        unsafe {
-            self.launch(Call {
-                kernel: OP,
-                grid: [n, 1, 1],
-                threads: THREADS,
-                shared_bytes: CHOOSE_SHARED,
-                args: &[
-                    (&logits.values).into(),
-                    settings,
-                    seen,
-                    bias,
-                    forbidden,
-                    masks,
-                    (&room.shaped).into(),
-                    at(0),
-                    at(1),
-                    at(2),
-                    at(3 + MAX_TOP),
-                    (vocab as u32).into(),
-                ],
-            })?;
-        }
+        let prepared = self.prepared_choices(&tables, n, vocab)?;
+        self.launch_choices(logits, &prepared)?;
+        let room = prepared.room;
         beside();
         let reports = rows.iter().any(|(_, row)| row.params.logprobs.is_some());
         // The first words of all rows are their tokens and states.

@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use super::memory::Buffer;
+use super::overlap::Level;
 use super::tensor_map::{TensorMap, TensorMapSpec};
 
 /// A device failed, or cannot do what was asked.
@@ -203,6 +204,15 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// [`DeviceError::Failed`]; also for errors of earlier launches.
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Bytes per second at which the device takes large copies from pinned host memory; `None` where
+    /// that means nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if it has no room, or a copy fails.
+    fn host_rate(&self) -> Result<Option<f64>, DeviceError> {
+        Ok(None)
+    }
+
     /// The tensor map that kernels of this device copy through. It stays true as long as the memory
     /// it is of.
     ///
@@ -228,6 +238,12 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError`] if the kernel is unknown or the launch is refused.
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), DeviceError>;
+
+    /// Lets launches overlap from here on as `level` says, where the device can ([`overlap`](super::overlap));
+    /// the level before. Recordings stay as they were made.
+    fn set_overlap(&self, _level: Level) -> Level {
+        Level::Off
+    }
 
     /// Begins a branch. Branches do not nest, and memory is neither allocated nor copied while one is
     /// open. A device may as well run everything in order, as this one does.

@@ -20,6 +20,7 @@ use super::device::{Device, DeviceError, Launch, MemoryInfo, Stamp};
 use super::event::Event;
 use super::gpu::{GpuFacts, gpus, needed_cuda};
 use super::overlap::{self, Level, Overlap};
+use super::recordings::{Graph, Recordings};
 use super::staging::Staging;
 use super::tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
 use super::{cluster, pool, source};
@@ -73,22 +74,6 @@ struct Loaded {
     origins: HashSet<(&'static str, Origin)>,
     /// Whether clusters of a kernel with so many threads a block can run.
     room: HashMap<(&'static str, u32), bool>,
-}
-
-/// A graph that can be launched; the driver's pointer.
-struct Graph(sys::CUgraphExec);
-
-// SAFETY: the driver does not care which thread uses a graph, as long as only one does at a time;
-// graphs are behind a mutex.
-unsafe impl Send for Graph {}
-
-#[derive(Default)]
-struct Recordings {
-    is_recording: bool,
-    graphs: HashMap<u64, Graph>,
-    next: u64,
-    /// Given back while recording, when the driver would record that too.
-    to_free: Vec<u64>,
 }
 
 impl std::fmt::Debug for DriverDevice {
@@ -175,7 +160,7 @@ impl DriverDevice {
 
     /// Which launches may begin before the one before them has ended.
     #[must_use]
-    pub const fn overlap(&self) -> Level {
+    pub fn overlap(&self) -> Level {
         self.overlap.level()
     }
 
@@ -319,6 +304,11 @@ impl Device for DriverDevice {
         Some(MemoryInfo { free: free as u64, total: total as u64 })
     }
 
+    fn set_overlap(&self, level: Level) -> Level {
+        let can_overlap = overlap::is_possible(self.archs[0]) && !self.is_careful;
+        self.overlap.set_level(if can_overlap { level } else { Level::Off })
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.bind_for("allocating")?;
         // SAFETY: the stream lives as long as this device.
@@ -363,6 +353,18 @@ impl Device for DriverDevice {
         self.staged("copying from the device", |staging| unsafe {
             staging.read(address, out, self.stream.cu_stream())
         })
+    }
+
+    fn host_rate(&self) -> Result<Option<f64>, DeviceError> {
+        let address = self.alloc(Staging::BYTES)?;
+        let mut rate = None;
+        // SAFETY: the address has room for what is sent; the stream is ours.
+        let measured = self.staged("copying to the device", |staging| unsafe {
+            rate = Some(staging.rate(address, &self.context, &self.stream)?);
+            Ok(())
+        });
+        self.free(address, Staging::BYTES);
+        measured.map(|()| rate)
     }
 
     fn encode(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, DeviceError> {

@@ -1,12 +1,12 @@
 //! The CUDA backend: kernels of `kernels/`, launched through the driver, which is opened at run
 //! time. The same binary runs on a machine without a driver and says so.
 //!
-//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`], [`overlap`], [`event`], `cluster`): the GPU;
+//! - [`device`]: what the launchers need of a device; [`driver`] (with [`gpu`], [`overlap`], [`event`], `cluster`, `recordings`): the GPU;
 //!   [`emulator`]: a process that runs kernels on the CPU; [`rehearsal`]: none, to see what memory will
 //!   be needed;
 //! - [`memory`]: arenas and buffers; `pool`: what the driver keeps of buffers given back;
 //! - [`code`], with [`source`], [`compile`], [`pack`]: where the machine code of kernels comes from;
-//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `store`, `moe`; the forms
+//! - [`CudaOps`]: every operator as checks and launches (`hc`, `linear`, `attention`, `indexer`, `store`, `moe`; the forms
 //!   for sm_90a in `hopper` and `hopper_attention`, for sm_100f in `blackwell` and `blackwell_bf16`), over tensors, matrices, experts, caches and steps in device memory;
 //!   `splits`: how attention is divided; `choose`: tokens; `replay`: steps as one call.
 //!
@@ -33,6 +33,7 @@ pub mod gpu;
 mod hc;
 mod hopper;
 mod hopper_attention;
+mod indexer;
 mod linear;
 pub mod memory;
 mod moe;
@@ -40,6 +41,7 @@ mod ops;
 pub mod overlap;
 pub mod pack;
 mod pool;
+mod recordings;
 pub mod rehearsal;
 mod replay;
 mod sample;
@@ -69,6 +71,7 @@ pub use tensor::{
     DeviceExpertTable, DeviceRouting, DeviceSelection, DeviceTensor, DeviceVector, Element,
 };
 pub use tensor_map::{MapElement, Swizzle, TensorMap, TensorMapSpec};
+pub use timing::{Effort, Timed};
 
 pub use crate::Activations;
 use crate::{Communicator, OpError};

@@ -192,7 +192,7 @@ impl CudaOps {
     }
 
     /// Experts and weights for each row; with `experts`, few rows are grouped for them at once.
-    fn routed(
+    pub(crate) fn routed(
         &self,
         weights: &MoeWeights<Self>,
         x: &DeviceTensor,
@@ -409,7 +409,7 @@ impl CudaOps {
     }
 
     /// The shared expert of `input`, already on the FP8 grid.
-    fn shared_expert(
+    pub(crate) fn shared_expert(
         &self,
         weights: &MoeWeights<Self>,
         input: &DeviceTensor,

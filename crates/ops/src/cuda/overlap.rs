@@ -21,7 +21,7 @@
 //! thread's copy could come between what is noted here and what the driver is told.
 
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -76,29 +76,45 @@ impl Level {
 /// Which launches overlap.
 #[derive(Debug)]
 pub(super) struct Overlap {
+    order: Mutex<Order>,
+}
+
+/// The level, and what it depends on.
+#[derive(Debug)]
+struct Order {
     level: Level,
     /// Whether the last thing on the main stream, and on the branch's, is a launch of a dependent kernel.
-    is_open: Mutex<[bool; 2]>,
+    is_open: [bool; 2],
 }
 
 impl Overlap {
     pub(super) fn new(level: Level) -> Self {
-        Self { level, is_open: Mutex::default() }
+        Self { order: Mutex::new(Order { level, is_open: [false; 2] }) }
     }
 
-    pub(super) const fn level(&self) -> Level {
-        self.level
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn level(&self) -> Level {
+        self.order().level
+    }
+
+    /// Another level from the next launch on; the one before.
+    pub(super) fn set_level(&self, level: Level) -> Level {
+        std::mem::replace(&mut self.order().level, level)
     }
 
     /// The branch begins with the event that the main stream records.
     pub(super) fn fork(&self, is_recording: bool) {
-        let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
-        *is_open = [is_open[0] && is_recording && self.level == Level::Forks, false];
+        let mut order = self.order();
+        let stays_open = is_recording && order.level == Level::Forks;
+        order.is_open = [order.is_open[0] && stays_open, false];
     }
 
     /// Something that is no launch goes to one of the streams.
     pub(super) fn interrupt(&self) {
-        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = [false; 2];
+        self.order().is_open = [false; 2];
     }
 
     /// Adds one to `n` if a launch that cannot fail overlaps.
@@ -118,9 +134,10 @@ impl Overlap {
         launch: impl FnOnce(bool) -> Result<(), E>,
     ) -> Result<(), E> {
         // Held meanwhile: nothing may come between.
-        let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_open = &mut is_open[usize::from(on_branch)];
-        let overlaps = std::mem::take(is_open) && self.level > Level::Off && is_dependent;
+        let mut order = self.order();
+        let can_overlap = order.level > Level::Off && is_dependent;
+        let is_open = &mut order.is_open[usize::from(on_branch)];
+        let overlaps = std::mem::take(is_open) && can_overlap;
         launch(overlaps)?;
         *is_open = is_dependent;
         Ok(())
@@ -213,6 +230,16 @@ mod tests {
             assert!(!overlaps(&order, true, true), "the branch");
             assert_eq!(overlaps(&order, false, true), expected, "{level:?}, {is_recording}");
         }
+    }
+
+    #[test]
+    fn the_level_can_be_another_from_a_launch_on() {
+        let order = Overlap::new(Level::Off);
+        assert!(!overlaps(&order, false, true) && !overlaps(&order, false, true));
+        assert_eq!(order.set_level(Level::Runs), Level::Off);
+        assert!(overlaps(&order, false, true));
+        assert_eq!(order.set_level(Level::Off), Level::Runs);
+        assert!(!overlaps(&order, false, true) && order.level() == Level::Off);
     }
 
     #[test]

@@ -9,13 +9,19 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::slice;
+use std::sync::Arc;
 
-use cudarc::driver::{DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use rayon::prelude::*;
+
+use super::event::Event;
 
 /// Slots and their size: enough in flight to keep a PCIe 5 link busy while one is filled.
 const N_SLOTS: usize = 8;
 const SLOT_BYTES: usize = 8 << 20;
+/// How often all slots are sent to see how fast that is, and how often that is tried.
+const RATE_ROUNDS: usize = 4;
+const RATE_TRIES: usize = 3;
 /// Bytes that one core copies at a time.
 const PART_BYTES: usize = 1 << 20;
 
@@ -36,6 +42,9 @@ pub(super) struct Staging {
 unsafe impl Send for Staging {}
 
 impl Staging {
+    /// Bytes of all slots.
+    pub(super) const BYTES: usize = N_SLOTS * SLOT_BYTES;
+
     /// Allocates the slots.
     pub(super) fn new() -> Result<Self, DriverError> {
         let mut staging = Self { slots: Vec::with_capacity(N_SLOTS), next: 0 };
@@ -99,6 +108,40 @@ impl Staging {
             unsafe { sent(slot.copied, stream) }?;
         }
         Ok(())
+    }
+
+    /// Bytes per second at which the slots reach `address` when nobody has to fill them: the best of a few
+    /// tries.
+    ///
+    /// # Safety
+    /// `address` has room for [`BYTES`](Self::BYTES) and `stream` is alive.
+    pub(super) unsafe fn rate(
+        &mut self,
+        address: u64,
+        context: &Arc<CudaContext>,
+        stream: &CudaStream,
+    ) -> Result<f64, DriverError> {
+        for _ in 0..N_SLOTS {
+            let at = self.slot()?;
+            // SAFETY: the slot has SLOT_BYTES bytes, and no copy reads it any more.
+            unsafe { self.slots[at].memory.write_bytes(0x5a, SLOT_BYTES) };
+        }
+        let mut best = f64::INFINITY;
+        for _ in 0..RATE_TRIES {
+            let begun = Event::record(context, stream)?;
+            for slot in std::iter::repeat_n(&self.slots, RATE_ROUNDS).flat_map(|all| (0..).zip(all))
+            {
+                let (index, Slot { memory, .. }) = slot;
+                // SAFETY: filled above; nobody writes it before the copies have ended, below.
+                let pinned = unsafe { slice::from_raw_parts(memory.as_ptr(), SLOT_BYTES) };
+                let to = address + (index * SLOT_BYTES) as u64;
+                // SAFETY: the caller's promise.
+                unsafe { result::memcpy_htod_async(to, pinned, stream.cu_stream()) }?;
+            }
+            let ended = Event::record(context, stream)?;
+            best = best.min(f64::from(begun.milliseconds_to(&ended)?) / 1e3);
+        }
+        Ok((RATE_ROUNDS * Self::BYTES) as f64 / best)
     }
 
     /// Fetches the bytes at `address`, after everything on `stream` so far.

@@ -2,56 +2,94 @@
 //!
 //! Not here: what should be timed and against which limit (`fathom bench kernels`).
 
-use std::time::Instant;
-
-use super::memory::Place;
 use super::ops::{Call, CudaOps};
 use crate::OpError;
 
-/// Samples of which the median counts.
-const SAMPLES: usize = 7;
-/// Seconds one sample should take at least: launching and waiting cost some microseconds.
-const SAMPLE_S: f64 = 0.02;
+/// Copies and bare products of which the best counts.
+const TRIES: usize = 7;
+/// Calls of a recording at most: the driver keeps some memory for each.
+const MAX_CALLS: usize = 1024;
+
+/// How much is measured of one operator.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Effort {
+    /// Samples of which the median counts.
+    pub samples: usize,
+    /// Seconds that one sample should take at least: beginning a recording costs some microseconds.
+    pub sample_s: f64,
+}
+
+impl Effort {
+    /// Enough to tell a few hundredths apart.
+    pub const FULL: Self = Self { samples: 30, sample_s: 0.002 };
+    /// To see that everything runs.
+    pub const LEAST: Self = Self { samples: 1, sample_s: 0.0 };
+}
+
+/// Seconds of one call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timed {
+    /// The median of the samples.
+    pub median: f64,
+    /// A quarter of the samples is below the first, a quarter above the second.
+    pub quartiles: [f64; 2],
+    /// How many there are.
+    pub samples: usize,
+}
+
+impl Timed {
+    /// Of the seconds of single samples; all zero without any.
+    #[must_use]
+    pub fn of(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let last = samples.len().saturating_sub(1);
+            samples.get((last as f64 * share).round() as usize).copied().unwrap_or(0.0)
+        };
+        Self { median: at(0.5), quartiles: [at(0.25), at(0.75)], samples: samples.len() }
+    }
+
+    /// The distance of the quartiles as a share of the median.
+    #[must_use]
+    pub fn spread(&self) -> f64 {
+        if self.median > 0.0 { (self.quartiles[1] - self.quartiles[0]) / self.median } else { 0.0 }
+    }
+}
 
 impl CudaOps {
-    /// Median seconds of one of `n` calls of `body`, which gets the number of the call, so that
-    /// inputs can rotate. Memory must be planned: nothing can be allocated while launches are
-    /// recorded. Results are left to the next call.
+    /// Seconds of one call of `body`, which gets the number of an input below `n_inputs`: inputs
+    /// rotate, and every sample reads each of them. A sample is a replay of a recording. Memory must be
+    /// planned: nothing can be allocated while launches are recorded. Results are left to the next
+    /// call.
     ///
     /// # Errors
     /// What `body` or the device fails with.
     pub fn time(
         &self,
-        n: usize,
+        n_inputs: usize,
+        effort: Effort,
         body: &mut dyn FnMut(usize) -> Result<(), OpError>,
-    ) -> Result<f64, OpError> {
+    ) -> Result<Timed, OpError> {
         let device = self.memory().device();
+        let n_inputs = n_inputs.max(1);
+        let mut rounds = |n: usize| (0..n * n_inputs).try_for_each(|call| body(call % n_inputs));
         // Loads code.
-        (0..n).try_for_each(&mut *body)?;
+        rounds(1)?;
+        let one: f64 = self.stamped::<OpError>(1, &mut || rounds(1))?.iter().sum();
+        let wanted = if one > 0.0 { (effort.sample_s / one).ceil() as usize } else { 1 };
+        let n_rounds = wanted.clamp(1, (MAX_CALLS / n_inputs).max(1));
         device.begin_record().map_err(OpError::device)?;
-        let recorded = (0..n).try_for_each(&mut *body);
+        let recorded = rounds(n_rounds);
         let id = device.end_record().map_err(OpError::device)?;
         let outcome = recorded.and_then(|()| {
-            let mut replays = 1;
-            let mut samples = Vec::with_capacity(SAMPLES);
-            while samples.len() < SAMPLES {
-                let start = Instant::now();
-                for _ in 0..replays {
-                    // SAFETY: the buffers of the recording lie in arenas that `self` keeps; what is
-                    // alive of them is the caller's and was not given out again meanwhile, as
-                    // nothing is allocated here.
-                    unsafe { device.replay(id) }.map_err(OpError::device)?;
-                }
-                self.wait()?;
-                let seconds = start.elapsed().as_secs_f64();
-                if seconds < SAMPLE_S {
-                    replays *= 2;
-                } else {
-                    samples.push(seconds / (replays * n) as f64);
-                }
-            }
-            samples.sort_by(f64::total_cmp);
-            Ok(samples[SAMPLES / 2])
+            // SAFETY: the buffers of the recording lie in arenas that `self` keeps; what is alive of
+            // them is the caller's and was not given out again meanwhile, as nothing is allocated here.
+            let mut replay = || unsafe { device.replay(id) }.map_err(OpError::device);
+            // The first brings the recording to the device, and keeps it busy until the next begins.
+            replay()?;
+            let seconds = self.stamped(effort.samples.max(1), &mut replay)?;
+            let n_calls = (n_rounds * n_inputs) as f64;
+            Ok(Timed::of(seconds.iter().map(|seconds| seconds / n_calls).collect()))
         });
         device.forget(id);
         outcome
@@ -113,7 +151,7 @@ impl CudaOps {
         let [from, to] = [self.buffer(bytes)?, self.buffer(bytes)?];
         from.fill(0x5a)?;
         let device = self.memory().device();
-        let seconds = self.stamped::<OpError>(SAMPLES, &mut || {
+        let seconds = self.stamped::<OpError>(TRIES, &mut || {
             device.copy(from.address(), to.address(), bytes).map_err(OpError::device)
         })?;
         Ok(2.0 * bytes as f64 / seconds.iter().copied().fold(f64::INFINITY, f64::min))
@@ -134,7 +172,7 @@ impl CudaOps {
         } else {
             ("rate_bf16", 0, 8 * 16 * 2 * 16 * 8 * 16)
         };
-        let seconds = self.stamped::<OpError>(SAMPLES, &mut || {
+        let seconds = self.stamped::<OpError>(TRIES, &mut || {
             // SAFETY: `out` has a value for every warp of the grid.
             unsafe {
                 self.launch(Call {
@@ -149,9 +187,17 @@ impl CudaOps {
         let best = seconds.iter().copied().fold(f64::INFINITY, f64::min);
         Ok((f64::from(n_blocks) * f64::from(n_rounds) * f64::from(flops) / best, is_hopper))
     }
+}
 
-    /// Waits for everything launched so far.
-    fn wait(&self) -> Result<(), OpError> {
-        self.memory().buffer(Place::Workspace, 4)?.read(0, 4).map(drop)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_and_the_middle_half_are_told() {
+        let timed = Timed::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]);
+        assert_eq!((timed.median, timed.quartiles, timed.samples), (3.0, [2.0, 4.0], 5));
+        assert!((timed.spread() - 2.0 / 3.0).abs() < 1e-12);
+        assert_eq!(Timed::of(Vec::new()).spread(), 0.0);
     }
 }

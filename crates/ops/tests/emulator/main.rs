@@ -7,6 +7,7 @@
 
 mod attention;
 mod attention100;
+mod bench;
 mod blackwell;
 mod blackwell_bf16;
 mod branches;

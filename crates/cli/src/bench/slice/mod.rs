@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 pub(super) use shape::SliceArgs;
 use shape::{Case, Work};
 
-use super::ceilings;
+use super::ceilings::{self, Extent};
 use crate::gpu::{self, DeviceChoice};
 
 /// Runs the cases that are asked for; `save` gets the result after every one of them.
@@ -53,7 +53,8 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
              it",
         )?;
     println!("{}", gpu.about);
-    let ceilings = ceilings::ceilings(&gpu, args.quick)?;
+    let extent = if args.quick { Extent::Quick } else { Extent::Full };
+    let ceilings = ceilings::ceilings(&gpu, extent)?;
     println!("{}", ceilings.line());
     let stages = stages::per_layer(&config, gpu.kernels())?;
     println!("{}", stages.line());
@@ -80,7 +81,7 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
             save(&result)?;
             continue;
         }
-        let prepared = match prepare::prepare(&config, &gpu, args, &group) {
+        let mut prepared = match prepare::prepare(&config, &gpu, args, &group) {
             Ok(prepared) => prepared,
             // Groups differ in what they need; the others may fit.
             Err(error) => {
@@ -102,7 +103,14 @@ pub(super) fn run(args: &SliceArgs, save: &mut dyn FnMut(&Value) -> Result<()>) 
             }
             let measured = run::case(&prepared, case, args)
                 .with_context(|| format!("measuring {}", case.name()))?;
-            let value = report::case(&config, &prepared, case, &measured, &ceilings);
+            let mut value = report::case(&config, &prepared, case, &measured, &ceilings);
+            if args.deterministic {
+                prepared.set_deterministic(true);
+                let again = run::case(&prepared, case, args);
+                prepared.set_deterministic(false);
+                let again = again.with_context(|| format!("{}, deterministic", case.name()))?;
+                value["deterministic"] = report::deterministic(&measured, &again);
+            }
             println!("{}", report::line(&value));
             push(&mut result, "cases", value);
             save(&result)?;

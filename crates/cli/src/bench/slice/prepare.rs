@@ -37,6 +37,12 @@ impl Prepared {
         self.model.layers().len()
     }
 
+    /// Whether results are to be independent of the batch from here on.
+    pub(super) fn set_deterministic(&mut self, is_deterministic: bool) {
+        let ops = self.model.ops().clone().with_determinism(is_deterministic);
+        self.model.set_ops(ops);
+    }
+
     pub(super) fn about(&self) -> String {
         format!(
             "{} layers: weights {}, cache {}, workspace {}",
@@ -111,7 +117,7 @@ pub(super) fn cache_spec(model: &Transformer<CudaOps>, case: &Case) -> CacheSpec
     }
 }
 
-fn limits(group: &Group) -> StepLimits {
+fn limits(group: &Group, deterministic: bool) -> StepLimits {
     let cases = || group.cases.iter();
     let n_tokens = |case: &Case| match case.work {
         Work::Decode { batch, .. } => batch,
@@ -123,19 +129,29 @@ fn limits(group: &Group) -> StepLimits {
         max_num_seqs: cases().map(n_seqs).max().unwrap_or(1),
         max_model_len: cases().flat_map(lengths).max().unwrap_or(1),
         max_drafts: 0,
-        deterministic: false,
+        deterministic,
     }
 }
 
-/// What `n_layers` layers and the largest case of `group` take.
-fn sizes(checkpoint: &Checkpoint, gpu: &Gpu, group: &Group) -> Result<ArenaSizes> {
-    let rehearsed = Rehearsed::new(checkpoint, gpu.kernels(), OPTIONS, limits(group))?;
-    let mut cache = 0;
-    for case in &group.cases {
-        cache = cache.max(rehearsed.cache_bytes(&cache_spec(rehearsed.model(), case))?);
+/// What `n_layers` layers and the largest case of `group` take, in each way that they are to be run.
+fn sizes(
+    checkpoint: &Checkpoint,
+    gpu: &Gpu,
+    group: &Group,
+    args: &SliceArgs,
+) -> Result<ArenaSizes> {
+    let mut sizes = ArenaSizes::default();
+    for deterministic in [false, true].into_iter().take(1 + usize::from(args.deterministic)) {
+        let limits = limits(group, deterministic);
+        let rehearsed = Rehearsed::new(checkpoint, gpu.kernels(), OPTIONS, limits)?;
+        for case in &group.cases {
+            let bytes = rehearsed.cache_bytes(&cache_spec(rehearsed.model(), case))?;
+            sizes.cache = sizes.cache.max(bytes);
+        }
+        sizes.weights = sizes.weights.max(rehearsed.weight_bytes);
+        sizes.workspace = sizes.workspace.max(rehearsed.workspace_bytes);
     }
-    let (weights, workspace) = (rehearsed.weight_bytes, rehearsed.workspace_bytes);
-    Ok(ArenaSizes { weights, cache, workspace })
+    Ok(sizes)
 }
 
 fn needed(sizes: &ArenaSizes) -> u64 {
@@ -168,7 +184,7 @@ pub(super) fn prepare(
     let mut n_layers = args.layers.unwrap_or_else(|| upper_bound(config, group, memory));
     let (checkpoint, sizes) = loop {
         let checkpoint = hollow(&truncated(config, n_layers, group.zipf))?;
-        let sizes = sizes(&checkpoint, gpu, group)?;
+        let sizes = sizes(&checkpoint, gpu, group, args)?;
         let (needed, free) = (needed(&sizes), memory.free);
         if needed <= free {
             break (checkpoint, sizes);

@@ -124,6 +124,17 @@ pub(super) fn case(
     })
 }
 
+/// What results that do not depend on the batch cost: the times of `again` beside those of `measured`.
+pub(super) fn deterministic(measured: &Measured, again: &Measured) -> Value {
+    let medians = [measured, again].map(|one| quantile(&one.seconds, 0.5));
+    json!({
+        "seconds": again.seconds,
+        "median_s": medians[1],
+        "p90_s": quantile(&again.seconds, 0.9),
+        "cost": ratio(medians[1], medians[0]) - 1.0,
+    })
+}
+
 fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
@@ -150,6 +161,10 @@ pub(super) fn line(case: &Value) -> String {
         let of_floor = number("of_floor");
         let _ =
             write!(line, "\n    {name:<12}{us:>10.1} us, floor {floor:.1}, {of_floor:.2} of it");
+    }
+    if let Some(cost) = case["deterministic"]["cost"].as_f64() {
+        let ms = case["deterministic"]["median_s"].as_f64().unwrap_or(0.0) * 1e3;
+        let _ = write!(line, "\n    deterministic {ms:.3} ms, {:+.1} %", cost * 100.0);
     }
     line + &parallel::lines(&case["estimated_on_several_gpus"])
 }
@@ -253,6 +268,16 @@ mod tests {
         measured.kinds.insert("ratio-128", (LayerKind::Hca, 9e-5, vec![37]));
         let (seconds, how) = estimated_s(&flash, &measured, 4e-3, 1.1);
         assert!((seconds - 4.38e-3).abs() < 1e-9 && how == "measured layers", "{seconds}");
+    }
+
+    #[test]
+    fn what_determinism_costs_is_a_share_of_the_time_without_it() {
+        let mut case = json!({ "case": "decode 1 x 1024" });
+        assert!(!line(&case).contains("deterministic"));
+        case["deterministic"] = deterministic(&measured(2, 4e-3), &measured(2, 4.5e-3));
+        let cost = case["deterministic"]["cost"].as_f64().unwrap();
+        assert!((cost - 0.125).abs() < 1e-9, "{cost}");
+        assert!(line(&case).contains("deterministic 4.500 ms, +12.5 %"), "{}", line(&case));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(crate) struct SliceArgs {
     #[arg(long, value_delimiter = ',', default_value = "1K,32K,128K")]
     pub(super) context: Vec<Tokens>,
     /// Tokens of a prefill chunk
-    #[arg(long, value_delimiter = ',', default_value = "8K")]
+    #[arg(long, value_delimiter = ',', default_value = "8K,2K")]
     pub(super) prefill: Vec<Tokens>,
     /// Keep to these kinds of cases
     #[arg(long, value_delimiter = ',', default_value = "decode,prefill,zipf")]
@@ -72,6 +72,9 @@ pub(crate) struct SliceArgs {
     /// Fewer samples, no times by kind of layer
     #[arg(long)]
     pub(super) quick: bool,
+    /// Run each case once more with results that do not depend on the batch, and tell what that costs
+    #[arg(long)]
+    pub(super) deterministic: bool,
     /// Print floors and stop: needs no GPU
     #[arg(long)]
     pub(super) floors_only: bool,
@@ -223,11 +226,12 @@ mod tests {
     fn the_whole_grid_is_measured_by_default_the_shortest_context_first() {
         let names: Vec<String> =
             groups(&args(&[])).iter().flat_map(|g| g.cases.iter().map(Case::name)).collect();
-        assert_eq!(names.len(), 15 + 3 + 1);
+        assert_eq!(names.len(), 15 + 6 + 1);
         assert_eq!(names[0], "decode 1 x 1024");
         assert_eq!(names[5], "prefill 8192 after 0");
-        assert_eq!(names[8], "decode 1 x 131072");
-        assert_eq!(names[18], "decode 64 x 1024, Zipf");
+        assert_eq!(names[8], "prefill 2048 after 0");
+        assert_eq!(names[11], "decode 1 x 131072");
+        assert_eq!(names[21], "decode 64 x 1024, Zipf");
     }
 
     #[test]

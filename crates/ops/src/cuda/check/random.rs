@@ -8,18 +8,27 @@ use crate::{Backend, OpError, Scales, WeightData, WeightSource};
 
 /// A small random generator.
 #[derive(Debug, Clone)]
-pub(super) struct Random(u64);
+pub(super) struct Random {
+    state: u64,
+    /// Whether bytes of matrices are zeros.
+    is_hollow: bool,
+}
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, is_hollow: false }
+    }
+
+    /// The same whose matrices cost nothing and hold nothing but their shapes: for memory that draws.
+    pub(super) fn hollow(seed: u64) -> Self {
+        Self { is_hollow: true, ..Self::new(seed) }
     }
 
     pub(super) fn bits(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 24) as u32
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 24) as u32
     }
 
     pub(super) fn below(&mut self, limit: usize) -> usize {
@@ -49,6 +58,9 @@ impl Random {
     }
 
     fn bytes(&mut self, n: usize, byte: impl Fn(u32) -> u8) -> Bytes {
+        if self.is_hollow {
+            return vec![0; n].into();
+        }
         (0..n).map(|_| byte(self.bits())).collect()
     }
 
@@ -86,14 +98,22 @@ impl Random {
 
     pub(super) fn bf16(&mut self, rows: usize, cols: usize) -> Result<WeightSource, OpError> {
         let scale = 2.0 / (cols as f32).sqrt();
-        let values = self.values(rows * cols, scale);
-        let bytes = values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+        let bytes = if self.is_hollow {
+            vec![0; 2 * rows * cols].into()
+        } else {
+            let values = self.values(rows * cols, scale);
+            values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect()
+        };
         WeightSource::new("bf16", rows, cols, WeightData::Bf16(bytes))
     }
 
     pub(super) fn f32(&mut self, rows: usize, cols: usize) -> Result<WeightSource, OpError> {
         let scale = 2.0 / (cols as f32).sqrt();
-        let bytes = (0..rows * cols).flat_map(|_| (self.unit() * scale).to_le_bytes()).collect();
+        let bytes = if self.is_hollow {
+            vec![0; 4 * rows * cols].into()
+        } else {
+            (0..rows * cols).flat_map(|_| (self.unit() * scale).to_le_bytes()).collect()
+        };
         WeightSource::new("f32", rows, cols, WeightData::F32(bytes))
     }
 
