@@ -191,7 +191,9 @@ impl CudaOps {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rehearsal::Rehearsal;
     use super::*;
+    use crate::Activations;
 
     #[test]
     fn the_median_and_the_middle_half_are_told() {
@@ -199,5 +201,21 @@ mod tests {
         assert_eq!((timed.median, timed.quartiles, timed.samples), (3.0, [2.0, 4.0], 5));
         assert!((timed.spread() - 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(Timed::of(Vec::new()).spread(), 0.0);
+    }
+
+    #[test]
+    fn every_sample_reads_each_input_as_often_as_the_others() {
+        // Where nothing takes time, a recording has as many calls as it may.
+        for (effort, n_recorded) in [(Effort::LEAST, 1), (Effort::FULL, MAX_CALLS / 3)] {
+            let ops = CudaOps::over(Rehearsal::memory("sm_80"), Activations::Bf16);
+            let mut calls = [0; 3];
+            let timed = ops.time(3, effort, &mut |input| {
+                calls[input] += 1;
+                Ok(())
+            });
+            assert_eq!(timed.unwrap().samples, effort.samples);
+            // Twice before.
+            assert_eq!(calls, [2 + n_recorded; 3]);
+        }
     }
 }

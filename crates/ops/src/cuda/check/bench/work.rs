@@ -151,6 +151,9 @@ mod tests {
         close("top-k, 512 of 262144 x 8", 8.4, 0.0);
         // Scattered rows of 584 bytes, and 2,048 of norm, in and out.
         close("store, window x 128", 0.412, 0.0);
+        // And two compressors: six times their f32 inputs, a fourth of an entry and its key.
+        close("store, ratio 4 x 1", 0.034_099, 0.0);
+        close("store, ratio 128 x 1", 0.015_508, 0.0);
         close("likeliest token of 129280 x 32", 16.55, 0.0);
     }
 
