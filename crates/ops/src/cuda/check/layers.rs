@@ -51,7 +51,17 @@ const FLASH: Shape = Shape {
     top_k: 512,
 };
 
-fn spec(kind: LayerKind, n_blocks: usize) -> CacheSpec {
+const PRO: Shape = Shape {
+    width: 7168,
+    rank: 1536,
+    heads: 128,
+    groups: 16,
+    group_rank: 1024,
+    index_heads: 64,
+    top_k: 1024,
+};
+
+pub(super) fn spec(kind: LayerKind, n_blocks: usize) -> CacheSpec {
     CacheSpec {
         layers: vec![kind],
         n_slots: 3,
@@ -247,9 +257,10 @@ impl Pair {
             };
             let expected: Vec<Vec<f32>> = heads.par_iter().map(attend).collect();
             let what = format!(
-                "{kind:?} o [{} tokens from {}], {} heads in f64",
+                "{kind:?} o [{} tokens from {}, width {}], {} heads in f64",
                 sequence.n_tokens,
                 sequence.position,
+                self.width,
                 heads.len()
             );
             let first = sequence.row as usize * n_heads;
@@ -302,7 +313,8 @@ impl Pair {
         let (cpu, device) = (self.cpu.ops, self.device.ops.clone());
         let n_tokens = batch.n_tokens();
         let kind = self.cpu.weights.kind;
-        let what = |part: &str| format!("{kind:?} {part} [{n_tokens} tokens]");
+        let width = self.width;
+        let what = |part: &str| format!("{kind:?} {part} [{n_tokens} tokens, width {width}]");
         let x = report.random.values(n_tokens * self.width, 2.0);
         let (cpu_step, step) = (cpu.prepare_step(batch)?, device.prepare_step(batch)?);
         let cpu_x = cpu.upload(n_tokens, self.width, &x)?;
@@ -425,12 +437,23 @@ impl Pair {
     }
 }
 
+/// A layer's shape, and the sequence that goes on in it: position, blocks, tokens of its chunk.
+type Sequence = (Shape, u32, usize, usize);
+
 fn attention(report: &mut Report<'_>, kind: LayerKind) -> Result<(), OpError> {
-    let (shape, position, n_blocks, chunk) = match report.size {
-        Size::Small => (SMALL, 128, 2, 3),
-        // Beyond 4 * top_k positions entries compete.
-        Size::Real => (FLASH, 4096, 24, 48),
+    let sequences: &[Sequence] = match report.size {
+        Size::Small => &[(SMALL, 128, 2, 3)],
+        // Beyond 4 * top_k positions entries compete. Pro's matrices are three times as large: few tokens.
+        Size::Real => &[(FLASH, 4096, 24, 48), (PRO, 8192, 40, 16)],
     };
+    sequences.iter().try_for_each(|sequence| layer(report, kind, *sequence))
+}
+
+fn layer(
+    report: &mut Report<'_>,
+    kind: LayerKind,
+    (shape, position, n_blocks, chunk): Sequence,
+) -> Result<(), OpError> {
     let (cpu, random) = (cpu(report), report.random.clone());
     report.random.bits();
     let mut pair = Pair {
