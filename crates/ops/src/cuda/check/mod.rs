@@ -8,7 +8,7 @@
 //!
 //! - `wrappers`: what kernels call beside plain C++, one by one;
 //! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products; `hyper`: hyper-connections and
-//!   head; `experts`; `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
+//!   head; `experts`; `layers`: attention over a cache; `selecting`: entries of a long context; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
 //!
 //! Not here: a whole model (`fathom device-check`), the emulator's own tests.
@@ -24,6 +24,7 @@ mod layers;
 mod parts;
 mod poison;
 mod random;
+mod selecting;
 mod wrappers;
 
 use std::sync::Arc;
@@ -79,7 +80,7 @@ impl std::fmt::Debug for Case {
 }
 
 /// All cases, in the order in which a failure is easiest to understand.
-pub const CASES: [Case; 10] = [
+pub const CASES: [Case; 11] = [
     Case { name: "wrappers", run: wrappers::wrappers },
     Case { name: "number formats", run: formats::formats },
     Case { name: "linear", run: parts::linear },
@@ -89,6 +90,7 @@ pub const CASES: [Case; 10] = [
     Case { name: "attention, window", run: layers::window },
     Case { name: "attention, ratio 4", run: layers::csa },
     Case { name: "attention, ratio 128", run: layers::hca },
+    Case { name: "choosing entries", run: selecting::selecting },
     Case { name: "choosing tokens", run: choosing::choosing },
 ];
 

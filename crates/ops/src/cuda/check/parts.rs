@@ -25,26 +25,23 @@ pub(super) fn step<B: Backend>(ops: &B, tokens: &[u32]) -> Result<B::Step, OpErr
 
 /// `x W^T` through the head operator (bf16 and f32 results of every format).
 pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
-    // (rows of W, columns): ragged ones, then those of Flash and Pro.
-    let (shapes, row_counts): (&[(usize, usize)], &[usize]) = match report.size {
-        Size::Small => (&[(70, 128), (129, 384)], &[1, 9, 33]),
-        Size::Real => {
-            // On sm_100f the last two take one and two segments of K, the others four.
-            (
-                &[
-                    (1536, 4096),
-                    (4096, 8192),
-                    (2624, 4096),
-                    (7168, 16384),
-                    (16_160, 4096),
-                    (8192, 4096),
-                ],
-                &[1, 8, 61, 1024],
-            )
-        }
+    // (rows of W, columns, rows of the input): ragged ones, then those of Flash and Pro.
+    let real: &[usize] = &[1, 8, 61, 1024];
+    let shapes: &[(usize, usize, &[usize])] = match report.size {
+        // The last one is enough work for products of 64 tokens a block on sm_80.
+        Size::Small => &[(70, 128, &[1, 9, 33]), (129, 384, &[1, 9, 33]), (3400, 256, &[65])],
+        // On sm_100f the last two take one and two segments of K, the others four.
+        Size::Real => &[
+            (1536, 4096, real),
+            (4096, 8192, real),
+            (2624, 4096, real),
+            (7168, 16384, real),
+            (16_160, 4096, real),
+            (8192, 4096, real),
+        ],
     };
     let (ops, cpu) = (report.ops, cpu(report));
-    for &(n, k) in shapes {
+    for &(n, k, row_counts) in shapes {
         let fp8 = report.random.fp8(n, k)?;
         let bf16 = report.random.bf16(n, k)?;
         let (head, cpu_head) = (ops.load_linear(&bf16)?, cpu.load_linear(&bf16)?);
