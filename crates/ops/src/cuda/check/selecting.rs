@@ -29,8 +29,11 @@ type Choice = (usize, usize, &'static [usize]);
 /// Sets chosen for the last tokens of a sequence.
 pub(super) fn selecting(report: &mut Report<'_>) -> Result<(), OpError> {
     let choices: &[Choice] = match report.size {
-        // The second one is a cluster's on sm_90a.
-        Size::Small => &[(700, 8, &[16, 512]), (16_390, 8, &[33])],
+        // The second one is a cluster's, which only sm_90a has.
+        Size::Small if report.ops.memory().device().arch() == "sm_90a" => {
+            &[(700, 8, &[16, 512]), (16_390, 8, &[33])]
+        }
+        Size::Small => &[(700, 8, &[16, 512])],
         // A million tokens.
         Size::Real => &[(5000, 64, &[512, 1024]), (262_144, 64, &[512, 1024])],
     };
