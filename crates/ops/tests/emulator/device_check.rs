@@ -127,6 +127,8 @@ fn a_kernel_that_does_nothing_is_found_by_the_case_it_belongs_to() {
         ("plain_gate", "experts, FP4"),
         ("plain_sum", "experts, FP8"),
         ("hc_post", "hyper-connections and head"),
+        ("plain_mix", "hyper-connections and head"),
+        ("plain_post", "hyper-connections and head"),
         ("attn_commit_window", "attention, window"),
         ("plain_scores", "attention, window"),
         ("plain_attend", "attention, ratio 128"),

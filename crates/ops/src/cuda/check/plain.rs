@@ -6,7 +6,8 @@
 
 use fathom_core::model_config::HEAD_DIM;
 
-use super::exact::{self, Expert};
+use super::exact::{self, Expert, Site};
+use super::hyper::Results;
 use super::{Report, Size};
 use crate::cuda::device::Arg;
 use crate::cuda::memory::Buffer;
@@ -19,6 +20,7 @@ const BF16: u32 = 0;
 const FP8: u32 = 1;
 const FP8_F32: u32 = 2;
 const FP4: u32 = 3;
+const F32: u32 = 4;
 
 /// Whether `rows` are few enough for plain kernels where an emulator runs them.
 pub(super) const fn is_affordable(size: Size, rows: usize) -> bool {
@@ -76,9 +78,9 @@ impl Matrices {
                     (codes, scales)
                 }
                 WeightData::Bf16(bytes) => (bytes, &[]),
-                WeightData::F32(_) => {
-                    let reason = "plain products have no f32 weights".to_owned();
-                    return Err(OpError::Weight { name: source.name.clone(), reason });
+                WeightData::F32(bytes) => {
+                    format = F32;
+                    (bytes, &[])
                 }
             };
             all_codes.extend_from_slice(codes);
@@ -201,6 +203,75 @@ pub(super) fn mixture(
     // SAFETY: `parts` is [rows, k, width] f32, the others are [rows, width].
     unsafe { launch(ops, "plain_sum", (x.len(), 1), &args)? };
     read(&out, x.len())
+}
+
+/// Copies of the residual stream, and numbers that a site mixes them by.
+const COPIES: usize = 4;
+const MIXES: usize = 24;
+
+/// A site's mixes `[rows, 24]` and the normalised sublayer input `[rows, width]` of the copies `x`.
+fn site(ops: &CudaOps, site: &Site<'_>, x: &Buffer, rows: usize) -> Result<[Buffer; 2], OpError> {
+    let (width, n) = (site.norm.len(), site.base.len());
+    let size = |n: usize| Arg::U32(n as u32);
+    let factor_of = |x: &Buffer, cols: usize| {
+        let out = ops.buffer(4 * rows)?;
+        let args = [x.into(), (&out).into(), size(cols), size(rows)];
+        // SAFETY: x is [rows, cols] f32, there is a factor for each row.
+        unsafe { launch(ops, "plain_factor", (rows, 1), &args)? };
+        Ok::<_, OpError>(out)
+    };
+    let matrices = Matrices::new(ops, std::iter::once(site.function))?;
+    let products = matrices.product(ops, x, None, (rows, 1))?;
+    let factors = factor_of(x, COPIES * width)?;
+    let (base, scale) = (values(ops, site.base)?, values(ops, site.scale)?);
+    let mix = ops.buffer(4 * rows * MIXES)?;
+    let named = [&products, &factors, &base, &scale, &mix].map(Arg::from);
+    // SAFETY: the products are [rows, n], the mixes [rows, 24] f32; base and scale are the site's.
+    unsafe { launch(ops, "plain_mix", (rows, 1), &[&named[..], &[size(n), size(rows)]].concat())? };
+    let (out, n) = (ops.buffer(4 * rows * width)?, rows * width);
+    let args = [x.into(), (&mix).into(), (&out).into(), size(width), size(n)];
+    // SAFETY: x is [rows, 4, width] f32, `out` [rows, width].
+    unsafe { launch(ops, "plain_collapse", (n, 1), &args)? };
+    let (factors, norm) = (factor_of(&out, width)?, values(ops, site.norm)?);
+    let args = [(&out).into(), (&factors).into(), (&norm).into(), size(width), size(n)];
+    // SAFETY: `out` is [rows, width] f32, with a factor for each row and a weight for each channel.
+    unsafe { launch(ops, "plain_scale", (n, 1), &args)? };
+    Ok([mix, out])
+}
+
+/// Results of hyper-connections over the copies `x [rows, 4, width]` and a sublayer's output `y`.
+pub(super) fn hyper_connections(
+    report: &Report<'_>,
+    [first, second, head]: [Site<'_>; 3],
+    x: &[f32],
+    y: &[f32],
+) -> Result<Results, OpError> {
+    let (ops, width) = (report.ops, first.norm.len());
+    let (rows, n) = (y.len() / width, x.len());
+    let (x, y) = (values(ops, x)?, values(ops, y)?);
+    let [mix, normed] = site(ops, &first, &x, rows)?;
+    let copies = ops.buffer(4 * n)?;
+    let named = [&x, &y, &mix, &copies].map(Arg::from);
+    let sizes = [Arg::U32(width as u32), Arg::U32(n as u32)];
+    // SAFETY: x and `copies` are [rows, 4, width] f32, y is [rows, width], the mixes [rows, 24].
+    unsafe { launch(ops, "plain_post", (n, 1), &[&named[..], &sizes].concat())? };
+    let [next_mix, next] = site(ops, &second, &copies, rows)?;
+    let [_, collapsed] = site(ops, &head, &x, rows)?;
+    let mix = read(&mix, rows * MIXES)?;
+    let part = |mix: &[f32], part: std::ops::Range<usize>| -> Vec<f32> {
+        mix.chunks_exact(MIXES).flat_map(|row| &row[part.clone()]).copied().collect()
+    };
+    let (copies, all) = (read(&copies, n)?, rows * width);
+    Ok(vec![
+        ("hc_pre normed", read(&normed, all)?, width),
+        ("hc_pre post", part(&mix, 4..8), 4),
+        ("hc_pre comb", part(&mix, 8..MIXES), 16),
+        ("hc_post", copies.clone(), COPIES * width),
+        ("boundary x", copies, COPIES * width),
+        ("boundary normed", read(&next, all)?, width),
+        ("boundary comb", part(&read(&next_mix, rows * MIXES)?, 8..MIXES), 16),
+        ("hc_head", read(&collapsed, all)?, width),
+    ])
 }
 
 /// What attention reads: keys `[n_keys, 512]`, and of each row which of them, with its position.
