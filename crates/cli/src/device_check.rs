@@ -10,6 +10,7 @@
 
 mod model;
 mod sanitize;
+mod sets;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

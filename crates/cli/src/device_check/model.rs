@@ -1,12 +1,13 @@
 //! The embedded model on a device: against the CPU, against the official code, against itself.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use fathom_core::{Numerics, Rank, TokenId};
 use fathom_model::session::Rows;
-use fathom_model::{LoadOptions, NoProbe, Session, Transformer};
+use fathom_model::{LoadOptions, NoProbe, Probe, Session, Transformer};
 use fathom_ops::cpu::CpuOps;
 use fathom_ops::cuda::check::{Comparison, Poisoned};
 use fathom_ops::cuda::{ArenaSizes, CudaOps, Device, Memory};
@@ -14,6 +15,7 @@ use fathom_ops::{Backend, Batch, CacheSpec, Ops, Solo};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
+use super::sets::{Agreement, Sets};
 use crate::gpu::Gpu;
 use crate::gpu::plan::{Rehearsed, StepLimits};
 
@@ -29,6 +31,9 @@ pub(super) const PARTS: [Part; 3] = [
     Part { name: "nano, chunks and neighbours do not matter", run: invariance },
     Part { name: "nano, replayed steps", run: replays },
 ];
+
+/// Layers of nano.
+const N_LAYERS: usize = 4;
 
 const OPTIONS: LoadOptions = LoadOptions { mtp: false };
 
@@ -51,11 +56,16 @@ fn tokens(n: usize, step: u32) -> Vec<TokenId> {
 }
 
 /// Logits of every row of `ids`, run in pieces of `chunk` tokens.
-fn logits<O: Ops>(model: &Transformer<O>, ids: &[TokenId], chunk: usize) -> Result<Vec<Vec<f32>>> {
+fn logits<O: Ops>(
+    model: &Transformer<O>,
+    ids: &[TokenId],
+    chunk: usize,
+    probe: &mut dyn Probe<O>,
+) -> Result<Vec<Vec<f32>>> {
     let mut session = Session::new(model, &Solo, ids.len(), 0)?;
     let mut rows = Vec::with_capacity(ids.len());
     for piece in ids.chunks(chunk) {
-        let output = session.run(piece, Rows::All, false, &mut NoProbe)?;
+        let output = session.run(piece, Rows::All, false, probe)?;
         let values = model.ops().download(&output.logits.context("no logits")?)?;
         rows.extend(values.chunks_exact(values.len() / piece.len()).map(<[f32]>::to_vec));
     }
@@ -104,10 +114,14 @@ fn against_cpu(gpu: &Gpu, small: bool) -> Result<Vec<Comparison>> {
     let mut found = Vec::new();
     for &(n, chunk) in cases {
         let ids = tokens(n, 37);
-        let got = logits(&device, &ids, chunk)?;
-        let expected = logits(&cpu, &ids, chunk)?;
+        let (mut chosen, mut wanted) = (Sets::default(), Sets::default());
+        let got = logits(&device, &ids, chunk, &mut chosen)?;
+        let expected = logits(&cpu, &ids, chunk, &mut wanted)?;
         let pairs: Vec<_> = got.into_iter().zip(expected).collect();
         found.extend(distances(&format!("logits of {n} tokens"), &pairs));
+        let mut agreement = Agreement::default();
+        agreement.runs(&chosen, &wanted);
+        found.extend(agreement.comparisons(&format!("{n} tokens")));
     }
     Ok(found)
 }
@@ -126,11 +140,11 @@ fn invariance(gpu: &Gpu, small: bool) -> Result<Vec<Comparison>> {
     let (n, chunks): (usize, &[usize]) =
         if small { (4, &[3]) } else { (700, &[1, 3, 64, 257, 512]) };
     let ids = tokens(n, 41);
-    let whole = logits(&model, &ids, n)?;
+    let whole = logits(&model, &ids, n, &mut NoProbe)?;
     let mut found = Vec::new();
     for &chunk in chunks {
         let what = format!("{n} tokens in pieces of {chunk}");
-        found.push(differ(what, &logits(&model, &ids, chunk)?, &whole));
+        found.push(differ(what, &logits(&model, &ids, chunk, &mut NoProbe)?, &whole));
     }
     // The same sequence beside others: its logits are the first of each step.
     let spec = spec(&model, 8, n.div_ceil(256) * 8);
@@ -250,8 +264,17 @@ pub(super) fn goldens(gpu: &Gpu, folder: &Path, small: bool) -> Result<Vec<Compa
         let cols = *view.shape().last()?;
         Some(values.chunks_exact(cols).map(<[f32]>::to_vec).collect())
     };
+    let golden_sets = |key: &str| -> Vec<BTreeSet<u32>> {
+        let Ok(view) = file.tensor(key) else { return Vec::new() };
+        let words = view.data().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b));
+        let ids: Vec<i32> = words.collect();
+        let cols = view.shape().last().map_or(1, |cols| *cols).max(1);
+        // Where there are fewer than k, -1 stands for the rest.
+        let set = |row: &[i32]| row.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        ids.chunks(cols).map(set).collect()
+    };
     let model = on_device(gpu)?;
-    let mut pairs = Vec::new();
+    let (mut pairs, mut agreement) = (Vec::new(), Agreement::default());
     for (name, case) in &manifest.cases {
         // What the emulator does in some seconds.
         if small && name != "p5" {
@@ -260,7 +283,13 @@ pub(super) fn goldens(gpu: &Gpu, folder: &Path, small: bool) -> Result<Vec<Compa
         let n_prompt = case.ids.len();
         let forced = if small { &case.forced[..1] } else { &case.forced };
         let mut session = Session::new(&model, &Solo, n_prompt + forced.len(), 0)?;
-        let prompt = session.run(&case.ids, Rows::All, false, &mut NoProbe)?;
+        let mut sets = Sets::default();
+        let prompt = session.run(&case.ids, Rows::All, false, &mut sets)?;
+        for layer in 0..N_LAYERS {
+            let golden = |what: &str| golden_sets(&format!("{name}/prefill/layer{layer}/{what}"));
+            agreement.experts(sets.experts.get(&layer), &golden("router_ids"));
+            agreement.entries(sets.entries.get(&layer), &golden("index_topk"));
+        }
         let values = model.ops().download(&prompt.logits.context("no logits")?)?;
         let width = values.len() / n_prompt;
         let row = |position: usize| values[position * width..(position + 1) * width].to_vec();
@@ -272,11 +301,23 @@ pub(super) fn goldens(gpu: &Gpu, folder: &Path, small: bool) -> Result<Vec<Compa
             pairs.extend(rows.zip(selected));
         }
         let decoded = golden(&format!("{name}/decode/logits")).unwrap_or_default();
+        let mut sets = Sets::default();
         for (&token, expected) in forced.iter().zip(decoded) {
-            let step = session.run(&[token], Rows::Last, false, &mut NoProbe)?;
+            let step = session.run(&[token], Rows::Last, false, &mut sets)?;
             pairs.push((model.ops().download(&step.logits.context("no logits")?)?, expected));
+        }
+        // Experts of a step are those of all layers, one after the other.
+        let experts = golden_sets(&format!("{name}/decode/router_ids"));
+        for layer in 0..N_LAYERS {
+            let experts = experts.iter().skip(layer).step_by(N_LAYERS).take(forced.len()).cloned();
+            agreement.experts(sets.experts.get(&layer), &experts.collect::<Vec<_>>());
+            let mut entries = golden_sets(&format!("{name}/decode/layer{layer}/index_topk"));
+            entries.truncate(forced.len());
+            agreement.entries(sets.entries.get(&layer), &entries);
         }
     }
     ensure!(!pairs.is_empty(), "{} has no logits of these cases", folder.display());
-    Ok(distances("logits of the official code", &pairs))
+    let mut found = distances("logits of the official code", &pairs);
+    found.extend(agreement.comparisons("sets of the official code"));
+    Ok(found)
 }

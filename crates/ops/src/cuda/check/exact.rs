@@ -288,7 +288,14 @@ pub(super) fn attend(
     for (weight, key) in weights.iter().zip(keys) {
         out.iter_mut().zip(*key).for_each(|(out, &value)| *out += weight / sum * f64::from(value));
     }
-    let mut out: Vec<f32> = out.into_iter().map(bf16).collect();
+    let mut out: Vec<f32> = out.into_iter().map(|x| x as f32).collect();
+    rotate_back(&mut out, position, frequencies);
+    out
+}
+
+/// Rounds a head's output and rotates it back.
+pub(super) fn rotate_back(out: &mut [f32], position: usize, frequencies: &[f32]) {
+    out.iter_mut().for_each(|x| *x = round_bf16(*x));
     let first = out.len() - 2 * frequencies.len();
     for (pair, frequency) in out[first..].chunks_exact_mut(2).zip(frequencies) {
         // The angle is an f32, as in the official table.
@@ -296,7 +303,6 @@ pub(super) fn attend(
         let (re, im) = (f64::from(pair[0]), f64::from(pair[1]));
         (pair[0], pair[1]) = (bf16(re * cos + im * sin), bf16(im * cos - re * sin));
     }
-    out
 }
 
 #[cfg(test)]

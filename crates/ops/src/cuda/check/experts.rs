@@ -5,7 +5,7 @@ use fathom_core::parallel::ExpertShard;
 use super::exact::{self, Expert};
 use super::parts::{CPU_ROWS, VOCAB, cpu, step};
 use super::random::Random;
-use super::{BF16_STEP, Report, Size, pick};
+use super::{BF16_STEP, Report, Size, pick, plain};
 use crate::layer::{MoeWeights, Router, SharedExpert};
 use crate::traits::MoeOps;
 use crate::{Backend, OpError, Solo, WeightSource};
@@ -156,6 +156,22 @@ fn experts(report: &mut Report<'_>, make: MakeExpert) -> Result<(), OpError> {
             report.mostly_equal(format!("chosen {shape_text}"), &rows_of_ids, &cpu_ids, 0.0);
             let all = Got { x: &values, ids: &ids, factors: &factors, out: &got };
             in_f64(report, &sources, &all, &shape_text);
+            let is_known = ids.iter().all(|&id| (id as usize) < shape.n_experts);
+            if is_known && plain::is_affordable(report.size, rows) {
+                let weights = (&*sources.experts, &sources.shared);
+                let chosen = (&*ids, &*factors);
+                let all = plain::mixture(report, weights, &values, chosen, LIMIT)?;
+                let what = format!("experts {shape_text}, the plain kernels");
+                report.close(
+                    what,
+                    &pick(&all, shape.width, &checked),
+                    &expected.data,
+                    2.0 * BF16_STEP,
+                );
+                // Activations between gate/up and down fall to either of two codes here, too.
+                let what = format!("experts {shape_text}, all outputs as the plain kernels'");
+                report.close(what, &got, &all, 2.0 * BF16_STEP);
+            }
             let factors = pick(&factors, k, &checked);
             report.close(format!("routing weights {shape_text}"), &factors, &cpu_factors, 1e-5);
             let got = pick(&got, shape.width, &checked);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::exact::{self, Site};
 use super::parts::{CPU_ROWS, VOCAB, cpu, step};
 use super::random::Random;
-use super::{BF16_STEP, Report, Size, pick};
+use super::{BF16_STEP, Report, Size, pick, plain};
 use crate::layer::{HcHead, HcSite, MtpInputWeights, Norm};
 use crate::traits::HcMix;
 use crate::{Backend, OpError, Ops, WeightSource};
@@ -73,7 +73,7 @@ impl Inputs {
 }
 
 /// Name, values and columns of everything that one side computes.
-type Results = Vec<(&'static str, Vec<f32>, usize)>;
+pub(super) type Results = Vec<(&'static str, Vec<f32>, usize)>;
 
 fn results<B: Ops>(ops: &B, inputs: &Inputs, wanted: &[usize]) -> Result<Results, OpError> {
     let (n, width) = (wanted.len(), inputs.width);
@@ -165,6 +165,12 @@ fn limit_of(name: &str) -> f64 {
     }
 }
 
+/// The same from exact values: one rounding.
+fn exact_limit_of(name: &str) -> f64 {
+    let limit = limit_of(name);
+    if limit == BF16_STEP { exact::ROUNDED } else { limit }
+}
+
 /// Everything of `HyperConnectionOps` and `HeadOps`.
 pub(super) fn hyper_connections(report: &mut Report<'_>) -> Result<(), OpError> {
     let (widths, row_counts): (&[usize], &[usize]) = match report.size {
@@ -188,11 +194,24 @@ pub(super) fn hyper_connections(report: &mut Report<'_>) -> Result<(), OpError> 
                 let Some((_, got, _)) = got.iter().find(|(other, ..)| *other == name) else {
                     continue;
                 };
-                let limit = limit_of(name);
-                // Norms follow a rounding that may fall to the other side; copies round once.
-                let limit = if limit == BF16_STEP { exact::ROUNDED } else { limit };
                 let what = format!("{name} [{rows}, {cols}], {} rows in f64", wanted.len());
-                report.close(what, &pick(got, cols, &wanted), &exact, limit);
+                report.close(what, &pick(got, cols, &wanted), &exact, exact_limit_of(name));
+            }
+            if plain::is_affordable(report.size, rows) {
+                let sites = [0, 1, 2].map(|index| inputs.exact_site(index));
+                for (name, all, cols) in
+                    plain::hyper_connections(report, sites, &inputs.x, &inputs.y)?
+                {
+                    let of = |results: &Results| {
+                        let result = results.iter().find(|(other, ..)| *other == name);
+                        result.map_or_else(Vec::new, |(_, values, _)| values.clone())
+                    };
+                    let what = format!("{name} [{rows}, {cols}], the plain kernels");
+                    let limit = limit_of(name);
+                    report.close(what, &pick(&all, cols, &checked), &of(&expected), limit);
+                    let what = format!("{name} [{rows}, {cols}], all outputs as theirs");
+                    report.close(what, &of(&got), &all, limit);
+                }
             }
             if rows <= MANY_ROWS {
                 continue;

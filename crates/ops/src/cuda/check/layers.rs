@@ -11,6 +11,7 @@ use fathom_core::model_config::{HEAD_DIM, WINDOW};
 use rayon::prelude::*;
 
 use super::parts::cpu;
+use super::plain::Keys;
 use super::random::Random;
 use super::{BF16_STEP, Report, Size, exact};
 use crate::cpu::{CpuOps, HostTensor, unpack_rows};
@@ -51,7 +52,17 @@ const FLASH: Shape = Shape {
     top_k: 512,
 };
 
-fn spec(kind: LayerKind, n_blocks: usize) -> CacheSpec {
+const PRO: Shape = Shape {
+    width: 7168,
+    rank: 1536,
+    heads: 128,
+    groups: 16,
+    group_rank: 1024,
+    index_heads: 64,
+    top_k: 1024,
+};
+
+pub(super) fn spec(kind: LayerKind, n_blocks: usize) -> CacheSpec {
     CacheSpec {
         layers: vec![kind],
         n_slots: 3,
@@ -198,64 +209,99 @@ impl Pair {
         Ok(())
     }
 
-    /// Attention of some heads in f64, over the rows that the device has: `chosen` are the entries it
-    /// attends to, `stored` its rows of this step, `o` what it put out. Each sequence for itself: over
-    /// few keys outputs are larger.
-    fn attend_in_f64(
+    /// The rows that the device attends to in a step: `stored` are those of the step itself, `chosen` the
+    /// entries of each.
+    fn keys(
         &mut self,
-        report: &mut Report<'_>,
         batch: &Batch,
-        q: &HostTensor,
         chosen: Option<&[Vec<u32>]>,
-        (stored, o): (&[f32], &[f32]),
-    ) -> Result<(), OpError> {
-        let weights = &self.cpu.weights;
-        let (kind, n_heads) = (weights.kind, weights.n_heads);
-        let (q, _) = q.data.as_chunks::<HEAD_DIM>();
+        stored: &[f32],
+    ) -> Result<Keys, OpError> {
+        let kind = self.cpu.weights.kind;
+        let mut keys = Keys::default();
         for sequence in &batch.sequences {
             for (row, position) in sequence.rows().zip(sequence.positions()) {
                 let values = stored[row * HEAD_DIM..(row + 1) * HEAD_DIM].to_vec();
                 self.window.insert((sequence.slot, position), values);
             }
-            let n_heads_of_all = sequence.rows().len() * n_heads;
-            let n = exact::n_outputs(report.size) / batch.sequences.len();
-            let heads = report.random.some_of(n_heads_of_all, n);
-            let mut entries = BTreeMap::new();
-            let own = |head: usize| match chosen {
-                Some(chosen) => chosen[sequence.row as usize + head / n_heads].clone(),
-                None => {
-                    let position = sequence.position as usize + head / n_heads;
-                    (0..kind.n_entries(position + 1) as u32).collect()
+            // Where a window row's or an entry's values are.
+            let (mut of_window, mut of_entry) = (BTreeMap::new(), BTreeMap::new());
+            for (row, position) in sequence.rows().zip(sequence.positions()) {
+                let mut list = Vec::new();
+                for at in (position + 1).saturating_sub(WINDOW)..=position {
+                    if let Some(values) = self.window.get(&(sequence.slot, at)) {
+                        list.push(*of_window.entry(at).or_insert_with(|| keys.push(values)));
+                    }
                 }
-            };
-            for entry in heads.iter().flat_map(|&head| own(head)) {
-                if let Entry::Vacant(place) = entries.entry(entry) {
-                    let (cache, blocks) = (&self.device.cache, batch.blocks_of(sequence));
-                    let entry = entry as usize;
-                    place.insert(self.device.ops.read_entry(cache, 0, blocks, entry)?.0);
+                let all = 0..kind.n_entries(position + 1) as u32;
+                for entry in chosen.map_or_else(|| all.collect(), |chosen| chosen[row].clone()) {
+                    let place = match of_entry.entry(entry) {
+                        Entry::Occupied(place) => *place.get(),
+                        Entry::Vacant(place) => {
+                            let (cache, blocks) = (&self.device.cache, batch.blocks_of(sequence));
+                            let entry = entry as usize;
+                            let read = self.device.ops.read_entry(cache, 0, blocks, entry)?;
+                            *place.insert(keys.push(&read.0))
+                        }
+                    };
+                    list.push(place);
                 }
+                keys.lists.push(list);
+                keys.positions.push(position);
             }
+        }
+        Ok(keys)
+    }
+
+    /// Attention `o` of a step over what [`Self::keys`] says against that of a plain kernel, and some heads in
+    /// f64. Each sequence for itself: over few keys outputs are larger.
+    fn compare_attention(
+        &mut self,
+        report: &mut Report<'_>,
+        batch: &Batch,
+        q: &HostTensor,
+        (chosen, stored): (Option<&[Vec<u32>]>, &[f32]),
+        (o, cpu_o): (&[f32], Option<&[f32]>),
+    ) -> Result<(), OpError> {
+        let keys = &self.keys(batch, chosen, stored)?;
+        let weights = &self.cpu.weights;
+        let (kind, n_heads) = (weights.kind, weights.n_heads);
+        let (heads_q, _) = q.data.as_chunks::<HEAD_DIM>();
+        let all = if super::plain::is_affordable(report.size, 4 * q.rows) {
+            let (sinks, rope) = (&weights.attn_sink, &weights.rope);
+            Some(super::plain::attend(report, &q.data, keys, sinks, rope)?)
+        } else {
+            None
+        };
+        for sequence in &batch.sequences {
+            let own = sequence.rows().start * n_heads..sequence.rows().end * n_heads;
+            let what = format!(
+                "{kind:?} o [{} tokens from {}, width {}]",
+                sequence.n_tokens, sequence.position, self.width
+            );
+            let n = exact::n_outputs(report.size) / batch.sequences.len();
+            let heads: Vec<usize> =
+                report.random.some_of(own.len(), n).iter().map(|head| own.start + head).collect();
             let attend = |&head: &usize| {
-                let position = sequence.position as usize + head / n_heads;
-                let window = (position + 1).saturating_sub(WINDOW)..=position;
-                let window = window.filter_map(|at| self.window.get(&(sequence.slot, at)));
-                let own = own(head);
-                let own = own.iter().filter_map(|entry| entries.get(entry));
-                let keys: Vec<&[f32]> = window.chain(own).map(Vec::as_slice).collect();
-                let q = &q[sequence.row as usize * n_heads + head];
-                exact::attend(q, weights.attn_sink[head % n_heads], &keys, position, &weights.rope)
+                let row = head / n_heads;
+                let keys_of_row: Vec<&[f32]> = keys.of(row).collect();
+                let sink = weights.attn_sink[head % n_heads];
+                let position = keys.positions[row];
+                exact::attend(&heads_q[head], sink, &keys_of_row, position, &weights.rope)
             };
             let expected: Vec<Vec<f32>> = heads.par_iter().map(attend).collect();
-            let what = format!(
-                "{kind:?} o [{} tokens from {}], {} heads in f64",
-                sequence.n_tokens,
-                sequence.position,
-                heads.len()
-            );
-            let first = sequence.row as usize * n_heads;
-            let heads: Vec<usize> = heads.iter().map(|head| first + head).collect();
             let got = super::pick(o, HEAD_DIM, &heads);
-            report.close(what, &got, &expected.concat(), exact::ATTENDED);
+            let in_f64 = format!("{what}, {} heads in f64", heads.len());
+            report.close(in_f64, &got, &expected.concat(), exact::ATTENDED);
+            let own = own.start * HEAD_DIM..own.end * HEAD_DIM;
+            if let Some(all) = &all {
+                if let Some(cpu_o) = cpu_o {
+                    let (got, cpu_o) = (&all[own.clone()], &cpu_o[own.clone()]);
+                    report.close(format!("{what}, the plain kernel"), got, cpu_o, 2.0 * BF16_STEP);
+                }
+                let all_outputs = format!("{what}, all outputs as the plain kernel's");
+                report.close(all_outputs, &o[own.clone()], &all[own], exact::ATTENDED);
+            }
         }
         Ok(())
     }
@@ -302,7 +348,8 @@ impl Pair {
         let (cpu, device) = (self.cpu.ops, self.device.ops.clone());
         let n_tokens = batch.n_tokens();
         let kind = self.cpu.weights.kind;
-        let what = |part: &str| format!("{kind:?} {part} [{n_tokens} tokens]");
+        let width = self.width;
+        let what = |part: &str| format!("{kind:?} {part} [{n_tokens} tokens, width {width}]");
         let x = report.random.values(n_tokens * self.width, 2.0);
         let (cpu_step, step) = (cpu.prepare_step(batch)?, device.prepare_step(batch)?);
         let cpu_x = cpu.upload(n_tokens, self.width, &x)?;
@@ -363,7 +410,6 @@ impl Pair {
         compare(report, "stored kv", &got, &kv, 1.0 / 16.0)?;
         let stored = device.download(&got)?;
         let mut selection = None;
-        let mut chosen = None;
         let mut is_same = true;
         if cpu_side.weights.indexer.is_some() {
             let expected = cpu.index_select(
@@ -393,8 +439,7 @@ impl Pair {
             let what = what("selection");
             report.found.push(super::Comparison { what, error: share, limit: 0.02 });
             is_same = got_rows == rows;
-            chosen = Some(got_rows);
-            selection = Some((expected, got));
+            selection = Some((expected, got, got_rows));
         }
         let o = cpu.attend(
             &cpu_side.weights,
@@ -417,20 +462,34 @@ impl Pair {
         if is_same {
             compare(report, "o", &got, &o, 2.0 * BF16_STEP)?;
         }
-        let got = (&*stored, &*device.download(&got)?);
-        self.attend_in_f64(report, batch, &queries.q, chosen.as_deref(), got)?;
+        let got = device.download(&got)?;
+        // Over the entries that the device chose; the CPU's result is of its own.
+        let read = (selection.as_ref().map(|s| &*s.2), &*stored);
+        let outputs = (&*got, is_same.then_some(&*o.data));
+        self.compare_attention(report, batch, &queries.q, read, outputs)?;
         let y = cpu.attn_output(&self.cpu.weights, &o, &Solo)?;
         let got = device.attn_output(&self.device.weights, &self.to_device(&o)?, &Solo)?;
         compare(report, "y", &got, &y, BF16_STEP)
     }
 }
 
+/// A layer's shape, and the sequence that goes on in it: position, blocks, tokens of its chunk.
+type Sequence = (Shape, u32, usize, usize);
+
 fn attention(report: &mut Report<'_>, kind: LayerKind) -> Result<(), OpError> {
-    let (shape, position, n_blocks, chunk) = match report.size {
-        Size::Small => (SMALL, 128, 2, 3),
-        // Beyond 4 * top_k positions entries compete.
-        Size::Real => (FLASH, 4096, 24, 48),
+    let sequences: &[Sequence] = match report.size {
+        Size::Small => &[(SMALL, 128, 2, 3)],
+        // Beyond 4 * top_k positions entries compete. Pro's matrices are three times as large: few tokens.
+        Size::Real => &[(FLASH, 4096, 24, 48), (PRO, 8192, 40, 16)],
     };
+    sequences.iter().try_for_each(|sequence| layer(report, kind, *sequence))
+}
+
+fn layer(
+    report: &mut Report<'_>,
+    kind: LayerKind,
+    (shape, position, n_blocks, chunk): Sequence,
+) -> Result<(), OpError> {
     let (cpu, random) = (cpu(report), report.random.clone());
     report.random.bits();
     let mut pair = Pair {

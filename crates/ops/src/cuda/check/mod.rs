@@ -4,11 +4,12 @@
 //! A case runs the same operators on both sides with random inputs and compares. Device memory is
 //! poisoned when it is given out ([`Poisoned`]), so what a kernel forgets to write shows. At the real
 //! sizes of Flash and Pro the device computes all rows and the CPU a few of them: a row's result does
-//! not depend on the others. Some hundred outputs are recomputed in f64 beside ([`exact`]).
+//! not depend on the others. Beside that all rows are compared with plain kernels (`plain`), and some hundred outputs
+//! with f64 (`exact`).
 //!
 //! - `wrappers`: what kernels call beside plain C++, one by one;
 //! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products; `hyper`: hyper-connections and
-//!   head; `experts`; `layers`: attention over a cache; `choosing`: sampling; `random`: inputs;
+//!   head; `experts`; `layers`: attention over a cache; `selecting`: entries of a long context; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
 //!
 //! Not here: a whole model (`fathom device-check`), the emulator's own tests.
@@ -22,8 +23,10 @@ mod formats;
 mod hyper;
 mod layers;
 mod parts;
+mod plain;
 mod poison;
 mod random;
+mod selecting;
 mod wrappers;
 
 use std::sync::Arc;
@@ -79,7 +82,7 @@ impl std::fmt::Debug for Case {
 }
 
 /// All cases, in the order in which a failure is easiest to understand.
-pub const CASES: [Case; 10] = [
+pub const CASES: [Case; 11] = [
     Case { name: "wrappers", run: wrappers::wrappers },
     Case { name: "number formats", run: formats::formats },
     Case { name: "linear", run: parts::linear },
@@ -89,6 +92,7 @@ pub const CASES: [Case; 10] = [
     Case { name: "attention, window", run: layers::window },
     Case { name: "attention, ratio 4", run: layers::csa },
     Case { name: "attention, ratio 128", run: layers::hca },
+    Case { name: "choosing entries", run: selecting::selecting },
     Case { name: "choosing tokens", run: choosing::choosing },
 ];
 

@@ -2,7 +2,7 @@
 
 use fathom_core::Numerics;
 
-use super::{BF16_STEP, Report, Size, exact, pick};
+use super::{BF16_STEP, Report, Size, exact, pick, plain};
 use crate::cpu::CpuOps;
 use crate::traits::HeadOps;
 use crate::{Activations, Backend, Batch, OpError, Solo};
@@ -25,26 +25,27 @@ pub(super) fn step<B: Backend>(ops: &B, tokens: &[u32]) -> Result<B::Step, OpErr
 
 /// `x W^T` through the head operator (bf16 and f32 results of every format).
 pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
-    // (rows of W, columns): ragged ones, then those of Flash and Pro.
-    let (shapes, row_counts): (&[(usize, usize)], &[usize]) = match report.size {
-        Size::Small => (&[(70, 128), (129, 384)], &[1, 9, 33]),
-        Size::Real => {
-            // On sm_100f the last two take one and two segments of K, the others four.
-            (
-                &[
-                    (1536, 4096),
-                    (4096, 8192),
-                    (2624, 4096),
-                    (7168, 16384),
-                    (16_160, 4096),
-                    (8192, 4096),
-                ],
-                &[1, 8, 61, 1024],
-            )
+    // (rows of W, columns, rows of the input): ragged ones, then those of Flash and Pro.
+    let real: &[usize] = &[1, 8, 61, 1024];
+    let shapes: &[(usize, usize, &[usize])] = match report.size {
+        // These have forms of their own for many tokens.
+        Size::Small if matches!(report.ops.memory().device().arch(), "sm_90a" | "sm_100f") => {
+            &[(70, 128, &[1, 9, 33]), (129, 384, &[1, 9, 33])]
         }
+        // The last one is enough work for products of 64 tokens a block.
+        Size::Small => &[(70, 128, &[1, 9, 33]), (129, 384, &[1, 9, 33]), (3400, 128, &[65])],
+        // On sm_100f the last two take one and two segments of K, the others four.
+        Size::Real => &[
+            (1536, 4096, real),
+            (4096, 8192, real),
+            (2624, 4096, real),
+            (7168, 16384, real),
+            (16_160, 4096, real),
+            (8192, 4096, real),
+        ],
     };
     let (ops, cpu) = (report.ops, cpu(report));
-    for &(n, k) in shapes {
+    for &(n, k, row_counts) in shapes {
         let fp8 = report.random.fp8(n, k)?;
         let bf16 = report.random.bf16(n, k)?;
         let (head, cpu_head) = (ops.load_linear(&bf16)?, cpu.load_linear(&bf16)?);
@@ -55,33 +56,39 @@ pub(super) fn linear(report: &mut Report<'_>) -> Result<(), OpError> {
             let device_x = ops.upload(rows, k, &x)?;
             let cpu_x = cpu.upload(checked.len(), k, &pick(&x, k, &checked))?;
             let places = exact::places(&mut report.random, report.size, (rows, n));
-            let in_f64 = |report: &mut Report<'_>, what: &str, got: &[f32], exact, limit| {
-                let what = format!("{what}, {} outputs in f64", places.len());
-                report.close(what, &exact::at(got, n, &places), exact, limit);
-            };
-            let unquantised = Activations::Bf16;
-            let got = ops.download(&ops.logits(&head, &device_x, &Solo)?)?;
-            let expected = cpu.logits(&cpu_head, &cpu_x, &Solo)?;
-            let what = format!("bf16 [{rows}, {k}] x [{n}, {k}]");
             // Products of many rows on sm_90a (and perhaps sm_100f) cut what they add instead of
             // rounding it.
             let limit = if rows > 8 { 5e-5 } else { 2e-5 };
-            let exact = exact::products(&bf16, &x, unquantised, &places);
-            in_f64(report, &what, &got, &exact, limit);
-            report.close(what, &pick(&got, n, &checked), &expected.data, limit);
-            let got = ops.download(&ops.quantised_linear(&w, &device_x)?)?;
-            let expected = cpu.quantised_linear(&cpu_w, &cpu_x)?;
-            let what = format!("FP8 [{rows}, {k}] x [{n}, {k}]");
-            let exact = exact::products(&fp8, &x, ops.activations(), &places);
-            in_f64(report, &what, &got, &exact, exact::ROUNDED);
-            report.close(what, &pick(&got, n, &checked), &expected.data, BF16_STEP);
+            let rounded = exact::ROUNDED;
+            let (logits, cpu_logits) =
+                (ops.logits(&head, &device_x, &Solo)?, cpu.logits(&cpu_head, &cpu_x, &Solo)?);
+            let (layer, cpu_layer) =
+                (ops.quantised_linear(&w, &device_x)?, cpu.quantised_linear(&cpu_w, &cpu_x)?);
             // As the grouped output projection takes its input.
-            let got = ops.download(&ops.logits(&w, &device_x, &Solo)?)?;
-            let expected = cpu.logits(&cpu_w, &cpu_x, &Solo)?;
-            let what = format!("FP8 by bf16 [{rows}, {k}] x [{n}, {k}]");
-            let exact = exact::products(&fp8, &x, unquantised, &places);
-            in_f64(report, &what, &got, &exact, limit);
-            report.close(what, &pick(&got, n, &checked), &expected.data, limit);
+            let (by_bf16, cpu_by_bf16) =
+                (ops.logits(&w, &device_x, &Solo)?, cpu.logits(&cpu_w, &cpu_x, &Solo)?);
+            for (name, source, is_layer, (got, expected), [limit, exact_limit]) in [
+                ("bf16", &bf16, false, (logits, cpu_logits), [limit, limit]),
+                ("FP8", &fp8, true, (layer, cpu_layer), [BF16_STEP, rounded]),
+                ("FP8 by bf16", &fp8, false, (by_bf16, cpu_by_bf16), [limit, limit]),
+            ] {
+                let what = format!("{name} [{rows}, {k}] x [{n}, {k}]");
+                let got = ops.download(&got)?;
+                report.close(what.as_str(), &pick(&got, n, &checked), &expected.data, limit);
+                let activations = if is_layer { ops.activations() } else { Activations::Bf16 };
+                let exact = exact::products(source, &x, activations, &places);
+                let in_f64 = format!("{what}, {} outputs in f64", places.len());
+                report.close(in_f64, &exact::at(&got, n, &places), &exact, exact_limit);
+                if !plain::is_affordable(report.size, rows) {
+                    continue;
+                }
+                let all = plain::product(report, source, &x, is_layer)?;
+                let of_plain = format!("{what}, the plain kernel");
+                report.close(of_plain, &pick(&all, n, &checked), &expected.data, limit);
+                // The plain sum is not rounded, and more exact than either.
+                let all_outputs = format!("{what}, all outputs as the plain kernel's");
+                report.close(all_outputs, &got, &all, exact_limit);
+            }
         }
     }
     Ok(())
