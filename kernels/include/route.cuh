@@ -3,6 +3,7 @@
 #pragma once
 
 #include "reduce.cuh"
+#include "top_k.cuh"
 
 constexpr u32 MAX_PER_LANE = 16, GROUP_THREADS = 512;
 
@@ -10,12 +11,6 @@ INLINE float sqrt_softplus(float x) {
     // The identity above 20, as in PyTorch.
     return sqrt_rn(x > 20.0f ? x : log1p_f32(exp_f32(x)));
 }
-// Unsigned integers in the order of floats.
-INLINE u32 ordered(float x) {
-    const u32 bits = float_bits(x);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
 // What decides the choices of all tokens, beside the logits, and where they go.
 struct Routes {
     const float* bias; // null: by hash

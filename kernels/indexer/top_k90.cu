@@ -11,10 +11,10 @@
 // Arch     sm_90a.
 // CPU twin `ops::cpu::indexer::top_k`; equal for equal scores.
 
-#include "../include/reduce.cuh"
 #include "../include/step.cuh"
+#include "../include/top_k.cuh"
 
-constexpr u32 THREADS = 512, WARPS = THREADS / WARP, BINS = 256, BLOCKS = 8;
+constexpr u32 THREADS = 512, WARPS = THREADS / WARP, BLOCKS = 8;
 
 struct SelectShared {
     u32 bins[BINS];
@@ -26,36 +26,13 @@ struct SelectShared {
     u32 above[WARPS], equal[WARPS];
 };
 
-// Unsigned integers in the order of floats.
-INLINE u32 ordered(float x) {
-    const u32 bits = float_bits(x);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
-// The bin in which the `wanted`-th largest lies, by one warp. Lane l owns the bins 255 - 8 l ..
-// 248 - 8 l: sums run from the highest bin down.
-INLINE void find_bin(SelectShared& s, u32 shift) {
+// One warp: the next digit of the threshold.
+INLINE void find_digit(SelectShared& s, u32 shift) {
     const u32 lane = lane_id(), known = s.threshold, wanted = s.wanted;
-    u32 own = 0;
-    for (u32 j = 0; j < 8; ++j) own += s.totals[BINS - 1 - 8 * lane - j];
-    u32 end = own;
-    for (u32 delta = 1; delta < WARP; delta *= 2) {
-        const u32 below = shfl_up(end, delta);
-        if (lane >= delta) end += below;
-    }
-    u32 before = end - own;
+    u32 found, wanted_there;
+    const bool is_mine = find_bin(s.totals, wanted, found, wanted_there);
     warp_sync(); // all lanes have read `threshold` and `wanted`
-    if (before < wanted && end >= wanted) {
-        for (u32 j = 0; j < 8; ++j) {
-            const u32 bin = BINS - 1 - 8 * lane - j;
-            if (before + s.totals[bin] >= wanted) {
-                s.threshold = known | bin << shift;
-                s.wanted = wanted - before;
-                break;
-            }
-            before += s.totals[bin];
-        }
-    }
+    if (is_mine) s.threshold = known | found << shift, s.wanted = wanted_there;
     warp_sync();
     // This block's entries in higher bins are above the threshold for good.
     const u32 bin = s.threshold >> shift & (BINS - 1);
@@ -70,7 +47,7 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
     const float* __restrict__ scores, const u32* __restrict__ positions, u32* __restrict__ chosen,
     u32* __restrict__ counts, u32 max_entries, u32 top_k) {
     dependency_begin(scores, positions);
-    const u32 token = blockIdx.x / BLOCKS, rank = cluster_rank(), t = threadIdx.x, lane = lane_id(), warp = warp_id();
+    const u32 token = blockIdx.x / BLOCKS, rank = cluster_rank(), t = threadIdx.x, warp = warp_id();
     const u32 n_entries = (positions[token] + 1) / 4;
     scores += static_cast<u64>(token) * max_entries;
     chosen += static_cast<u64>(token) * top_k;
@@ -93,8 +70,7 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
         for (u32 i = first_entry + t; i < end_entry; i += THREADS) {
             const u32 value = ordered(scores[i]);
             // Only what agrees with the bits found so far.
-            if (pass == 0 || value >> (shift + 8) == known >> (shift + 8))
-                atomic_add(&s.bins[value >> shift & (BINS - 1)], 1);
+            if (agrees(value, known, shift)) atomic_add(&s.bins[value >> shift & (BINS - 1)], 1);
         }
         block_sync();
         if (pass == 0) cluster_wait();
@@ -108,7 +84,7 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
             s.totals[t] = total;
         }
         block_sync();
-        if (warp == 0) find_bin(s, shift);
+        if (warp == 0) find_digit(s, shift);
         block_sync();
     }
     const u32 threshold = s.threshold, wanted = s.wanted;
@@ -122,23 +98,6 @@ extern "C" __global__ void __cluster_dims__(8) __launch_bounds__(THREADS) index_
     // Everything above the threshold, and the first `wanted` equal to it: so far, over all blocks.
     u32 n_above = 0, n_equal = 0;
     for (u32 block = 0; block < rank; ++block) n_above += s.counts[block][0], n_equal += s.counts[block][1];
-    for (u32 first = first_entry; first < end_entry; first += THREADS) {
-        const u32 i = first + t;
-        const u32 value = i < end_entry ? ordered(scores[i]) : 0;
-        const bool is_above = i < end_entry && value > threshold;
-        const bool is_equal = i < end_entry && value == threshold;
-        const u32 above = ballot(is_above), equal = ballot(is_equal);
-        if (lane == 0) s.above[warp] = popcount(above), s.equal[warp] = popcount(equal);
-        block_sync();
-        const u32 lower = (1u << lane) - 1;
-        u32 above_before = n_above + popcount(above & lower), equal_before = n_equal + popcount(equal & lower);
-        for (u32 w = 0; w < WARPS; ++w) {
-            if (w < warp) above_before += s.above[w], equal_before += s.equal[w];
-            n_above += s.above[w], n_equal += s.equal[w];
-        }
-        if (is_above || (is_equal && equal_before < wanted))
-            chosen[above_before + min_u32(equal_before, wanted)] = i;
-        block_sync();
-    }
+    write_chosen(scores, first_entry, end_entry, threshold, wanted, n_above, n_equal, s.above, s.equal, chosen);
 }
 EMU_KERNEL(index_top_k90, .cluster = 8)

@@ -23,8 +23,9 @@
 
 #include "../include/real.cuh"
 #include "../include/reduce.cuh"
+#include "../include/top_k.cuh"
 
-constexpr u32 THREADS = 512, WARPS = THREADS / WARP, BINS = 256, MAX_TOP = 20, NONE = 0xffffffffu;
+constexpr u32 THREADS = 512, WARPS = THREADS / WARP, MAX_TOP = 20, NONE = 0xffffffffu;
 // Tokens further below the likeliest, in scaled logits, cannot win.
 constexpr double REACH = 40.0;
 
@@ -49,11 +50,7 @@ struct ChooseShared {
     u32 threshold;
 };
 
-// Unsigned integers in the order of floats.
-INLINE u32 ordered(float x) {
-    const u32 bits = float_bits(x);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
+// The float that `ordered` made `x` of.
 INLINE float unordered(u32 x) { return bits_float(x >> 31 ? x ^ 0x80000000u : ~x); }
 
 // The highest value and its lowest index over the block, in every thread.
@@ -200,13 +197,12 @@ INLINE void select(ChooseShared& s, const float* logits, u32 vocab, u64 wanted, 
         block_sync();
         const u32 known = s.threshold;
         const u64 left = s.wanted;
-        const auto agrees = [&](u32 value) { return shift == 24 || value >> (shift + 8) == known >> (shift + 8); };
         for (u32 i = t; i < vocab; i += THREADS) {
             const u32 value = ordered(logits[i]);
-            const u64 weight = agrees(value) ? weight_of(logits[i], value) : 0;
+            const u64 weight = agrees(value, known, shift) ? weight_of(logits[i], value) : 0;
             if (weight) atomic_add64(&s.bins[value >> shift & (BINS - 1)], weight);
         }
-        if (t == 0 && extra && agrees(at)) atomic_add64(&s.bins[at >> shift & (BINS - 1)], extra);
+        if (t == 0 && extra && agrees(at, known, shift)) atomic_add64(&s.bins[at >> shift & (BINS - 1)], extra);
         block_sync();
         if (warp_id() == 0) {
             // Lane l owns the bins 255 - 8 l .. 248 - 8 l: sums run from the highest bin down.

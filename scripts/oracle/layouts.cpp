@@ -1,21 +1,56 @@
-// Our fragment layouts, swizzle and matrix descriptors of sm_90a against CuTe's, on the host.
+// Our fragment layouts, swizzle and matrix descriptors of sm_80 and sm_90a against CuTe's, on the host.
 //
-// Built and run by `run.sh`. Left of each comparison: what `kernels/include/ptx_wgmma90.cuh`,
-// `swizzle.cuh` and the emulator's `wgmma.cpp` say; right: CuTe's traits, evaluated. Prints one line
-// per comparison and exits non-zero if any differs.
+// Built and run by `run.sh`. Left of each comparison: what `kernels/include/ptx_mma80.cuh`,
+// `ptx_wgmma90.cuh`, `swizzle.cuh` and the emulator's `warp.cpp` and `wgmma.cpp` say; right: CuTe's traits,
+// evaluated. Prints one line per comparison and exits non-zero if any differs.
 #include <cstdint>
 #include <cstdio>
 
 #include <cute/tensor.hpp>
+#include <cute/atom/copy_traits_sm75.hpp>
+#include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
+
+#include "report.h"
 
 using namespace cute;
 
-int n_wrong = 0;
+// Fragments of `mma.sync` m16n8k16: half `h` of register `r` of lane `l`.
+void fragments() {
+    using Traits = MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>;
+    const Traits::ALayout a{};
+    const Traits::BLayout b{};
+    const Traits::CLayout c{};
+    int wrong_a = 0, wrong_b = 0, wrong_c = 0;
+    for (int l = 0; l < 32; ++l) {
+        const int g = l / 4, t = l % 4;
+        for (int r = 0; r < 4; ++r) {
+            for (int h = 0; h < 2; ++h) {
+                wrong_a += int(a(l, 2 * r + h)) != g + r % 2 * 8 + 16 * (2 * t + r / 2 * 8 + h);
+                if (r < 2) wrong_b += int(b(l, 2 * r + h)) != g + 8 * (2 * t + r * 8 + h);
+            }
+            wrong_c += int(c(l, r)) != g + r / 2 * 8 + 16 * (2 * t + r % 2);
+        }
+    }
+    report("m16n8k16, A", wrong_a, 32 * 8);
+    report("m16n8k16, B", wrong_b, 32 * 4);
+    report("m16n8k16, sums", wrong_c, 32 * 4);
+}
 
-void report(const char* what, int differences, int compared) {
-    std::printf("%-58s %d of %d differ\n", what, differences, compared);
-    n_wrong += differences != 0 || compared == 0;
+// Bit `i` of register `r` of lane `l` after a load of four 8 x 8 matrices, whose rows the lanes name in turn.
+template <class Traits>
+void matrix_loads(const char* what, bool transposed) {
+    const typename Traits::SrcLayout from{};
+    const typename Traits::DstLayout to{};
+    int wrong = 0;
+    for (int l = 0; l < 32; ++l)
+        for (int r = 0; r < 4; ++r)
+            for (int i = 0; i < 32; ++i) {
+                const int g = l / 4, pair = 2 * (l % 4) + i / 16;
+                const int row = transposed ? pair : g, column = transposed ? g : pair;
+                wrong += int(to(l, r * 32 + i)) != int(from(r * 8 + row, column * 16 + i % 16));
+            }
+    report(what, wrong, 32 * 4 * 32);
 }
 
 // Accumulators of m64nN: register r of thread t.
@@ -88,6 +123,9 @@ void descriptor(const char* what, const L& layout, const Step& step, bool with_l
 }
 
 int main() {
+    fragments();
+    matrix_loads<Copy_Traits<SM75_U32x4_LDSM_N>>("four matrices loaded", false);
+    matrix_loads<Copy_Traits<SM75_U16x8_LDSM_T>>("four matrices loaded, each transposed", true);
     accumulators<8>();
     accumulators<32>();
     accumulators<64>();
@@ -104,6 +142,5 @@ int main() {
         "descriptor, MN-major bf16, 256 columns of 64 keys",
         tile_to_shape(GMMA::Layout_MN_SW128_Atom<uint16_t>{}, Shape<_256, _64>{}, Step<_2, _1>{}),
         Shape<_256, _16>{}, true, 8192);
-    std::printf(n_wrong ? "oracle: %d comparisons differ\n" : "oracle: everything agrees\n", n_wrong);
-    return n_wrong != 0;
+    return verdict("oracle, sm_80 and sm_90a");
 }

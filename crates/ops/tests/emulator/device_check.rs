@@ -120,6 +120,7 @@ impl Device for Forgetful {
 fn a_kernel_that_does_nothing_is_found_by_the_case_it_belongs_to() {
     let kernels = [
         ("check_mma", "wrappers"),
+        ("check_merge", "shared functions"),
         ("linear_fp8_grid_8", "linear"),
         ("linear_fp8_64", "linear"),
         ("plain_product", "linear"),

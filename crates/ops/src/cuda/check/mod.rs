@@ -8,8 +8,9 @@
 //! with f64 (`exact`).
 //!
 //! - `wrappers`: what kernels call beside plain C++, one by one;
-//! - `formats`: number formats, exhaustively; `copies`: tensor copies; `parts`: products; `hyper`: hyper-connections and
-//!   head; `experts`; `layers`: attention over a cache; `selecting`: entries of a long context; `choosing`: sampling; `random`: inputs;
+//! - `formats`: number formats, exhaustively; `pieces`: other functions that kernels share; `copies`: tensor
+//!   copies; `parts`: products; `hyper`: hyper-connections and head; `experts`; `layers`: attention over a cache;
+//!   `selecting`: entries of a long context; `choosing`: sampling; `random`: inputs;
 //! - [`bench`]: how long the hot operators take.
 //!
 //! Not here: a whole model (`fathom device-check`), the emulator's own tests.
@@ -23,6 +24,7 @@ mod formats;
 mod hyper;
 mod layers;
 mod parts;
+mod pieces;
 mod plain;
 mod poison;
 mod random;
@@ -82,9 +84,10 @@ impl std::fmt::Debug for Case {
 }
 
 /// All cases, in the order in which a failure is easiest to understand.
-pub const CASES: [Case; 11] = [
+pub const CASES: [Case; 12] = [
     Case { name: "wrappers", run: wrappers::wrappers },
     Case { name: "number formats", run: formats::formats },
+    Case { name: "shared functions", run: pieces::pieces },
     Case { name: "linear", run: parts::linear },
     Case { name: "hyper-connections and head", run: hyper::hyper_connections },
     Case { name: "experts, FP4", run: experts::experts_fp4 },
@@ -100,7 +103,7 @@ impl Case {
     /// Whether it runs operators, of which architectures have variants.
     #[must_use]
     pub fn uses_operators(&self) -> bool {
-        !matches!(self.name, "wrappers" | "number formats")
+        !matches!(self.name, "wrappers" | "number formats" | "shared functions")
     }
 
     /// Runs the case with inputs of `seed` on `device`.
