@@ -4,8 +4,8 @@
 //! A case runs the same operators on both sides with random inputs and compares. Device memory is
 //! poisoned when it is given out ([`Poisoned`]), so what a kernel forgets to write shows. At the real
 //! sizes of Flash and Pro the device computes all rows and the CPU a few of them: a row's result does
-//! not depend on the others. Beside that all rows are compared with plain kernels (`plain`), and some hundred outputs
-//! with f64 (`exact`).
+//! not depend on the others. Beside that all rows are compared with plain kernels (`plain`), which small
+//! sizes compare with the CPU, and some hundred outputs with f64 (`exact`).
 //!
 //! - `wrappers`: what kernels call beside plain C++, one by one;
 //! - `formats`: number formats, exhaustively; `pieces`: other functions that kernels share; `copies`: tensor
